@@ -54,20 +54,17 @@ def fill_card(
         repo_id: target of the push, from which the example loads the model.
         license: license fields.
     """
-    record, metrics = read_record(source), read_json(source / METRICS)
-    is_adapter = entry.push_as == "adapter"
-    config = read_pushed(files, "adapter_config.json" if is_adapter else "config.json")
-    path = folder / "README.md"
-    own = load_card(path) if path.is_file() and PLACEHOLDER not in path.read_text() else None
-
-    text = own.text if own is not None else f"\n# {repo_id.split('/')[-1]}\n"
-    description = (entry.description or "").format(paper=PAPER)
-    if teacher_of(record):
-        description = f"An image backbone, distilled from the patch features of `{teacher_of(record)}`."
-    if (record.get("settings") or {}).get("objective") == "MaskedAutoencoder":
-        description = "An image backbone, trained as a masked autoencoder (arXiv 2111.06377) on images without labels."
-    if own is None and description:
-        text += f"\n{description}\n"
+    record = read_record(source)
+    metrics = read_json(source / METRICS)
+    config = read_pushed(files, "adapter_config.json" if entry.push_as == "adapter" else "config.json")
+    existing_card = read_existing_card(folder / "README.md")
+    if existing_card is None:
+        text = f"\n# {repo_id.split('/')[-1]}\n"
+        description = describe_model(entry, record)
+        if description:
+            text += f"\n{description}\n"
+    else:
+        text = existing_card.text
     sections = {
         "How to load": code_example(entry, config, files, repo_id),
         "Input": describe_input(files),
@@ -84,30 +81,57 @@ def fill_card(
         if section:
             text = with_section(text, title, section)
 
-    metadata = own.data.to_dict() if own is not None else {}
-    bases = record.get("base_model") or card_metadata(source).get("base_model")
-    base = config.get("base_model_name_or_path")  # missing if the model was combined or built from scratch
-    if is_adapter and base and not Path(base).exists():
-        bases = base
-    of_run = {
+    metadata = {} if existing_card is None else existing_card.data.to_dict()
+    run_metadata = {
         "library_name": entry.library_name,
         "pipeline_tag": entry.pipeline_tag,
-        "base_model": bases,
+        "base_model": base_models(entry, config, record, source),
         "datasets": datasets_of(record),
         "tags": list(dict.fromkeys([*metadata.get("tags", []), "vitp"])),
     }
-    metadata |= {key: value for key, value in of_run.items() if value}  # others stay as the user wrote them
-    metadata |= {key: license.get(key) for key in FIELDS}
+    for key, value in run_metadata.items():
+        if value:  # others stay as the user wrote them
+            metadata[key] = value
+    for key in FIELDS:
+        metadata[key] = license.get(key)
     card = ModelCard(f"---\n{{}}\n---\n\n{text.strip()}\n", ignore_metadata_errors=True)
     for key, value in metadata.items():
         if value not in (None, []) and key != "model-index":
             card.data[key] = value
     results = eval_results(entry, metrics, record)
     if results:
-        card.data["model_name"], card.data["eval_results"] = repo_id.split("/")[-1], results
-    elif own is not None and own.data.eval_results and not is_outdated:
-        card.data["model_name"], card.data["eval_results"] = own.data.model_name, own.data.eval_results
+        card.data["model_name"] = repo_id.split("/")[-1]
+        card.data["eval_results"] = results
+    elif existing_card is not None and existing_card.data.eval_results and not is_outdated:
+        card.data["model_name"] = existing_card.data.model_name
+        card.data["eval_results"] = existing_card.data.eval_results
     return card
+
+
+def read_existing_card(path: Path) -> ModelCard | None:
+    """Return the card of a folder, or `None` if it has none, or only PEFT's empty template."""
+    if not path.is_file() or PLACEHOLDER in path.read_text():
+        return None
+    return load_card(path)
+
+
+def describe_model(entry: Any, record: dict[str, Any]) -> str:
+    """Return the first sentence of a new card."""
+    teacher = teacher_of(record)
+    settings = record.get("settings") or {}
+    if settings.get("objective") == "MaskedAutoencoder":
+        return "An image backbone, trained as a masked autoencoder (arXiv 2111.06377) on images without labels."
+    if teacher:
+        return f"An image backbone, distilled from the patch features of `{teacher}`."
+    return (entry.description or "").format(paper=PAPER)
+
+
+def base_models(entry: Any, config: dict[str, Any], record: dict[str, Any], source: Path) -> str | list[str] | None:
+    """Return the Hub ids of the weights that a model was trained from."""
+    base = config.get("base_model_name_or_path")  # missing if the model was combined or built from scratch
+    if entry.push_as == "adapter" and base and not Path(base).exists():
+        return base
+    return record.get("base_model") or card_metadata(source).get("base_model")
 
 
 def describe_input(files: dict[str, Path | bytes]) -> str | None:
@@ -115,9 +139,12 @@ def describe_input(files: dict[str, Path | bytes]) -> str | None:
     processor = read_image_processor(files)
     size = processor.get("size") or {}
     spec = processor.get("input_spec") or {}
+    tile = None
+    if {"height", "width"} <= size.keys():
+        tile = f"{size['height']} × {size['width']}"
     rows = {
         "bands": spec.get("band_names"),
-        "tile, in pixels": f"{size['height']} × {size['width']}" if {"height", "width"} <= size.keys() else None,
+        "tile, in pixels": tile,
         "maximum number of tiles": processor.get("max_patches") if processor.get("crop_to_patches") else None,
         "mean": processor.get("image_mean"),
         "standard deviation": processor.get("image_std"),
@@ -132,51 +159,81 @@ def describe_training(record: dict[str, Any]) -> str | None:
         parts.append(f"```bash\n{record['command']}\n```")
     settings = record.get("settings") or {}
     if teacher_of(record):
-        start = f" Initialized from `{settings['student']}`." if settings.get("student") else ""
-        parts.append(f"Distilled from `{teacher_of(record)}`.{start}")
+        text = f"Distilled from `{teacher_of(record)}`."
+        if settings.get("student"):
+            text += f" Initialized from `{settings['student']}`."
+        parts.append(text)
     elif record.get("base_model"):
-        parts.append(f"Initialized from {', '.join(f'`{base}`' for base in record['base_model'])}.")
-    parts.append(settings_table({SETTINGS.get(name, name): value for name, value in settings.items()}))
-    data = record.get("data") or []
-    columns = list(dict.fromkeys(key for entry in data for key, value in entry.items() if value not in (None, [])))
-    if columns:
-        parts.append("Data:")
-        parts.append(table(columns, [[cell_text(entry.get(column)) for column in columns] for entry in data]))
+        bases = [f"`{base}`" for base in record["base_model"]]
+        parts.append(f"Initialized from {', '.join(bases)}.")
+    described_settings = settings_table({SETTINGS.get(name, name): value for name, value in settings.items()})
+    if described_settings:
+        parts.append(described_settings)
+    data_table = table_of_columns(record.get("data") or [])
+    if data_table is not None:
+        parts += ["Data:", data_table]
     if record.get("versions"):
-        listed = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-        parts.append(f"Versions: {listed}.")
-    return "\n\n".join(filter(None, parts)) or None
+        versions = [f"{name} {version}" for name, version in record["versions"].items()]
+        parts.append(f"Versions: {', '.join(versions)}.")
+    return "\n\n".join(parts) or None
+
+
+def table_of_columns(entries: list[dict[str, Any]]) -> str | None:
+    """Return a table with a row for each entry, and a column for each key that has a value in one of them."""
+    columns = []
+    for entry in entries:
+        for key, value in entry.items():
+            if value not in (None, []) and key not in columns:
+                columns.append(key)
+    if not columns:
+        return None
+    rows = []
+    for entry in entries:
+        rows.append([cell_text(entry.get(column)) for column in columns])
+    return table(columns, rows)
 
 
 def describe_results(entry: Any, metrics: dict[str, Any], record: dict[str, Any]) -> str | None:
     """Return the headline metrics, the others of the whole split, those by class, and the scores of a pretraining."""
-    results, shown = list(results_of(metrics, record)), headlines(entry, metrics, record)
+    results = list(results_of(metrics, record))
     if not results:
         return None
-    keys = {(split, name) for split, name, _, _ in shown}
-    rows = [(split, title, value) for split, _, title, value in shown]
-    rows += [row for row in results if "/" not in row[1] and row[:2] not in keys]
+    rows = []
+    headline_keys = set()
+    for split, name, title, value in headlines(entry, metrics, record):
+        headline_keys.add((split, name))
+        rows.append([split, title, cell_text(value)])
+    for split, name, value in results:
+        is_of_class = "/" in name
+        if not is_of_class and (split, name) not in headline_keys:
+            rows.append([split, name, cell_text(value)])
     is_whole = entry.push_as == "model" or teacher_of(record)
-    of = "" if is_whole else "Of the whole model that this is a part of. "
-    parts = [f"{of}{FROM_METRICS}"]
-    parts.append(table(["split", "metric", "value"], [[*names, cell_text(value)] for *names, value in rows]))
-    by_class: dict[str, dict[str, dict[str, float]]] = {}
-    for split, name, value in results_of({**metrics, "probe": {}, "answers": {}}, record):
-        metric, _, label = name.partition("/")
-        if label:
-            by_class.setdefault(split, {}).setdefault(label, {})[metric] = value
-    for split, scores in by_class.items():
-        columns = list(dict.fromkeys(metric for of_class in scores.values() for metric in of_class))
-        lines = [[label, *(cell_text(of_class.get(key)) for key in columns)] for label, of_class in scores.items()]
-        parts += [f"By class, {split}:", table(["class", *columns], lines)]
+    source = FROM_METRICS if is_whole else f"Of the whole model that this is a part of. {FROM_METRICS}"
+    parts = [source, table(["split", "metric", "value"], rows)]
+    parts += describe_class_results(metrics, record)
     if metrics.get("summary"):
         parts.append(metrics["summary"])
     if metrics.get("requirements"):
-        lines = []
-        for found in metrics["requirements"]:
-            lines.append([found["score"], f"{found['relation']} {found['bound']:g}", cell_text(found["reached"])])
-        parts.append(table(["score", "required", "reached"], lines))
+        rows = []
+        for requirement in metrics["requirements"]:
+            bound = f"{requirement['relation']} {requirement['bound']:g}"
+            rows.append([requirement["score"], bound, cell_text(requirement["reached"])])
+        parts.append(table(["score", "required", "reached"], rows))
     return "\n\n".join(parts)
+
+
+def describe_class_results(metrics: dict[str, Any], record: dict[str, Any]) -> list[str]:
+    """Return a title and a table for each split with results by class."""
+    scores_by_split: dict[str, dict[str, dict[str, Any]]] = {}
+    for split, name, value in results_of({**metrics, "probe": {}, "answers": {}}, record):
+        metric, _, class_name = name.partition("/")
+        if class_name:
+            class_scores = scores_by_split.setdefault(split, {}).setdefault(class_name, {"class": class_name})
+            class_scores[metric] = value
+    parts = []
+    for split, scores_by_class in scores_by_split.items():
+        parts += [f"By class, {split}:", table_of_columns(list(scores_by_class.values()))]
+    return parts
 
 
 def describe_license(license: dict[str, str]) -> str | None:
@@ -193,7 +250,10 @@ def teacher_of(record: dict[str, Any]) -> str | None:
 
 
 def settings_table(settings: dict[str, Any]) -> str | None:
-    rows = [[name, cell_text(value)] for name, value in settings.items() if value not in (None, "", [], {})]
+    rows = []
+    for name, value in settings.items():
+        if value not in (None, "", [], {}):
+            rows.append([name, cell_text(value)])
     return table(["setting", "value"], rows) if rows else None
 
 
@@ -207,17 +267,19 @@ def cell_text(value: Any) -> str:
 
 def results_of(metrics: dict[str, Any], record: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
     """Yield split, name and value of each result in the metrics of a run."""
+    split_names = record.get("evaluated_on") or {}
     for section in ("eval", "test"):
-        split = (record.get("evaluated_on") or {}).get(section, section)
+        split = split_names.get(section, section)
         for name, value in numbers_of(metrics.get(section) or {}):
             yield split, name.removeprefix(f"{section}_"), value
-    split = (record.get("evaluated_on") or {}).get("eval", "test")
-    backbone = ((metrics.get("probe") or {}).get("scores") or {}).get("backbone") or {}
-    for name, value in numbers_of(backbone, "probe/"):
+    split = split_names.get("eval", "test")
+    probe = metrics.get("probe") or {}
+    probe_scores = probe.get("scores") or {}
+    for name, value in numbers_of(probe_scores.get("backbone") or {}, "probe/"):
         yield split, name, value
     for kind, scores in (metrics.get("answers") or {}).items():
-        for name, found in scores.items():
-            yield split, f"answers/{kind}/{name}", found["own"]
+        for name, score in scores.items():
+            yield split, f"answers/{kind}/{name}", score["own"]
 
 
 def headlines(entry: Any, metrics: dict[str, Any], record: dict[str, Any]) -> list[tuple[str, str, str, float]]:
@@ -225,10 +287,14 @@ def headlines(entry: Any, metrics: dict[str, Any], record: dict[str, Any]) -> li
 
     The declaration of the model type names them.
     """
-    titles = entry.headline_metrics
-    results = list(results_of(metrics, record))
-    found = [(split, name, titles[name], value) for split, name, value in results if name in titles]
-    return (found or [(split, name, name, value) for split, name, value in results if "/" not in name])[:10]
+    declared = []
+    undeclared = []
+    for split, name, value in results_of(metrics, record):
+        if name in entry.headline_metrics:
+            declared.append((split, name, entry.headline_metrics[name], value))
+        elif "/" not in name:
+            undeclared.append((split, name, name, value))
+    return (declared or undeclared)[:10]
 
 
 def numbers_of(scores: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -245,8 +311,9 @@ def eval_results(entry: Any, metrics: dict[str, Any], record: dict[str, Any]) ->
     data = record.get("evaluated_on")
     if entry.push_as != "model" or not data:
         return None
-    return [
-        EvalResult(
+    results = []
+    for split, name, title, value in headlines(entry, metrics, record):
+        result = EvalResult(
             task_type=entry.pipeline_tag,
             dataset_type=data.get("dataset") or data["name"],
             dataset_name=data["name"],
@@ -255,8 +322,8 @@ def eval_results(entry: Any, metrics: dict[str, Any], record: dict[str, Any]) ->
             metric_name=title,
             metric_value=value,
         )
-        for split, name, title, value in headlines(entry, metrics, record)
-    ]
+        results.append(result)
+    return results
 
 
 def code_example(entry: Any, config: dict[str, Any], files: dict[str, Path | bytes], repo_id: str) -> str:
@@ -273,33 +340,37 @@ def code_example(entry: Any, config: dict[str, Any], files: dict[str, Path | byt
             "model instead."
         )
     trust = ", trust_remote_code=True"
-    trust_processor = trust if read_pushed(files, "preprocessor_config.json").get("auto_map") else ""
-    is_ours = entry.model_class is not None
+    has_own_model = entry.model_class is not None
+    has_own_processor = bool(read_pushed(files, "preprocessor_config.json").get("auto_map"))
     code = entry.example.format(
         repo=repo_id,
         source="hf-hub" if "/" in repo_id else "local-dir",
         base=base,
-        trust=trust if is_ours else "",
-        trust_processor=trust_processor,
+        trust=trust if has_own_model else "",
+        trust_processor=trust if has_own_processor else "",
     )
-    if entry.library_name == "timm" and trust_processor:  # timm's transform ignores an input spec
+    if entry.library_name == "timm" and has_own_processor:  # timm's transform ignores an input spec
         file = 'image_processor_filename="preprocessor_config.json"'  # by default, transformers makes timm's transform
         processor = f'AutoImageProcessor.from_pretrained(\n    "{repo_id}", {file}{trust}\n)'
         code = re.sub(r"timm\.data\.create_transform\(.*\)", processor, code)
         code = code.replace("transform(image)[None]", 'transform(image, return_tensors="pt").pixel_values')
         code = code.replace("import Image\n", "import Image\nfrom transformers import AutoImageProcessor\n")
-    parts = (config, config.get("vision_config") or {}, config.get("backbone_config") or {})
-    channels = next((len(part["band_names"]) for part in parts if part.get("band_names")), None)
-    if channels is not None:
-        code = code.replace("zeros(1, 3,", f"zeros(1, {channels},")
+    num_channels = None
+    for section in (config, config.get("vision_config") or {}, config.get("backbone_config") or {}):
+        if section.get("band_names") and num_channels is None:
+            num_channels = len(section["band_names"])
+    if num_channels is not None:
+        code = code.replace("zeros(1, 3,", f"zeros(1, {num_channels},")
     spec = read_image_processor(files).get("input_spec") or {}
-    bands = 1 + max(spec["bands"]) if spec.get("bands") else channels  # of the user's image
+    num_bands = num_channels  # of the user's image
+    if spec.get("bands"):
+        num_bands = 1 + max(spec["bands"])
     if spec and "pipeline(" in code:
-        bands = bands or 1
+        num_bands = num_bands or 1
         code = code.replace("# yours", "# yours, as an array: the pipeline reads files as 8-bit RGB")
-    if bands is not None:
+    if num_bands is not None:
         code = code.replace("from PIL import Image", "import numpy as np")
-        code = code.replace('Image.new("RGB", (640, 480))', f"np.zeros(({bands}, 480, 640), np.uint16)")
+        code = code.replace('Image.new("RGB", (640, 480))', f"np.zeros(({num_bands}, 480, 640), np.uint16)")
     return f"```python\n{code.strip()}\n```"
 
 

@@ -18,8 +18,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .sections import section_pattern
 
-RECORD, METRICS = "run.json", "metrics.json"
-ITS_CARD, ITS_FILE = "its card", "its license file"
+RECORD = "run.json"
+METRICS = "metrics.json"
+ITS_CARD = "its card"
+ITS_FILE = "its license file"
 ROWS = "training data"  # shown in the table of data
 PACKAGES = ("modeling-vitp", "torch", "torchvision", "transformers", "trl", "peft", "accelerate", "datasets")
 FIELDS = ("license", "license_name", "license_link")
@@ -46,19 +48,22 @@ def write_record(
             downstream tasks also `data`, its description, and `scored_with`, the settings.
     """
     sources = [source for source in sources if source]
+    all_settings = {**settings["fixed"], **settings["free"]}
+    all_settings.pop(ROWS, None)
     record = {
         **provenance(sources),
         "command": command,
-        "settings": {name: value for name, value in {**settings["fixed"], **settings["free"]}.items() if name != ROWS},
+        "settings": all_settings,
         "data": data,
         "evaluated_on": evaluated_on,
         "versions": versions(),
     }
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    for source in filter(Path.is_dir, map(Path, sources)):
-        for path in license_files(run_folder(source)):
-            copy_license(path, output_dir)
+    for source in sources:
+        if Path(source).is_dir():
+            for path in license_files(run_folder(source)):
+                copy_license(path, output_dir)
     write_json(output_dir / RECORD, record)
 
 
@@ -101,7 +106,8 @@ def run_folder(folder: str | Path) -> Path:
 
 def copy_record(source: str | Path, target: str | Path) -> None:
     """Copy record, metrics and license of a model to a part of it, such as its backbone."""
-    source, target = Path(source), Path(target)
+    source = Path(source)
+    target = Path(target)
     forget_sources(target)
     if not source.is_dir():
         write_json(target / RECORD, provenance([str(source)]))
@@ -110,14 +116,16 @@ def copy_record(source: str | Path, target: str | Path) -> None:
     for path in (run / RECORD, source / METRICS, *license_files(run), *license_files(source)):
         if path.is_file():
             shutil.copyfile(path, target / path.name)
-    record, licenses = read_json(target / RECORD), provenance([str(source)])["licenses"]
+    record = read_json(target / RECORD)
+    licenses = provenance([str(source)])["licenses"]
     if any(licenses.values()) and not record.get("licenses"):  # stated in the card alone
         write_json(target / RECORD, record | {"licenses": licenses})
 
 
 def forget_sources(folder: Path) -> None:
     """Remove base model, data sets and license of a folder's record from its card, before a new record replaces it."""
-    path, record = folder / "README.md", read_record(folder)
+    path = folder / "README.md"
+    record = read_record(folder)
     if not path.is_file():
         return
     try:
@@ -125,15 +133,27 @@ def forget_sources(folder: Path) -> None:
     except ValueError:  # reported when the card is written; the run goes on
         return
     sources = {"base_model": record.get("base_model"), "datasets": datasets_of(record)}
-    named = [key for key, value in sources.items() if value and card.data.get(key) == value]
-    license = {key: value for key in FIELDS if (value := card.data.get(key))}
+    outdated_fields = []
+    for key, value in sources.items():
+        if value and card.data.get(key) == value:
+            outdated_fields.append(key)
+    license = filled_fields(card.data.to_dict())
     if license and license in record.get("licenses", {}).values():
-        named += license
+        outdated_fields += license
         card.text = section_pattern("License").sub("", card.text)
-    for key in named:
+    for key in outdated_fields:
         card.data.pop(key)
-    if named:
+    if outdated_fields:
         card.save(path)
+
+
+def filled_fields(metadata: dict[str, Any]) -> dict[str, str]:
+    """Return the license fields of a card that have a value."""
+    license = {}
+    for key in FIELDS:
+        if metadata.get(key):
+            license[key] = metadata[key]
+    return license
 
 
 def datasets_of(record: dict[str, Any]) -> list[str]:
@@ -149,10 +169,10 @@ def provenance(sources: Sequence[str]) -> dict[str, Any]:
             while licenses.get(name, fields) != fields:
                 name += " (another)"
             licenses[name] = fields
-    return {
-        "base_model": list(dict.fromkeys(base for source in sources for base in bases_of(source))),
-        "licenses": licenses,
-    }
+    bases = []
+    for source in sources:
+        bases += bases_of(source)
+    return {"base_model": list(dict.fromkeys(bases)), "licenses": licenses}
 
 
 def stated_licenses(folder: Path) -> dict[str, dict[str, str]]:
@@ -161,9 +181,10 @@ def stated_licenses(folder: Path) -> dict[str, dict[str, str]]:
     If the Hub did not answer when the run began, it is asked again.
     """
     record = read_record(folder)
-    recorded, on_hub = record.get("licenses", {}), record.get("base_model", ())
-    asked = {name: fields or (license_of(name) if name in on_hub else {}) for name, fields in recorded.items()}
-    stated = {ITS_CARD: license_of(folder), **asked}
+    stated = {ITS_CARD: license_of(folder)}
+    for name, fields in record.get("licenses", {}).items():
+        is_on_hub = name in record.get("base_model", ())
+        stated[name] = license_of(name) if is_on_hub and not fields else fields
     return stated if any(stated.values()) else {ITS_FILE: license_of_file(folder)}
 
 
@@ -171,8 +192,11 @@ def licenses_of(source: str) -> dict[str, dict[str, str]]:
     """Return the license fields of a Hub repo, or of a folder and the weights that it was trained from."""
     if not Path(source).is_dir():
         return {source: license_of(source)}
-    stated = stated_licenses(Path(source))
-    return {public_name(source) if name in (ITS_CARD, ITS_FILE) else name: fields for name, fields in stated.items()}
+    licenses = {}
+    for name, fields in stated_licenses(Path(source)).items():
+        is_own = name in (ITS_CARD, ITS_FILE)
+        licenses[public_name(source) if is_own else name] = fields
+    return licenses
 
 
 def bases_of(source: str) -> list[str]:
@@ -189,13 +213,14 @@ def public_name(source: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    """Return the versions of Python and of the installed libraries."""
+    installed = {"python": ".".join(map(str, sys.version_info[:3]))}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def card_metadata(name: str | Path) -> dict[str, Any]:
@@ -228,8 +253,8 @@ def license_of(name: str | Path) -> dict[str, str]:
 
     A relative link in the card of a Hub repo is replaced by the file's address.
     """
-    card = card_metadata(name)
-    fields = {key: card[key] for key in FIELDS if isinstance(card.get(key), str)}
+    metadata = card_metadata(name)
+    fields = {key: metadata[key] for key in FIELDS if isinstance(metadata.get(key), str)}
     link = fields.get("license_link")
     if link and not link.startswith("http") and not Path(name).is_dir():
         fields["license_link"] = hf_hub_url(str(name), link).replace("/resolve/", "/blob/")
@@ -238,14 +263,18 @@ def license_of(name: str | Path) -> dict[str, str]:
 
 def license_files(folder: Path) -> list[Path]:
     """Return the license files of a folder, followed by its notices."""
-    return [path for pattern in LICENSE_FILES for path in sorted(folder.glob(pattern)) if path.is_file()]
+    paths = []
+    for pattern in LICENSE_FILES:
+        paths += sorted(folder.glob(pattern))
+    return [path for path in paths if path.is_file()]
 
 
 def license_of_file(folder: Path) -> dict[str, str]:
     """Return license fields that name the license file in a folder, or `{}` without one."""
-    names = [path.name for path in license_files(folder) if not path.name.startswith("NOTICE")]
-    named = {"license": "other", "license_name": "license-of-the-source"}
-    return named | {"license_link": names[0]} if names else {}
+    for path in license_files(folder):
+        if not path.name.startswith("NOTICE"):
+            return {"license": "other", "license_name": "license-of-the-source", "license_link": path.name}
+    return {}
 
 
 def agreed_license(stated: dict[str, dict[str, str]], given: str | None = None) -> dict[str, str]:
@@ -259,8 +288,14 @@ def agreed_license(stated: dict[str, dict[str, str]], given: str | None = None) 
     Raises:
         ValueError: if sources contradict each other, or `given` contradicts them.
     """
-    stated = {source: fields for source, fields in stated.items() if fields.get("license")}
-    binding = {source: fields for source, fields in stated.items() if fields["license"] not in PERMISSIVE} or stated
+    permissive = {}
+    restrictive = {}
+    for source, fields in stated.items():
+        if fields.get("license") in PERMISSIVE:
+            permissive[source] = fields
+        elif fields.get("license"):
+            restrictive[source] = fields
+    binding = restrictive or permissive
     names = {source: fields.get("license_name", fields["license"]) for source, fields in binding.items()}
     listed = ", ".join(f"{name} ({source})" for source, name in names.items())
     if given is not None and names and given not in names.values():
@@ -268,7 +303,9 @@ def agreed_license(stated: dict[str, dict[str, str]], given: str | None = None) 
             f"These weights have the license {listed}, because weights have the license of the weights that they were "
             f"trained from. Expected it, got {given}."
         )
-    chosen = [fields for source, fields in binding.items() if given in (None, names[source])]
-    if len({names[source] for source, fields in binding.items() if fields in chosen}) > 1:
+    if given is None and len(set(names.values())) > 1:
         raise ValueError(f"The sources of the weights have different licenses, {listed}. Set one with --license.")
-    return chosen[0] if chosen else {"license": given} if given else {}
+    for source, fields in binding.items():
+        if given in (None, names[source]):
+            return fields
+    return {} if given is None else {"license": given}

@@ -19,7 +19,7 @@ def with_section(card: str, title: str, text: str) -> str:
     section = f"## {title}\n\n{text.strip()}\n"
     pattern = section_pattern(title)
     if pattern.search(card):
-        return pattern.sub(lambda found: section + ("\n" if found.end() < len(card) else ""), card)
+        return pattern.sub(lambda match: section + ("\n" if match.end() < len(card) else ""), card)
     return f"{card.rstrip()}\n\n{section}".lstrip()
 
 
@@ -29,16 +29,25 @@ def section_pattern(title: str) -> re.Pattern[str]:
 
 def set_metadata(path: Path, title: str, text: str, **metadata) -> None:
     """Write the metadata, title and introduction of a card, and keep its sections."""
-    sections = re.search(r"^## .*", path.read_text(), re.MULTILINE | re.DOTALL) if path.exists() else None
-    data = DatasetCardData(**{key: value for key, value in metadata.items() if value is not None})
-    card = DatasetCard(f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{text.strip()}\n")
-    path.write_text(str(card).rstrip() + "\n" + (f"\n{sections.group()}" if sections else ""))
+    sections = None
+    if path.exists():
+        sections = re.search(r"^## .*", path.read_text(), re.MULTILINE | re.DOTALL)
+    fields = {key: value for key, value in metadata.items() if value is not None}
+    header = DatasetCardData(**fields).to_yaml()
+    card = DatasetCard(f"---\n{header}\n---\n\n# {title}\n\n{text.strip()}\n")
+    content = f"{str(card).rstrip()}\n"
+    if sections is not None:
+        content += f"\n{sections.group()}"
+    path.write_text(content)
 
 
 def table(header: list[str], rows: list[list]) -> str:
     """Return a Markdown table with escaped bars in its cells."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    lines = []
+    for row in (header, ["---"] * len(header), *rows):
+        cells = [str(cell).replace("|", "\\|") for cell in row]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def without_folders(text: str) -> str:
@@ -50,11 +59,12 @@ def without_folders(text: str) -> str:
 
 def without_tokens(arguments: Sequence[str]) -> list[str]:
     """Return the words of a command line without options for tokens of the Hub and their values."""
-    words, is_value = [], False
+    words = []
+    is_value = False  # whether the word before is an option for a token
     for word in arguments:
         option = word.split("=")[0]
         is_token = option.startswith("-") and option.endswith("token") and option not in ("--eos_token", "--pad_token")
-        if not (is_value or is_token):
+        if not is_value and not is_token:
             words.append(word)
         is_value = is_token and "=" not in word
     return words
