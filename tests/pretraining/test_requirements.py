@@ -76,8 +76,8 @@ def test_bad_requirement_is_refused_before_the_run(tmp_path):
 def test_failed_requirement_is_exit_status(tmp_path, capsys):
     require = {"probe.least_gain.linear": "> 0.02", "probe.least_gain.nonlinear": "> 0.02"}
     checked = check_requirements(require, METRICS)
-    assert results.report({**NOTHING, "requirements": checked}, tmp_path, "vitp") == 1
+    assert results.report({**NOTHING, "requirements": checked}, tmp_path, "vitp", []) == 1
     error = capsys.readouterr().err
     assert "probe.least_gain.nonlinear" in error and "probe.least_gain.linear" not in error
-    assert results.report({**NOTHING, "requirements": checked[:1]}, tmp_path, "vitp") == 0
-    assert results.report(NOTHING, tmp_path, "vitp") == 0
+    assert results.report({**NOTHING, "requirements": checked[:1]}, tmp_path, "vitp", []) == 0
+    assert results.report(NOTHING, tmp_path, "vitp", []) == 0
