@@ -6,8 +6,10 @@ import math
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from ..cards.sections import table
+from ..data.settings import DataSettings
 from ..pretraining.plan import INTERNVL2_5_1B
 from ..training.checkpointing import check_free
 from ..training.costs import MEMORY_HEADER, SPARE, describe_device, fastest_setting, measure_step, memory_cells
@@ -35,38 +37,37 @@ def print_cost(task: Task, options: FineTuningOptions) -> None:
     Raises:
         ValueError: if the options are wrong.
     """
-    args, training_args, model_args = options.data, options.training, options.start
-    assume_start(model_args)
+    args = options.data
+    training_args = options.training
+    assume_start(options.start)
     task.check_start(options)
     check_free(training_args.output_dir)
     data = task.open_data(options)
-    size = getattr(training_args, task.image_side)
-    name, device = describe_device(args.plan_device, "rtx4090")
-    devices, batch = max(args.plan_devices, training_args.world_size), training_args.per_device_train_batch_size
-    training_args.gradient_accumulation_steps = accumulation = training_args.accumulation_on(devices)
-    root = args.data.get("root")
-    samples = None
-    if training_args.max_steps <= 0 and (root is None or Path(root).is_dir()):
-        samples = len(task.training_samples(data, options))
-    steps = training_args.number_of_steps(samples, devices)
-    if model_args.from_scratch is None:
-        model = task.load_model(data, options, {}).to("meta")
-    else:
-        with torch.device("meta"):
-            model = task.load_model(data, options, {})
+    image_side = getattr(training_args, task.image_side)
+    device_name, device = describe_device(args.plan_device, "rtx4090")
+    num_devices = max(args.plan_devices, training_args.world_size)
+    batch_size = training_args.per_device_train_batch_size
+    accumulation_steps = training_args.accumulation_on(num_devices)
+    training_args.gradient_accumulation_steps = accumulation_steps
+    steps = training_args.number_of_steps(count_samples(task, data, options), num_devices)
+    model = load_without_values(task, data, options)
 
-    rows, settings = [], {}
+    rows = []
+    hours_by_setting = {}
     for bf16 in (True, False):
-        step = measure_step(copy.deepcopy(model).train(), lambda model: task.loss(model, batch, size), bf16)
+        step = measure_step(copy.deepcopy(model).train(), lambda model: task.loss(model, batch_size, image_side), bf16)
         for checkpointing in (False, True):
-            cost = step.cost(int(checkpointing), training_args.optim).with_buckets(devices)
-            operations = accumulation * cost.operations
+            cost = step.cost(int(checkpointing), training_args.optim).with_buckets(num_devices)
+            operations = accumulation_steps * cost.operations
             hours = device.hours((steps or 1000) * operations, args.plan_utilization, bf16)
             # A setting whose speed is unknown is the last choice.
-            settings[bf16, checkpointing] = cost, math.inf if hours is None else hours
+            hours_by_setting[bf16, checkpointing] = cost, math.inf if hours is None else hours
+            setting = "bf16" if bf16 else "float32"
+            if checkpointing:
+                setting += ", activation checkpointing"
             rows.append(
                 [
-                    ("bf16" if bf16 else "float32") + ", activation checkpointing" * checkpointing,
+                    setting,
                     *memory_cells(cost, device),
                     "fits" if cost.fits(SMALL_CARD) else "does not fit",
                     f"{operations / 1e12:.3g}",
@@ -74,14 +75,15 @@ def print_cost(task: Task, options: FineTuningOptions) -> None:
                 ]
             )
     print(
-        f"One of {devices} device(s), {name}, {device.memory:.0f} GiB, at {args.plan_utilization:.0%} of its speed. "
-        f"A step has {batch * accumulation * devices} samples of {size} x {size} pixels, {batch} at once on a device."
+        f"One of {num_devices} device(s), {device_name}, {device.memory:.0f} GiB, at {args.plan_utilization:.0%} of "
+        f"its speed. A step has {batch_size * accumulation_steps * num_devices} samples of {image_side} x "
+        f"{image_side} pixels, {batch_size} at once on a device."
     )
     duration = f"hours of {steps or 1000:,} steps"
     print("\n" + table([*MEMORY_HEADER, f"{SMALL_CARD} GiB card", "TFLOP per step", duration], rows))
     if steps is None:
-        print(f"\nThe training images are not in {root}, so the number of steps is unknown.")
-    fastest = fastest_setting(settings, device.memory)
+        print(f"\nThe training images are not in {args.data.get('root')}, so the number of steps is unknown.")
+    fastest = fastest_setting(hours_by_setting, device.memory)
     if fastest is None:
         print(f"\nNothing leaves {SPARE:.0%} of the device free. Set a smaller per_device_train_batch_size or image.")
     else:
@@ -89,3 +91,20 @@ def print_cost(task: Task, options: FineTuningOptions) -> None:
         words = f"--bf16 {str(bf16).lower()} --activation_checkpointing {str(checkpointing).lower()}"
         print(f"\nFastest setting with {SPARE:.0%} of the device free: {words}")
     gc.freeze()  # at its end, Python would search all of the model's objects for cycles, which takes seconds
+
+
+def count_samples(task: Task, data: DataSettings, options: FineTuningOptions) -> int | None:
+    """Return the number of training samples; `None` if it is not needed, or the images are not on this machine."""
+    root = options.data.data.get("root")
+    is_on_this_machine = root is None or Path(root).is_dir()
+    if options.training.max_steps > 0 or not is_on_this_machine:
+        return None
+    return len(task.training_samples(data, options))
+
+
+def load_without_values(task: Task, data: DataSettings, options: FineTuningOptions) -> PreTrainedModel:
+    """Return the model of a run on the meta device."""
+    if options.start.from_scratch is None:
+        return task.load_model(data, options, {}).to("meta")
+    with torch.device("meta"):
+        return task.load_model(data, options, {})
