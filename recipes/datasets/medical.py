@@ -182,14 +182,13 @@ class PMCVQA(PublicSet):
         return (row["Figure_path"].strip() for _, row in self.table(path, held_out=True))
 
     def rows(self, entry: dict) -> Iterator[Row]:
-        letters = "ABCD"
-        choices = []
-        for letter in letters:
+        choices = {}
+        for letter in "ABCD":
             lettered_choice = entry[f"Choice {letter}"].strip()
-            choices.append(lettered_choice.removeprefix(f"{letter}:").strip())
+            choices[letter] = lettered_choice.removeprefix(f"{letter}:").strip()
         image = entry["Figure_path"].strip()
-        right = choices[letters.index(entry["Answer_label"].strip())]
-        turn = self.choose(entry["Question"], choices, right)
+        right_choice = choices[entry["Answer_label"].strip()]
+        turn = self.choose(entry["Question"], list(choices.values()), right_choice)
         yield self.row(image, image, [turn])
 
 

@@ -44,6 +44,18 @@ def test_choices_have_letters(tmp_path):
     assert said(rows[0]) == ["What is 0?" + choices, "B. Pattern B, seen"]
 
 
+@pytest.mark.parametrize("label", ["", "BC", "E"])
+def test_answer_without_a_letter_is_unusable(tmp_path, label):
+    pmc_vqa(tmp_path / "pmc")
+    path = tmp_path / "pmc" / "train.csv"
+    lines = path.read_text().splitlines()
+    lines[1] = f"{lines[1].rpartition(',')[0]},{label}"
+    path.write_text("\n".join(lines) + "\n")
+    conversion, rows = make("pmc_vqa", tmp_path / "pmc")
+    assert [said(row)[0].splitlines()[0] for row in rows] == ["What is 1?", "What is 3?"]
+    assert len(conversion.unused) == 1
+
+
 def test_report_has_findings_impression_and_view(tmp_path):
     open_i(tmp_path / "open_i")
     _, rows = make("open_i", tmp_path / "open_i")
