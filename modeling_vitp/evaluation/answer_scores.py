@@ -3,6 +3,7 @@
 import difflib
 import math
 import re
+import string
 from collections.abc import Callable, Sequence
 
 import cv2
@@ -13,8 +14,20 @@ from ..instructions.boxes import COVER_LETTERS, read_boxes
 
 ACCURATE_IOU = 0.5
 LOWER_IS_BETTER = ("mean_error",)  # All other scores are better when they are higher.
-NUMBERS = dict(zip("zero one two three four five six seven eight nine ten".split(), map(str, range(11))))
-NUMBERS["none"] = "0"
+NUMBERS = {
+    "none": "0",
+    "zero": "0",
+    "one": "1",
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+    "ten": "10",
+}
 ARTICLES = {"a", "an", "the"}
 WORD = re.compile(r"\d*\.\d+|\d+|[^\W\d_]+|[<>%]")
 # Line with a choice, such as `B. a lung` or `(B) a lung`.
@@ -42,10 +55,16 @@ ALONE = re.compile(r"\b[A-Z]\b")
 # Numbers with separators, words with hyphens, and letters after an apostrophe.
 TOKEN = re.compile(r"\d+(?:[.,]\d+)+|\w+(?:-\w+)*|'\w+")
 
+# Values of each score, one per answer, or a single value if the score is defined on all answers.
+ScoreValues = dict[str, np.ndarray | float]
+
 
 def score_answers(
-    kind: str, questions: Sequence[str], answers: Sequence[str], references: Sequence[Sequence[str]]
-) -> dict[str, np.ndarray | float]:
+    kind: str,
+    questions: Sequence[str],
+    answers: Sequence[str],
+    references: Sequence[Sequence[str]],
+) -> ScoreValues:
     """Return the values of each score, one per question, or a single value if the score is defined on all answers.
 
     Args:
@@ -58,34 +77,49 @@ def score_answers(
 
 
 def score_words(
-    questions: Sequence[str], answers: Sequence[str], references: Sequence[Sequence[str]]
-) -> dict[str, np.ndarray]:
+    questions: Sequence[str],
+    answers: Sequence[str],
+    references: Sequence[Sequence[str]],
+) -> ScoreValues:
     """Score whether an answer equals one of the references after normalization."""
-    wanted = [{normalize_answer(reference) for reference in found} for found in references]
-    return {"accuracy": np.array([normalize_answer(one) in found for one, found in zip(answers, wanted)], dtype=float)}
+    is_correct = []
+    for answer, correct_answers in zip(answers, references):
+        normalized_references = {normalize_answer(reference) for reference in correct_answers}
+        is_correct.append(normalize_answer(answer) in normalized_references)
+    return {"accuracy": np.array(is_correct, dtype=float)}
 
 
 def score_counts(
-    questions: Sequence[str], answers: Sequence[str], references: Sequence[Sequence[str]]
-) -> dict[str, np.ndarray]:
+    questions: Sequence[str],
+    answers: Sequence[str],
+    references: Sequence[Sequence[str]],
+) -> ScoreValues:
     """Score the numbers of answers: whether a number equals a reference, and its absolute error.
 
     The error of an answer without a number is that of 0.
     """
-    numbers = [read_number(answer) for answer in answers]
+    has_number = []
     errors = []
-    for number, several in zip(numbers, references):
-        wanted = [read_number(reference) or 0 for reference in several]
-        errors.append(min(abs((number or 0) - reference) for reference in wanted))
-    has_number = np.array([number is not None for number in numbers])
+    for answer, correct_answers in zip(answers, references):
+        number = read_number(answer)
+        has_number.append(number is not None)
+        distances = []
+        for reference in correct_answers:
+            correct_number = read_number(reference) or 0
+            distances.append(abs((number or 0) - correct_number))
+        errors.append(min(distances))
     errors = np.array(errors, dtype=float)
-    return {"mean_error": errors, "accuracy": ((errors == 0) & has_number).astype(float)}
+    is_correct = (errors == 0) & np.array(has_number)
+    return {"mean_error": errors, "accuracy": is_correct.astype(float)}
 
 
 def read_number(answer: str) -> int | None:
     """Return the first integer of an answer, written in digits or as a word up to ten, or `None`."""
-    words = [NUMBERS.get(word, word) for word in WORD.findall(answer.lower())]
-    return next((int(word) for word in words if word.isdecimal()), None)
+    for word in WORD.findall(answer.lower()):
+        digits = NUMBERS.get(word, word)
+        if digits.isdecimal():
+            return int(digits)
+    return None
 
 
 def normalize_answer(text: str) -> str:
@@ -93,28 +127,37 @@ def normalize_answer(text: str) -> str:
 
     A text of articles alone keeps them. A text without words is only converted to lower case.
     """
-    lowered = re.sub(r"(?<=\d),(?=\d)", "", text.lower()).replace("'", "").replace("’", "")
+    lowered = re.sub(r"(?<=\d),(?=\d)", "", text.lower())
+    lowered = lowered.replace("'", "").replace("’", "")
     words = [NUMBERS.get(word, word) for word in WORD.findall(lowered)]
-    return " ".join([word for word in words if word not in ARTICLES] or words) or lowered.strip()
+    if not words:
+        return lowered.strip()
+    words_without_articles = [word for word in words if word not in ARTICLES]
+    return " ".join(words_without_articles or words)
 
 
 def score_choices(
-    questions: Sequence[str], answers: Sequence[str], references: Sequence[Sequence[str]]
-) -> dict[str, np.ndarray]:
+    questions: Sequence[str],
+    answers: Sequence[str],
+    references: Sequence[Sequence[str]],
+) -> ScoreValues:
     """Score whether an answer names or repeats a correct choice of those that the question lists."""
-    right = []
-    for question, answer, found in zip(questions, answers, references):
+    is_correct = []
+    for question, answer, correct_answers in zip(questions, answers, references):
         choices = read_choices(question)
-        chosen = choose_option(answer, choices)
-        right.append(chosen is not None and chosen in {choose_option(reference, choices) for reference in found})
-    return {"accuracy": np.array(right, dtype=float)}
+        letter = choose_option(answer, choices)
+        correct_letters = {choose_option(reference, choices) for reference in correct_answers}
+        is_correct.append(letter is not None and letter in correct_letters)
+    return {"accuracy": np.array(is_correct, dtype=float)}
 
 
 def read_choices(question: str) -> dict[str, str]:
     """Return the choices by their letters; empty unless a question lists at least two, one per line, from A on."""
     choices = dict(OPTION.findall(question))
-    is_list = len(choices) > 1 and "".join(choices) == "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(choices)]
-    return choices if is_list else {}
+    first_letters = list(string.ascii_uppercase[: len(choices)])
+    if len(choices) < 2 or list(choices) != first_letters:
+        return {}
+    return choices
 
 
 def choose_option(answer: str, choices: dict[str, str]) -> str | None:
@@ -122,110 +165,184 @@ def choose_option(answer: str, choices: dict[str, str]) -> str | None:
 
     Return `None` if no choice is similar, or several are named.
     """
-    response, named = answer.strip(), named_choice(answer, choices)
-    if named or several_letters(response) or len(repeated(response, choices)) > 1:
-        return named
+    letter = named_choice(answer, choices)
+    if letter is not None:
+        return letter
+    response = answer.strip()
+    if several_letters(response) or len(repeated(response, choices)) > 1:
+        return None
 
-    def similarity(letter: str) -> float:
-        return difflib.SequenceMatcher(None, choices[letter].lower(), response.lower()).ratio()
-
-    best = max(choices, key=similarity, default=None)
-    return best if best is not None and similarity(best) > 0 else None
+    most_similar_letter = None
+    highest_similarity = 0.0
+    for letter, text in choices.items():
+        similarity = difflib.SequenceMatcher(None, text.lower(), response.lower()).ratio()
+        if similarity > highest_similarity:
+            most_similar_letter = letter
+            highest_similarity = similarity
+    return most_similar_letter
 
 
 def named_choice(answer: str, choices: dict[str, str]) -> str | None:
     """Return the letter of the only choice that an answer repeats verbatim or names by its letter, or `None`."""
     response = answer.strip()
-    option, texts = OPTION.fullmatch(response), {letter: plain_text(text) for letter, text in choices.items()}
-    if option and plain_text(option[2]) == texts.get(option[1]):
-        return option[1]
+    plain_choices = {letter: plain_text(text) for letter, text in choices.items()}
+    option = OPTION.fullmatch(response)
+    if option:
+        letter, text = option.groups()
+        if plain_text(text) == plain_choices.get(letter):
+            return letter
     if response.upper() in choices:
         return response.upper()
-    for letter, text in texts.items():
-        if response and plain_text(response) == text:
-            return letter
-    if named := several_letters(response):
-        return next((one for one, text in choices.items() if several_letters(text) == named), None)
-    first = FIRST.match(response) if len(repeated(response, choices)) < 2 else None
-    found = [first] if first else NAMED.finditer(response)
-    # `C. albicans is seen` does not name the choice C if another choice is `C. albicans`.
-    found = [one for one in found if not any(begin_alike(response[one.start(1) :], text) for text in choices.values())]
-    letters = {one[1].upper() for one in found}
-    return letters.pop() if len(letters) == 1 and letters <= choices.keys() else None
+    if response:
+        for letter, text in plain_choices.items():
+            if plain_text(response) == text:
+                return letter
+    response_letters = several_letters(response)
+    if response_letters:
+        return choice_of_letters(response_letters, choices)
+    return letter_in_sentence(response, choices)
+
+
+def choice_of_letters(letters: set[str], choices: dict[str, str]) -> str | None:
+    """Return the first choice whose own text is several letters, such as `Both A and B`, and the given ones."""
+    for choice, text in choices.items():
+        if several_letters(text) == letters:
+            return choice
+    return None
+
+
+def letter_in_sentence(response: str, choices: dict[str, str]) -> str | None:
+    """Return the only letter of a choice that a sentence begins with or refers to, such as `The answer is B`."""
+    first_letter = None
+    if len(repeated(response, choices)) < 2:
+        first_letter = FIRST.match(response)
+    if first_letter:
+        mentions = [first_letter]
+    else:
+        mentions = NAMED.finditer(response)
+    letters = set()
+    for mention in mentions:
+        # `C. albicans is seen` does not name the choice C if another choice is `C. albicans`.
+        text_from_letter = response[mention.start(1) :]
+        if not any(begin_alike(text_from_letter, text) for text in choices.values()):
+            letters.add(mention[1].upper())
+    if len(letters) != 1 or not letters <= choices.keys():
+        return None
+    return letters.pop()
 
 
 def several_letters(response: str) -> set[str]:
     """Return the letters of a text that consists of several letters, or an empty set."""
-    bare = MARKS.sub("", MARKED.sub(lambda found: found[1].upper(), response))
-    return set(ALONE.findall(bare)) if SEVERAL.fullmatch(bare) else set()
+    without_parentheses = MARKED.sub(lambda match: match[1].upper(), response)
+    bare_text = MARKS.sub("", without_parentheses)
+    if not SEVERAL.fullmatch(bare_text):
+        return set()
+    return set(ALONE.findall(bare_text))
 
 
 def repeated(response: str, choices: dict[str, str]) -> set[str]:
     """Return the letters of the choices that a text repeats: each on its own line, or all without other text."""
-    options = OPTION.findall(response)
-    lines = {letter for letter, text in options if plain_text(text) == plain_text(choices.get(letter, ""))}
-    listed = "|".join(rf"({letter})[.):] ?{re.escape(plain_text(text))}" for letter, text in choices.items())
-    rest = re.sub(listed, "", " ".join(response.split()), flags=re.IGNORECASE)
-    if re.fullmatch(r"(?:[\W_]|and|or|both|either)*", rest, re.IGNORECASE):
-        lines |= {
-            one for found in re.findall(listed, " ".join(response.split()), re.IGNORECASE) for one in found if one
-        }
-    return {letter.upper() for letter in lines}
+    letters = set()
+    for letter, text in OPTION.findall(response):
+        if plain_text(text) == plain_text(choices.get(letter, "")):
+            letters.add(letter)
+    one_line = " ".join(response.split())
+    patterns = []
+    for letter, text in choices.items():
+        patterns.append(rf"({letter})[.):] ?{re.escape(plain_text(text))}")
+    any_choice = re.compile("|".join(patterns), re.IGNORECASE)
+    text_without_choices = any_choice.sub("", one_line)
+    if re.fullmatch(r"(?:[\W_]|and|or|both|either)*", text_without_choices, re.IGNORECASE):
+        for match in any_choice.finditer(one_line):
+            if match.lastindex is not None:  # Without choices, the pattern is empty and has no group.
+                letters.add(match[match.lastindex].upper())
+    return letters
 
 
 def plain_text(text: str) -> str:
     return " ".join(text.split()).rstrip(".").casefold()
 
 
-def begin_alike(one: str, other: str) -> bool:
+def begin_alike(text: str, other_text: str) -> bool:
     """Return whether two texts have the same first two words."""
-    first, second = (re.findall(r"\w+", text.casefold())[:2] for text in (one, other))
-    return len(first) == 2 and first == second
+    first_words = re.findall(r"\w+", text.casefold())[:2]
+    other_first_words = re.findall(r"\w+", other_text.casefold())[:2]
+    return len(first_words) == 2 and first_words == other_first_words
 
 
 def score_boxes(
-    questions: Sequence[str], answers: Sequence[str], references: Sequence[Sequence[str]]
-) -> dict[str, np.ndarray]:
+    questions: Sequence[str],
+    answers: Sequence[str],
+    references: Sequence[Sequence[str]],
+) -> ScoreValues:
     """Score the first box of an answer by its highest IoU with the first box of a reference; 0 without a box."""
-    found = [read_boxes(answer)[0][:1] for answer in answers]
-    wanted = [[box for reference in several for box in read_boxes(reference)[0][:1]] for several in references]
-    pairs = [[iou(box[:4], other[:4]) for box in own for other in others] for own, others in zip(found, wanted)]
-    overlaps = np.array([max(one, default=0.0) for one in pairs])
+    has_box = []
+    overlaps = []
+    for answer, correct_answers in zip(answers, references):
+        box = first_box(answer)
+        highest_overlap = 0.0
+        for reference in correct_answers:
+            reference_box = first_box(reference)
+            if box is not None and reference_box is not None:
+                highest_overlap = max(highest_overlap, iou(box, reference_box))
+        has_box.append(box is not None)
+        overlaps.append(highest_overlap)
+    overlaps = np.array(overlaps)
     return {
         f"accuracy_at_{ACCURATE_IOU}": (overlaps >= ACCURATE_IOU).astype(float),
         "mean_iou": overlaps,
-        "answers_with_box": np.array([bool(box) for box in found], dtype=float),
+        "answers_with_box": np.array(has_box, dtype=float),
     }
 
 
+def first_box(text: str) -> Box | None:
+    boxes, _ = read_boxes(text)
+    if not boxes:
+        return None
+    return boxes[0][:4]
+
+
 def score_maps(
-    questions: Sequence[str], answers: Sequence[str], references: Sequence[Sequence[str]]
-) -> dict[str, np.ndarray]:
+    questions: Sequence[str],
+    answers: Sequence[str],
+    references: Sequence[Sequence[str]],
+) -> ScoreValues:
     """Score the cells of a map, in order: the share of correct ones, and the mean IoU of the words of both maps.
 
     With several references, the scores are those of the best one.
     """
-    accuracies, overlaps = [], []
-    for answer, several in zip(answers, references):
-        own, maps = cells(answer), [cells(reference) for reference in several]
-        accuracies.append(max(share_of_equal_cells(own, wanted) for wanted in maps))
-        overlaps.append(max(mean_iou_of_words(own, wanted) for wanted in maps))
+    accuracies = []
+    overlaps = []
+    for answer, correct_answers in zip(answers, references):
+        answer_map = cells(answer)
+        reference_maps = [cells(reference) for reference in correct_answers]
+        map_accuracies = [share_of_equal_cells(answer_map, reference_map) for reference_map in reference_maps]
+        map_overlaps = [mean_iou_of_words(answer_map, reference_map) for reference_map in reference_maps]
+        accuracies.append(max(map_accuracies))
+        overlaps.append(max(map_overlaps))
     return {"accuracy": np.array(accuracies), "mean_iou": np.array(overlaps)}
 
 
 def score_fine_maps(
-    questions: Sequence[str], answers: Sequence[str], references: Sequence[Sequence[str]]
-) -> dict[str, np.ndarray]:
+    questions: Sequence[str],
+    answers: Sequence[str],
+    references: Sequence[Sequence[str]],
+) -> ScoreValues:
     """Score maps of covered quarters: the share of correct cells, and the IoU of the box of the largest covered area.
 
     If neither the answer nor the reference has a covered area, the IoU is 1; if one of them has none, it is 0.
     """
-    accuracies, overlaps = [], []
-    for answer, several in zip(answers, references):
-        own, wanted = cells(answer), cells(several[0])
-        accuracies.append(share_of_equal_cells(own, wanted))
-        boxes = largest_area(answer), largest_area(several[0])
-        overlaps.append(iou(*boxes) if None not in boxes else float(boxes[0] is boxes[1]))
+    accuracies = []
+    overlaps = []
+    for answer, correct_answers in zip(answers, references):
+        reference = correct_answers[0]
+        accuracies.append(share_of_equal_cells(cells(answer), cells(reference)))
+        answer_box = largest_area(answer)
+        reference_box = largest_area(reference)
+        if answer_box is None or reference_box is None:
+            overlaps.append(float(answer_box is reference_box))
+        else:
+            overlaps.append(iou(answer_box, reference_box))
     return {"largest_area_iou": np.array(overlaps), "accuracy": np.array(accuracies)}
 
 
@@ -233,36 +350,54 @@ def largest_area(answer: str) -> Box | None:
     """Return the box of the largest connected area of the covered quarters of a map, in quarters, or `None`."""
     letters = answer.lower().split()
     side = math.isqrt(len(letters))
-    numbers = np.array([max(COVER_LETTERS.find(letter), 0) for letter in letters[: side**2]], dtype=np.int64)
-    if not numbers.any():
+    covers = []
+    for letter in letters[: side**2]:
+        covers.append(max(COVER_LETTERS.find(letter), 0))
+    covers = np.array(covers, dtype=np.int64)
+    if not covers.any():
         return None
-    quarters = (numbers[:, None] >> np.arange(4)) & 1
-    covered = quarters.reshape(side, side, 2, 2).swapaxes(1, 2).reshape(2 * side, 2 * side)
-    _, _, areas, _ = cv2.connectedComponentsWithStats(covered.astype(np.uint8), connectivity=4)
-    left, top, width, height, _ = areas[1 + areas[1:, cv2.CC_STAT_AREA].argmax()].tolist()
+    # Each of the four lowest bits says whether a quarter of the cell is covered: two rows of two quarters.
+    quarters = (covers[:, None] >> np.arange(4)) & 1
+    quarters = quarters.reshape(side, side, 2, 2).swapaxes(1, 2)
+    covered = quarters.reshape(2 * side, 2 * side).astype(np.uint8)
+    _, _, areas, _ = cv2.connectedComponentsWithStats(covered, connectivity=4)
+    areas = areas[1:]  # The first is the background.
+    largest = areas[:, cv2.CC_STAT_AREA].argmax()
+    left, top, width, height, _ = areas[largest].tolist()
     return (left, top, left + width, top + height)
 
 
-def share_of_equal_cells(own: Sequence[str], wanted: Sequence[str]) -> float:
-    return sum(map(str.__eq__, own, wanted)) / len(wanted)
+def share_of_equal_cells(answer_map: Sequence[str], reference_map: Sequence[str]) -> float:
+    num_equal = 0
+    for answer_cell, reference_cell in zip(answer_map, reference_map):
+        num_equal += answer_cell == reference_cell
+    return num_equal / len(reference_map)
 
 
-def mean_iou_of_words(own: Sequence[str], wanted: Sequence[str]) -> float:
+def mean_iou_of_words(answer_map: Sequence[str], reference_map: Sequence[str]) -> float:
     """Return the intersection over union of the cells with a word, as a mean over the words of two maps."""
-    own = [*own[: len(wanted)], *[""] * (len(wanted) - len(own))]
+    num_cells = len(reference_map)
+    answer_cells = list(answer_map[:num_cells])
+    answer_cells += [""] * (num_cells - len(answer_cells))
+    answer_cells = np.array(answer_cells)
+    reference_cells = np.array(reference_map)
     overlaps = []
-    for word in {*own, *wanted} - {""}:
-        is_own, is_wanted = np.array([[cell == word for cell in one] for one in (own, wanted)])
-        overlaps.append((is_own & is_wanted).sum() / (is_own | is_wanted).sum())
+    for word in {*answer_cells, *reference_cells} - {""}:
+        in_answer = answer_cells == word
+        in_reference = reference_cells == word
+        overlaps.append((in_answer & in_reference).sum() / (in_answer | in_reference).sum())
     return float(np.mean(overlaps))
 
 
 def cells(text: str) -> list[str]:
     """Return the words of a map, or its letters if it has no spaces."""
-    return text.split() if len(text.split()) > 1 else list(text.strip())
+    words = text.split()
+    if len(words) > 1:
+        return words
+    return list(text.strip())
 
 
-def score_captions(answers: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, np.ndarray | float]:
+def score_captions(answers: Sequence[str], references: Sequence[Sequence[str]]) -> ScoreValues:
     """Return `bleu_1` to `bleu_4` of all captions together, and `rouge_l` and `cider` of each caption.
 
     Words are split as in COCO's evaluation, in lower case and without punctuation, but without its tokenizer, which is
@@ -276,12 +411,19 @@ def score_captions(answers: Sequence[str], references: Sequence[Sequence[str]]) 
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
-    found = {index: [tokenize(answer)] for index, answer in enumerate(answers)}
-    wanted = {index: [tokenize(reference) for reference in several] for index, several in enumerate(references)}
-    bleu, _ = Bleu(4).compute_score(wanted, found, verbose=0)
-    scores = {f"bleu_{order}": float(value) for order, value in enumerate(bleu, 1)}
+    captions = {}
+    for index, answer in enumerate(answers):
+        captions[index] = [tokenize(answer)]
+    reference_captions = {}
+    for index, correct_captions in enumerate(references):
+        reference_captions[index] = [tokenize(caption) for caption in correct_captions]
+    scores = {}
+    bleu_scores, _ = Bleu(4).compute_score(reference_captions, captions, verbose=0)
+    for order, score in enumerate(bleu_scores, start=1):
+        scores[f"bleu_{order}"] = float(score)
     for name, scorer in (("rouge_l", Rouge()), ("cider", Cider())):
-        scores[name] = np.asarray(scorer.compute_score(wanted, found)[1], dtype=float)
+        _, caption_scores = scorer.compute_score(reference_captions, captions)
+        scores[name] = np.asarray(caption_scores, dtype=float)
     return scores
 
 
@@ -290,7 +432,16 @@ def tokenize(text: str) -> str:
     return " ".join(TOKEN.findall(text.lower()))
 
 
-Score = Callable[[Sequence[str], Sequence[str], Sequence[Sequence[str]]], dict[str, np.ndarray | float]]
+def score_caption_questions(
+    questions: Sequence[str],
+    answers: Sequence[str],
+    references: Sequence[Sequence[str]],
+) -> ScoreValues:
+    """Score captions, see [`score_captions`], whatever the questions are."""
+    return score_captions(answers, references)
+
+
+Score = Callable[[Sequence[str], Sequence[str], Sequence[Sequence[str]]], ScoreValues]
 KINDS: dict[str, Score] = {
     "count": score_counts,
     "grounding": score_boxes,
@@ -298,5 +449,5 @@ KINDS: dict[str, Score] = {
     "vqa": score_words,
     "map": score_maps,
     "fine_map": score_fine_maps,
-    "caption": lambda questions, answers, references: score_captions(answers, references),
+    "caption": score_caption_questions,
 }

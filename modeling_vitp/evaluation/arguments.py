@@ -87,21 +87,25 @@ class RobustnessArguments(Settings):
             metric_path(self.metric)
         self.configuration: dict[str, Any] = {}
         if isinstance(self.data, str):
-            name = self.data
-            self.configuration = read_yaml(find_config(name))
+            self.configuration = read_yaml(find_config(self.data))
             if not isinstance(self.configuration, dict) or not isinstance(self.configuration.get("data"), dict):
-                raise ValueError(f"Expected a fine-tuning configuration with a mapping `data`, got data={name!r}.")
+                raise ValueError(f"Expected a fine-tuning configuration with a mapping `data`, got data={self.data!r}.")
             self.data = self.configuration["data"]
-        own = {name: getattr(self, name) for name in SCORED_WITH if getattr(self, name, None) is not None}
-        self.scored_with = own | ({} if self.metric is None else {"metric": self.metric})
-        if not self.models:
-            raise ValueError("Set `models` to the models to score.")
+        self.scored_with = {}
+        for name in (*SCORED_WITH, "metric"):
+            setting = getattr(self, name, None)
+            if setting is not None:
+                self.scored_with[name] = setting
+        for name in ("models", "severities"):
+            if not getattr(self, name):
+                raise ValueError(f"Set `{name}`, which must not be empty.")
         for name in ("models", "corruptions", "severities"):
-            values = getattr(self, name)
-            if len(set(values)) < len(values):
-                raise ValueError(f"{name} must not contain duplicates, got {values}.")
-        if not self.severities:
-            raise ValueError("Set `severities` to values from 1 to 5.")
+            check_no_duplicates(name, getattr(self, name))
+
+
+def check_no_duplicates(name: str, values: list) -> None:
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name} must not contain duplicates, got {values}.")
 
 
 @dataclass
@@ -139,9 +143,7 @@ class VLMArguments(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.models:
-            raise ValueError("Set `models` to the models to evaluate.")
-        if len(set(self.models)) < len(self.models):
-            raise ValueError(f"models must not contain duplicates, got {self.models}.")
-        if self.dataset_name is None:
-            raise ValueError("Set `dataset_name` to rows with questions and answers.")
+        for name in ("models", "dataset_name"):
+            if not getattr(self, name):
+                raise ValueError(f"Set `{name}`, which must not be empty.")
+        check_no_duplicates("models", self.models)

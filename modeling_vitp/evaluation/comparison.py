@@ -21,7 +21,9 @@ class Progress:
 
     def __init__(self, path: Path):
         self.path = path
-        self.parts: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+        self.parts: dict[str, dict[str, Any]] = {}
+        if path.is_file():
+            self.parts = json.loads(path.read_text())
 
     def result(self, part: str, run: Callable[[], Any]) -> Any:
         """Return the result of a part, which is JSON. Run the part if it is not finished.
@@ -31,9 +33,10 @@ class Progress:
             run: function that returns the result.
         """
         if part not in self.parts:
-            began = time.monotonic()
+            start = time.monotonic()
+            # A result has the same types when it is read from the file, such as lists in the place of tuples.
             result = json.loads(json.dumps(run()))
-            self.parts[part] = {"seconds": time.monotonic() - began, "result": result}
+            self.parts[part] = {"seconds": time.monotonic() - start, "result": result}
             self.write()
         return self.parts[part]["result"]
 
@@ -47,7 +50,12 @@ class Progress:
 
     def seconds(self, stage: str) -> float:
         """Return the seconds that the finished parts of a stage took."""
-        return sum(entry["seconds"] for part, entry in self.parts.items() if part.split("/")[0] == stage)
+        seconds = 0
+        for part, record in self.parts.items():
+            stage_of_part, *_ = part.split("/")
+            if stage_of_part == stage:
+                seconds += record["seconds"]
+        return seconds
 
 
 def check_same_settings(record: Path, settings: dict[str, Any]) -> None:
@@ -62,9 +70,13 @@ def check_same_settings(record: Path, settings: dict[str, Any]) -> None:
         write_whole(record, json.dumps(settings, indent=2) + "\n")
         return
     recorded = json.loads(record.read_text())
-    changed = sorted(name for name in settings | recorded if settings.get(name) != recorded.get(name))
-    if changed:
-        raise ValueError(f"{record} belongs to a run with different {', '.join(changed)}. Set another output_dir.")
+    changed_names = []
+    for name in sorted({*settings, *recorded}):
+        if settings.get(name) != recorded.get(name):
+            changed_names.append(name)
+    if changed_names:
+        names = ", ".join(changed_names)
+        raise ValueError(f"{record} belongs to a run with different {names}. Set another output_dir.")
 
 
 def read_model_type(name: str) -> str | None:
@@ -74,12 +86,18 @@ def read_model_type(name: str) -> str | None:
         ValueError: If the configuration cannot be read.
     """
     try:
-        return PreTrainedConfig.get_config_dict(name)[0].get("model_type")
+        config, _ = PreTrainedConfig.get_config_dict(name)
     except OSError as error:
-        raise ValueError(f"The model {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+        cause = str(error).splitlines()[0]
+        raise ValueError(f"The model {name} cannot be loaded: {cause}") from error
+    return config.get("model_type")
 
 
 def short_names(names: Sequence[str]) -> list[str]:
     """Return the last part of each model's name, or the whole name if the last part is not unique."""
-    short = [Path(os.path.abspath(name)).name for name in names]
-    return [name if short.count(last) > 1 else last for name, last in zip(names, short)]
+    last_parts = [Path(os.path.abspath(name)).name for name in names]
+    labels = []
+    for name, last_part in zip(names, last_parts):
+        is_unique = last_parts.count(last_part) == 1
+        labels.append(last_part if is_unique else name)
+    return labels

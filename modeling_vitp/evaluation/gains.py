@@ -23,8 +23,12 @@ from ..probing.few_labels import FewLabels
 from ..tasks.segmentation.data import DenseData
 from ..tasks.segmentation.probe import Head, SegmentationProbe, interpolate
 
-BACKBONE, START, RANDOM, PIXELS = "backbone", "at the start", "random weights", "pixels of a patch"
+BACKBONE = "backbone"
+START = "at the start"
+RANDOM = "random weights"
+PIXELS = "pixels of a patch"
 DEPTHS = 4
+MOST_PANELS = 4  # Number of test images that are drawn.
 TITLES = {"patch_auc": "AUC of a patch", "mean_iou": "mean IoU", "accuracy": "accuracy"}  # Of scores in tables.
 ALL_LABELS = FewLabels(share=1.0)
 
@@ -47,7 +51,13 @@ def load_backbones(backbone: Path, start: Path, seed: int, device: str | torch.d
     return {name: replace(backbone, name=name) for name, backbone in backbones.items()}
 
 
-def probe_run(settings: dict, splits: Sequence[str], output_dir: Path, seed: int, device: str | torch.device) -> dict:
+def probe_run(
+    settings: dict,
+    splits: Sequence[str],
+    output_dir: Path,
+    seed: int,
+    device: str | torch.device,
+) -> dict:
     """Return the result of [`measure_gains`] for a run with `backbone` and `backbone_at_start` in its folder.
 
     Args:
@@ -57,14 +67,21 @@ def probe_run(settings: dict, splits: Sequence[str], output_dir: Path, seed: int
         seed: seed of the random weights.
         device: device of the backbones.
     """
-    backbones = load_backbones(output_dir / "backbone", output_dir / "backbone_at_start", seed, device)
-    measured = measure_gains(DenseData.from_dict(settings), *splits, backbones=backbones, folder=output_dir / "probe")
-    return with_least_gain(measured[splits[1]])
+    train_split, test_split = splits
+    gains = measure_gains(
+        DenseData.from_dict(settings),
+        train_split,
+        test_split,
+        backbones=load_backbones(output_dir / "backbone", output_dir / "backbone_at_start", seed, device),
+        folder=output_dir / "probe",
+    )
+    return with_least_gain(gains[test_split])
 
 
 def with_least_gain(measured: dict[str, Any]) -> dict[str, Any]:
     """Return the scores of [`measure_gains`] of a split with `least_gain`, the smallest gain of each probe."""
-    return {**measured, "least_gain": {probe: min(gains.values()) for probe, gains in measured["gains"].items()}}
+    least_gain = {probe: min(gains.values()) for probe, gains in measured["gains"].items()}
+    return {**measured, "least_gain": least_gain}
 
 
 def measure_gains(
@@ -90,40 +107,54 @@ def measure_gains(
         and backbone (differences in `patch_auc`), and `token_similarity` by backbone, see [`token_similarity`].
     """
     depths = min(DEPTHS, backbones[BACKBONE].model.config.num_hidden_layers)
-    tasks = {
-        split: SegmentationProbe(data, {"train": train_split, "test": split}, 1e-2, depths) for split in test_splits
-    }
-    found = {split: {"control": task.control(), "scores": {}, "token_similarity": {}} for split, task in tasks.items()}
-    rows = {split: panels_of_truth(task, backbones[BACKBONE]) for split, task in tasks.items()}
+    tasks = {}
+    for split in test_splits:
+        tasks[split] = SegmentationProbe(data, {"train": train_split, "test": split}, l2=1e-2, depths=depths)
+    measured = {}
+    panels = {}
+    for split, task in tasks.items():
+        measured[split] = {"control": task.control(), "scores": {}, "token_similarity": {}}
+        panels[split] = panels_of_truth(task, backbones[BACKBONE])
     folder.mkdir(parents=True, exist_ok=True)
     for name, backbone in backbones.items():
-        with tempfile.TemporaryDirectory(dir=folder) as features:
-            where = None, Path(features)
-            train = next(iter(tasks.values()))
-            heads = train.fit(backbone, {ALL_LABELS: [np.arange(len(train.samples["train"]))]}, *where)
+        with tempfile.TemporaryDirectory(dir=folder) as features_folder:
+            features_folder = Path(features_folder)
+            heads = fit_to_all_labels(tasks[test_splits[0]], backbone, features_folder)
             for split, task in tasks.items():
-                scores = task.score(heads, backbone, *where)
-                found[split]["scores"][name] = {probe: draw[0] for (probe, _), draw in scores.items()}
-                maps = task.features(backbone, "test", *where)
+                scores = task.score(heads, backbone, None, features_folder)
+                measured[split]["scores"][name] = {probe: draws[0] for (probe, _), draws in scores.items()}
+                features = task.features(backbone, "test", None, features_folder)
                 if name != PIXELS:
-                    output = maps[..., -backbone.model.config.hidden_size :]
-                    found[split]["token_similarity"][name] = token_similarity(output)
+                    output_tokens = features[..., -backbone.model.config.hidden_size :]
+                    measured[split]["token_similarity"][name] = token_similarity(output_tokens)
                 if name in (START, BACKBONE):
-                    add_panels(rows[split], task, name, maps, heads["linear", ALL_LABELS][0])
-    for split, of_split in found.items():
-        of_split["gains"] = gains_of(of_split["scores"])
-        draw_panels(rows[split].values(), folder / f"{split}.png")
-    return found
+                    (linear_head,) = heads["linear", ALL_LABELS]
+                    add_panels(panels[split], task, name, features, linear_head)
+    for split, measured_of_split in measured.items():
+        measured_of_split["gains"] = gains_of(measured_of_split["scores"])
+        draw_panels(panels[split].values(), folder / f"{split}.png")
+    return measured
+
+
+def fit_to_all_labels(
+    task: SegmentationProbe,
+    backbone: Backbone,
+    folder: Path,
+) -> dict[tuple[str, FewLabels], list[Head]]:
+    """Return the heads of a backbone that are fitted to all training images of a task."""
+    all_images = np.arange(len(task.samples["train"]))
+    return task.fit(backbone, {ALL_LABELS: [all_images]}, None, folder)
 
 
 def gains_of(scores: dict[str, dict], score: str = "patch_auc") -> dict[str, dict[str, float]]:
     """Return the difference of a score of `BACKBONE` to that of each other backbone, by probe."""
-    return {
-        probe: {
-            name: scores[BACKBONE][probe][score] - scores[name][probe][score] for name in scores if name != BACKBONE
-        }
-        for probe in scores[BACKBONE]
-    }
+    gains = {}
+    for probe, backbone_scores in scores[BACKBONE].items():
+        gains[probe] = {}
+        for control, control_scores in scores.items():
+            if control != BACKBONE:
+                gains[probe][control] = backbone_scores[score] - control_scores[probe][score]
+    return gains
 
 
 def token_similarity(features: np.ndarray) -> float:
@@ -132,43 +163,62 @@ def token_similarity(features: np.ndarray) -> float:
     Args:
         features: patch tokens, `(images, rows, columns, width)`.
     """
-    number, of_pairs = math.prod(features.shape[1:3]), []
-    for maps in features:  # One at a time, because a mapped file may be larger than memory.
-        tokens = torch.nn.functional.normalize(torch.tensor(maps).flatten(0, 1), dim=-1)
-        of_pairs.append(tokens.sum(0).square().sum().item() - number)  # Without the similarity of each with itself.
-    return float(np.mean(of_pairs)) / (number * (number - 1))
+    num_tokens = math.prod(features.shape[1:3])
+    similarities_of_images = []
+    for feature_map in features:  # One at a time, because a mapped file may be larger than memory.
+        tokens = torch.tensor(feature_map).flatten(0, 1)
+        tokens = torch.nn.functional.normalize(tokens, dim=-1)
+        # The squared norm of the sum of the tokens is the sum over all pairs, also of each token with itself.
+        similarities = tokens.sum(0).square().sum().item()
+        similarities_of_images.append(similarities - num_tokens)
+    num_pairs = num_tokens * (num_tokens - 1)
+    return float(np.mean(similarities_of_images)) / num_pairs
 
 
 def gains_table(measured: dict) -> str:
     """Return a Markdown table with a row for each backbone, and a column for each probe and score."""
-    by_probe = measured["scores"][BACKBONE]
-    columns = [(probe, score) for probe in by_probe for score in TITLES if score in by_probe[probe]]
+    columns = []
+    titles = ["read from"]
+    for probe, backbone_scores in measured["scores"][BACKBONE].items():
+        for score, title in TITLES.items():
+            if score in backbone_scores:
+                columns.append((probe, score))
+                titles.append(f"{probe}: {title}")
     rows = []
     for name, scores in measured["scores"].items():
-        rows.append([name, *(f"{scores[probe][score]:.3f}" for probe, score in columns)])
-    titles = [f"{probe}: {TITLES[score]}" for probe, score in columns]
-    return table(["read from", *titles], rows)
+        cells = [f"{scores[probe][score]:.3f}" for probe, score in columns]
+        rows.append([name, *cells])
+    return table(titles, rows)
 
 
 def panels_of_truth(task: SegmentationProbe, backbone: Backbone) -> dict[int, list[tuple[str, np.ndarray]]]:
     """Return image, as a backbone reads it, and mask of up to four test samples, by their index."""
-    samples, rows = task.read_for(backbone, "test"), {}
-    band_names = None if samples.spec is None else samples.spec.band_names
-    for index in np.linspace(0, len(samples) - 1, min(4, len(samples))).astype(int).tolist():
+    samples = task.read_for(backbone, "test")
+    band_names = None
+    if samples.spec is not None:
+        band_names = samples.spec.band_names
+    palette = palette_of(task)
+    number = min(MOST_PANELS, len(samples))
+    rows = {}
+    for index in np.linspace(0, len(samples) - 1, number).astype(int).tolist():
         sample = samples[index]
         image = shown(sample["images"][0], band_names)
-        rows[index] = [("image", image), ("truth", palette_of(task)[sample["mask"].numpy()])]
+        mask = sample["mask"].numpy()
+        rows[index] = [("image", image), ("truth", palette[mask])]
     return rows
 
 
 def add_panels(rows: dict[int, list], task: SegmentationProbe, name: str, features: np.ndarray, probe: Head) -> None:
     """Add the principal components of a backbone and the predicted classes to each row."""
+    palette = palette_of(task)
     for index, row in rows.items():
-        maps = torch.tensor(features[index])
-        scores = principal_scores(maps.permute(2, 0, 1))
-        colors = colors_of(scores)
-        labels = interpolate(probe(maps).cpu(), row[0][1].shape[:2]).max(0).indices.numpy()
-        row += [(f"{name}: components", colors), (f"{name}: read", palette_of(task)[labels])]
+        feature_map = torch.tensor(features[index])
+        scores = principal_scores(feature_map.permute(2, 0, 1))
+        row.append((f"{name}: components", colors_of(scores)))
+        _, image = row[0]
+        logits = interpolate(probe(feature_map).cpu(), image.shape[:2])
+        labels = logits.argmax(0).numpy()
+        row.append((f"{name}: read", palette[labels]))
 
 
 def palette_of(task: SegmentationProbe) -> np.ndarray:
@@ -181,11 +231,12 @@ def palette_of(task: SegmentationProbe) -> np.ndarray:
 def draw_panels(rows: Iterable[Sequence[tuple[str, np.ndarray]]], path: Path) -> None:
     """Save rows of uint8 RGB panels with titles to an image file."""
     rows = list(rows)
-    height, width = len(rows), len(rows[0])
-    figure = Figure(figsize=(2.3 * width, 2.5 * height), layout="constrained")
-    axes = figure.subplots(height, width, squeeze=False)
-    for line, panels in zip(axes, rows):
-        for axis, (title, panel) in zip(line, panels):
+    num_rows = len(rows)
+    num_columns = len(rows[0])
+    figure = Figure(figsize=(2.3 * num_columns, 2.5 * num_rows), layout="constrained")
+    axes = figure.subplots(num_rows, num_columns, squeeze=False)
+    for row_axes, panels in zip(axes, rows):
+        for axis, (title, panel) in zip(row_axes, panels):
             axis.imshow(panel, interpolation="nearest")
             axis.set_title(title, fontsize=8)
             axis.axis("off")

@@ -100,9 +100,14 @@ def probe_labels(
 
 def check_probe_data(args: PretrainArguments) -> None:
     """Raise a `ValueError` if the images with masks that the backbone is probed on at the end are not found."""
-    if args.probe_data is not None:
-        splits = dict(zip(("train", "test"), args.probe_splits))
-        SegmentationProbe(DenseData.from_dict(args.probe_data), splits, l2=1e-2)
+    if args.probe_data is None:
+        return
+    train_split, test_split = args.probe_splits
+    SegmentationProbe(
+        DenseData.from_dict(args.probe_data),
+        {"train": train_split, "test": test_split},
+        l2=1e-2,
+    )
 
 
 def score_run(options: PretrainingOptions, data: PretrainData) -> dict[str, Any]:
@@ -111,28 +116,55 @@ def score_run(options: PretrainingOptions, data: PretrainData) -> dict[str, Any]
     Returns:
         `probe`, `answers`, and `summary` with their tables; without the ones that the data do not allow.
     """
-    args, training_args = options.data, options.training
-    output_dir, seed, device = Path(training_args.output_dir), training_args.seed, training_args.device
     scores: dict[str, Any] = {}
     tables = []
-    if args.probe_data is not None:
-        scores["probe"] = probe_run(args.probe_data, args.probe_splits, output_dir, seed, device)
-    elif data.test_images:
-        jitter = training_args.color_jitter
-        scores["probe"] = probe_labels(data.transform, data.test_images, output_dir, seed, device, jitter)
-    if scores.get("probe"):
-        tables += ["Probes of frozen features:", gains_table(scores["probe"])]
+    probe_scores = score_probe(options, data)
+    if probe_scores:
+        scores["probe"] = probe_scores
+        tables += ["Probes of frozen features:", gains_table(probe_scores)]
     if isinstance(data.eval, Dataset):
-        model = ViTPForConditionalGeneration.from_pretrained(output_dir).to(device)
-        processor = ViTPProcessor.from_pretrained(output_dir)
-        trained = texts_of(data.train, data.transform, seed)
-        scores["answers"] = score_pretraining(model, processor, data.eval, trained, seed, data.transform is not None)
-        if scores["answers"]:
-            tables += ["Answers about unseen images:", answers_table(scores["answers"])]
+        seed = options.training.seed
+        output_dir = options.training.output_dir
+        answer_scores = score_pretraining(
+            ViTPForConditionalGeneration.from_pretrained(output_dir).to(options.training.device),
+            ViTPProcessor.from_pretrained(output_dir),
+            data.eval,
+            texts_of(data.train, data.transform, seed),
+            seed,
+            are_independent=data.transform is not None,
+        )
+        if answer_scores:
+            scores["answers"] = answer_scores
+            tables += ["Answers about unseen images:", answers_table(answer_scores)]
     if tables:
         scores["summary"] = "\n\n".join(tables)
         print(f"\n{scores['summary']}")
-    return {name: value for name, value in scores.items() if value}
+    return scores
+
+
+def score_probe(options: PretrainingOptions, data: PretrainData) -> dict[str, Any] | None:
+    """Return the scores and gains of the backbone of a run, or `None` without labels that it can be probed on."""
+    args = options.data
+    training_args = options.training
+    output_dir = Path(training_args.output_dir)
+    if args.probe_data is not None:
+        return probe_run(
+            args.probe_data,
+            args.probe_splits,
+            output_dir,
+            training_args.seed,
+            training_args.device,
+        )
+    if data.test_images:
+        return probe_labels(
+            data.transform,
+            data.test_images,
+            output_dir,
+            training_args.seed,
+            training_args.device,
+            training_args.color_jitter,
+        )
+    return None
 
 
 def score_pretraining(
@@ -165,42 +197,55 @@ def score_pretraining(
     """
     if isinstance(rows, Dataset):
         if len(rows) > MOST_ROWS:
-            rows = rows.select(sorted(random.Random(seed).sample(range(len(rows)), MOST_ROWS)))
+            drawn_indices = random.Random(seed).sample(range(len(rows)), MOST_ROWS)
+            rows = rows.select(sorted(drawn_indices))
         rows = prepare_rows(rows)  # Encoded images are known by their content, decoded ones by their address.
-    rows = split_turns(rows) if are_independent else rows
-    questions, _ = read_questions(rows)
-    partners = other_images([question.images for question in questions])
-    by_kind: dict[str, list[tuple[Question, Question]]] = defaultdict(list)
-    for question, partner in zip(questions, partners):
-        if partner is not None and question.kind in MAIN_SCORES:
-            by_kind[question.kind].append((question, questions[partner]))
+    if are_independent:
+        rows = split_turns(rows)
+    pairs_by_kind = questions_with_partners(rows)
     constants = best_constants(trained)
     collator = ViTPDataCollator(processor)
     torch.manual_seed(seed)
     scores = {}
-    for kind, pairs in by_kind.items():
+    for kind, pairs in pairs_by_kind.items():
         if len(pairs) > MOST_QUESTIONS:
-            chosen = random.Random(seed).sample(range(len(pairs)), MOST_QUESTIONS)
-            pairs = [pairs[index] for index in sorted(chosen)]
-        asked = [question for question, _ in pairs]
-        own = ask(model, collator, rows, [(question, None) for question in asked], kind, "own images")
-        other = ask(model, collator, rows, pairs, kind, "other images")
-        constant = [constants.get(kind, "")] * len(asked)
-        scores[kind] = compare(kind, asked, own, other, constant, seed)
+            drawn_indices = random.Random(seed).sample(range(len(pairs)), MOST_QUESTIONS)
+            pairs = [pairs[index] for index in sorted(drawn_indices)]
+        questions = [question for question, _ in pairs]
+        own_pairs = [(question, None) for question in questions]
+        own_answers = ask(model, collator, rows, own_pairs, kind, "own images")
+        other_answers = ask(model, collator, rows, pairs, kind, "other images")
+        constant_answers = [constants.get(kind, "")] * len(questions)
+        scores[kind] = compare(kind, questions, own_answers, other_answers, constant_answers, seed)
     return scores
 
 
+def questions_with_partners(rows: Iterable[dict[str, Any]]) -> dict[str, list[tuple[Question, Question]]]:
+    """Return the questions of each scored kind, each with a question whose images replace its own."""
+    questions, _ = read_questions(rows)
+    partners = other_images([question.images for question in questions])
+    pairs_by_kind = defaultdict(list)
+    for question, partner in zip(questions, partners):
+        if partner is not None and question.kind in MAIN_SCORES:
+            pairs_by_kind[question.kind].append((question, questions[partner]))
+    return pairs_by_kind
+
+
 def texts_of(
-    rows: Dataset | IterableDataset, transform: SampleTransform | None, seed: int
+    rows: Dataset | IterableDataset,
+    transform: SampleTransform | None,
+    seed: int,
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield the messages of evenly spaced training rows, or the first of a stream, for the constant answers."""
     rows = prepare_rows(rows)
     if isinstance(rows, Dataset):
-        indices = np.linspace(0, len(rows) - 1, min(TRAINED_ROWS, len(rows))).round().astype(int)
-        rows = rows.select(indices)
+        number = min(TRAINED_ROWS, len(rows))
+        indices = np.linspace(0, len(rows) - 1, number)
+        rows = rows.select(indices.round().astype(int))
     for row in itertools.islice(rows, TRAINED_ROWS):
         if hasattr(transform, "messages"):
-            yield transform.messages(row, keyed_generator(seed, row["id"], "constants"))
+            generator = keyed_generator(seed, row["id"], "constants")
+            yield transform.messages(row, generator)
         elif transform is None:
             yield row["messages"]
 
@@ -209,46 +254,67 @@ def split_turns(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a row for each question of conversations, with the same images."""
     single_rows = []
     for row in rows:
-        images, messages = images_of(row), row["messages"]
+        images = images_of(row)
+        messages = row["messages"]
         for turn, message in enumerate(messages):
-            if message["role"] == "assistant" and turn > 0 and not is_given(message):
-                pair = messages[turn - 1 : turn + 1]
-                single_rows.append({"id": f"{row['id']}#{turn}", "images": images, "messages": pair})
+            if message["role"] != "assistant" or turn == 0 or is_given(message):
+                continue
+            single_row = {
+                "id": f"{row['id']}#{turn}",
+                "images": images,
+                "messages": messages[turn - 1 : turn + 1],
+            }
+            single_rows.append(single_row)
     return single_rows
 
 
 def best_constants(conversations: Iterable[Sequence[dict[str, str]]]) -> dict[str, str]:
     """Return the constant answer of each kind that has the best main score on training answers."""
-    by_kind: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for messages in conversations:
-        for question, answer in zip(messages[:-1], messages[1:]):
-            if answer["role"] == "assistant" and question["role"] == "user":
-                texts = " ".join(message_texts(question)), " ".join(message_texts(answer))
-                kind = answer_kind(*texts)
-                if kind in MAIN_SCORES and len(by_kind[kind]) < MOST_CONSTANTS:
-                    by_kind[kind].append(texts)
     constants = {}
-    for kind, pairs in by_kind.items():
-        questions, answers = zip(*pairs)
+    for kind, pairs in trained_answers(conversations).items():
+        questions = [question for question, _ in pairs]
+        answers = [answer for _, answer in pairs]
         references = [(answer,) for answer in answers]
-        name = MAIN_SCORES[kind]
-        values = {}
+        score_name = MAIN_SCORES[kind]
+        candidate_scores = {}
         for candidate in candidates_of(kind, answers):
-            value = float(np.mean(score_answers(kind, questions, [candidate] * len(answers), references)[name]))
-            values[candidate] = -value if name in LOWER_IS_BETTER else value
-        constants[kind] = max(values, key=values.get)
+            scores = score_answers(kind, questions, [candidate] * len(answers), references)
+            mean = float(np.mean(scores[score_name]))
+            candidate_scores[candidate] = -mean if score_name in LOWER_IS_BETTER else mean
+        constants[kind] = max(candidate_scores, key=candidate_scores.get)
     return constants
+
+
+def trained_answers(conversations: Iterable[Sequence[dict[str, str]]]) -> dict[str, list[tuple[str, str]]]:
+    """Return up to `MOST_CONSTANTS` questions with their answers of each scored kind."""
+    pairs_by_kind = defaultdict(list)
+    for messages in conversations:
+        for question, answer in itertools.pairwise(messages):
+            if question["role"] != "user" or answer["role"] != "assistant":
+                continue
+            question_text = " ".join(message_texts(question))
+            answer_text = " ".join(message_texts(answer))
+            kind = answer_kind(question_text, answer_text)
+            if kind in MAIN_SCORES and len(pairs_by_kind[kind]) < MOST_CONSTANTS:
+                pairs_by_kind[kind].append((question_text, answer_text))
+    return pairs_by_kind
 
 
 def candidates_of(kind: str, answers: Sequence[str]) -> list[str]:
     """Return the answers that may be the best constant: of maps, also each of their words in all cells."""
-    if kind in ("map", "fine_map"):
-        longest = max(len(answer.split()) for answer in answers)
-        words = sorted({word for answer in answers for word in answer.split()})
-        return [*dict.fromkeys(answers), *(" ".join([word] * longest) for word in words)]
+    distinct_answers = list(dict.fromkeys(answers))
     if kind == "grounding":
-        return [answer for answer in dict.fromkeys(answers) if read_boxes(answer)[0]]
-    return list(dict.fromkeys(answers))
+        return [answer for answer in distinct_answers if read_boxes(answer)[0]]
+    if kind not in ("map", "fine_map"):
+        return distinct_answers
+    words = set()
+    most_cells = 0
+    for answer in answers:
+        cells = answer.split()
+        words.update(cells)
+        most_cells = max(most_cells, len(cells))
+    uniform_maps = [" ".join([word] * most_cells) for word in sorted(words)]
+    return distinct_answers + uniform_maps
 
 
 @torch.no_grad()
@@ -263,19 +329,29 @@ def ask(
     """Return the answers to questions of one kind, with their own images or those of another question."""
     model.eval()
     tokenizer = collator.processor.tokenizer
-    longest = max(len(tokenizer(question.references[0])["input_ids"]) for question, _ in pairs)
-    options: dict[str, Any] = {"max_new_tokens": min(longest + 1, MOST_NEW_TOKENS)}  # and the end of the turn
-    samples, batch_size = SAMPLES.get(kind, 1), BATCH_SIZE
+    longest_answer = 0
+    for question, _ in pairs:
+        tokens = tokenizer(question.references[0])["input_ids"]
+        longest_answer = max(longest_answer, len(tokens))
+    # An answer ends with one more token, the end of the turn.
+    options: dict[str, Any] = {"max_new_tokens": min(longest_answer + 1, MOST_NEW_TOKENS)}
+    samples = SAMPLES.get(kind, 1)
+    batch_size = BATCH_SIZE
     if samples > 1:
-        options |= {"samples": samples, "do_sample": True, "top_k": 0}
-        length = collator([rows[pairs[0][0].row]])["input_ids"].shape[1]
-        batch_size = max(min(BATCH_SIZE, CACHED_TOKENS // (samples * length)), 1)
+        options.update(samples=samples, do_sample=True, top_k=0)
+        first_question, _ = pairs[0]
+        prompt = collator([rows[first_question.row]])
+        prompt_length = prompt["input_ids"].shape[1]
+        most_cached = CACHED_TOKENS // (samples * prompt_length)
+        batch_size = max(min(BATCH_SIZE, most_cached), 1)
     answers = []
     for start in tqdm(range(0, len(pairs), batch_size), desc=f"{kind}, {description}"):
-        batch = [conversation_of(collator, rows, *pair) for pair in pairs[start : start + batch_size]]
-        sampled = generate_answers(model, collator.processor, batch, **options)
-        for first in range(0, len(sampled), samples):
-            answers.append(middle_answer(kind, sampled[first : first + samples]))
+        conversations = []
+        for question, partner in pairs[start : start + batch_size]:
+            conversations.append(conversation_of(collator, rows, question, partner))
+        sampled_answers = generate_answers(model, collator.processor, conversations, **options)
+        for first in range(0, len(sampled_answers), samples):
+            answers.append(middle_answer(kind, sampled_answers[first : first + samples]))
     return answers
 
 
@@ -285,11 +361,19 @@ def middle_answer(kind: str, answers: Sequence[str]) -> str:
     Without a number or an area in any answer, the first one is returned.
     """
     if kind == "count":
-        numbered = [answer for answer in answers if read_number(answer) is not None]
-        return sorted(numbered, key=read_number)[(len(numbered) - 1) // 2] if numbered else answers[0]
-    boxes = {answer: largest_area(answer) for answer in answers} if kind == "fine_map" else {}
-    boxes = {answer: box for answer, box in boxes.items() if box is not None}
-    return max(boxes, key=lambda answer: sum(iou(boxes[answer], box) for box in boxes.values()), default=answers[0])
+        numbered_answers = [answer for answer in answers if read_number(answer) is not None]
+        if numbered_answers:
+            numbered_answers.sort(key=read_number)
+            return numbered_answers[(len(numbered_answers) - 1) // 2]
+    if kind == "fine_map":
+        boxes = {}
+        for answer in answers:
+            box = largest_area(answer)
+            if box is not None:
+                boxes[answer] = box
+        if boxes:
+            return max(boxes, key=lambda answer: sum(iou(boxes[answer], box) for box in boxes.values()))
+    return answers[0]
 
 
 def compare(
@@ -303,32 +387,48 @@ def compare(
     """Return each score of three lists of answers, see [`score_pretraining`]."""
     texts = [question.text for question in questions]
     references = [question.references for question in questions]
-    values = {"own": own, "other_images": other, "constant": constant}
-    values = {name: score_answers(kind, texts, answers, references) for name, answers in values.items()}
     images = [" ".join(question.images) for question in questions]
-    compared = {}
-    for score, of_own in values["own"].items():
-        means = {name: float(np.mean(of_name[score])) for name, of_name in values.items()}
-        is_error = score in LOWER_IS_BETTER
-        gains = [means["own"] - means[name] for name in ("other_images", "constant")]
-        found: dict[str, Any] = {**means, "least_gain": min(-gain if is_error else gain for gain in gains)}
+    own_scores = score_answers(kind, texts, own, references)
+    other_scores = score_answers(kind, texts, other, references)
+    constant_scores = score_answers(kind, texts, constant, references)
+    comparisons = {}
+    for score_name in own_scores:
+        own_mean = float(np.mean(own_scores[score_name]))
+        control_means = {
+            "other_images": float(np.mean(other_scores[score_name])),
+            "constant": float(np.mean(constant_scores[score_name])),
+        }
+        comparison: dict[str, Any] = {"own": own_mean, **control_means}
+        is_error = score_name in LOWER_IS_BETTER
+        gains = []
+        for control_mean in control_means.values():
+            gain = own_mean - control_mean
+            gains.append(-gain if is_error else gain)
+        comparison["least_gain"] = min(gains)
         if is_error:
-            for name in ("other_images", "constant"):
-                if means[name] > 0:
-                    found[f"ratio_to_{name}"] = means["own"] / means[name]
-        difference = of_own - values["other_images"][score]
-        found["difference"] = np.percentile(resample_mean(difference, images, seed), [2.5, 97.5]).tolist()
-        found["questions"] = len(questions)
-        compared[score] = found
-    return compared
+            for control, control_mean in control_means.items():
+                if control_mean > 0:
+                    comparison[f"ratio_to_{control}"] = own_mean / control_mean
+        differences = own_scores[score_name] - other_scores[score_name]
+        resampled_means = resample_mean(differences, images, seed)
+        comparison["difference"] = np.percentile(resampled_means, [2.5, 97.5]).tolist()
+        comparison["questions"] = len(questions)
+        comparisons[score_name] = comparison
+    return comparisons
 
 
 def answers_table(scores: dict[str, dict[str, dict[str, Any]]]) -> str:
     """Return a Markdown table with a row for each score."""
     columns = ["answers", "questions", "with own images", "with other images", "best constant"]
     lines = []
-    for kind, of_kind in scores.items():
-        for score, found in of_kind.items():
-            values = [f"{found[name]:.3f}" for name in ("own", "other_images", "constant")]
-            lines.append([f"{kind}: {score.replace('_', ' ')}", found["questions"], *values])
+    for kind, comparisons in scores.items():
+        for score_name, comparison in comparisons.items():
+            line = [
+                f"{kind}: {score_name.replace('_', ' ')}",
+                comparison["questions"],
+                f"{comparison['own']:.3f}",
+                f"{comparison['other_images']:.3f}",
+                f"{comparison['constant']:.3f}",
+            ]
+            lines.append(line)
     return table(columns, lines)

@@ -4,7 +4,9 @@ import json
 import math
 import os
 import re
+from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,15 @@ CLEAN = "clean"
 
 def open_robustness_task(name: str, args: RobustnessArguments) -> RobustnessTask:
     model_type = read_model_type(name)
-    known = {name: entry.robustness_task for name, entry in MODELS.items() if entry.robustness_task is not None}
-    if model_type not in known:
-        raise ValueError(f"Expected a fine-tuned model ({', '.join(known)}), got {name} of type {model_type!r}.")
-    return TASKS[known[model_type]](name, args)
+    task_names = {}
+    for registered_type, entry in MODELS.items():
+        if entry.robustness_task is not None:
+            task_names[registered_type] = entry.robustness_task
+    if model_type not in task_names:
+        expected = ", ".join(task_names)
+        raise ValueError(f"Expected a fine-tuned model ({expected}), got {name} of type {model_type!r}.")
+    task_class = TASKS[task_names[model_type]]
+    return task_class(name, args)
 
 
 def evaluate_robustness(args: RobustnessArguments) -> dict[str, Any]:
@@ -48,9 +55,11 @@ def evaluate_robustness(args: RobustnessArguments) -> dict[str, Any]:
     if PartialState().num_processes > 1:
         raise ValueError("Robustness must be evaluated in one process. Start the command without a launcher.")
     check_no_model(args.output_dir)
-    conditions = [(name, severity) for name in args.corruptions or SEVERITIES for severity in args.severities]
-    for condition in conditions:
-        parameters(*condition)
+    conditions = []
+    for corruption in args.corruptions or SEVERITIES:
+        for severity in args.severities:
+            parameters(corruption, severity)  # It raises an error if the corruption is unknown.
+            conditions.append((corruption, severity))
     tasks, about = open_robustness_tasks(args)
     lock = FolderLock(args.output_dir)
     lock.acquire()
@@ -61,20 +70,30 @@ def evaluate_robustness(args: RobustnessArguments) -> dict[str, Any]:
 
 
 def score_models(
-    tasks: dict[str, RobustnessTask], about: dict[str, Any], conditions: Sequence[tuple[str, int]], output_dir: Path
+    tasks: dict[str, RobustnessTask],
+    about: dict[str, Any],
+    conditions: Sequence[tuple[str, int]],
+    output_dir: Path,
 ) -> dict[str, Any]:
     """Return the metrics of all models; write them after each model, which is then removed from `tasks`."""
-    names, metrics = list(tasks), {**about, "models": []}
-    same = {name: value for name, value in about.items() if name not in ("score", "images")}
-    check_same_settings(output_dir / "settings.json", {**same, "parameters of corruptions": SEVERITIES})
+    settings_of_all = {}
+    for name, setting in about.items():
+        if name not in ("score", "images"):
+            settings_of_all[name] = setting
+    settings_of_all["parameters of corruptions"] = SEVERITIES
+    check_same_settings(output_dir / "settings.json", settings_of_all)
+    metrics = {**about, "models": []}
+    names = list(tasks)
     for name, label in zip(names, short_names(names)):
         task = tasks.pop(name)  # Only one model at a time is in memory.
-        folder = output_dir / re.sub(r"[^\w.=-]+", "--", os.path.normpath(name)).strip("-")
         settings = task.settings
         metrics["greater_is_better"] = task.greater_is_better
+        folder_name = re.sub(r"[^\w.=-]+", "--", os.path.normpath(name)).strip("-")
+        folder = output_dir / folder_name
         check_same_settings(folder / "settings.json", settings)
         scores = score_conditions(task, folder, label, [(CLEAN, 0), *conditions])
-        metrics["models"].append({"model": label, "settings": settings, **summarize_conditions(scores, about["score"])})
+        summary = summarize_conditions(scores, about["score"])
+        metrics["models"].append({"model": label, "settings": settings, **summary})
         write_whole(output_dir / "metrics.json", json.dumps(without_nan(metrics), indent=2) + "\n")
     return metrics
 
@@ -82,36 +101,62 @@ def score_models(
 def open_robustness_tasks(args: RobustnessArguments) -> tuple[dict[str, RobustnessTask], dict[str, Any]]:
     """Return the tasks by model name, and the settings that all of them share."""
     tasks = {name: open_robustness_task(name, args) for name in args.models}
-    first, *others = tasks.values()
-    for name, task in zip(args.models[1:], others):
-        differ = [key for key, value in first.data.items() if task.data[key] != value]
-        if differ:
-            raise ValueError(f"{name} and {args.models[0]} differ in their {' and '.join(differ)}. Set --data.")
-        if task.score != first.score:
-            raise ValueError(f"{name} is scored by {task.score}, but {args.models[0]} by {first.score}. Set --metric.")
-    return tasks, {"score": first.score, "images": len(first), **first.data, "seed": args.seed}
+    first_name = args.models[0]
+    first_task = tasks[first_name]
+    for name, task in tasks.items():
+        different_keys = [key for key, value in first_task.data.items() if task.data[key] != value]
+        if different_keys:
+            keys = " and ".join(different_keys)
+            raise ValueError(f"{name} and {first_name} differ in their {keys}. Set --data.")
+        if task.score != first_task.score:
+            raise ValueError(f"{name} is scored by {task.score}, but {first_name} by {first_task.score}. Set --metric.")
+    about = {
+        "score": first_task.score,
+        "images": len(first_task),
+        **first_task.data,
+        "seed": args.seed,
+    }
+    return tasks, about
 
 
 def score_conditions(
-    task: RobustnessTask, folder: Path, label: str, conditions: Sequence[tuple[str, int]]
+    task: RobustnessTask,
+    folder: Path,
+    label: str,
+    conditions: Sequence[tuple[str, int]],
 ) -> dict[tuple[str, int], dict[str, float]]:
     """Return the metrics under each condition; finished conditions are stored in `progress.json` of the folder."""
-    parts = {f"{name}_{severity}" if severity else name: (name, severity) for name, severity in conditions}
-    progress, scores = Progress(folder / "progress.json"), {}
-    missing = parts.keys() - progress.parts.keys()
-    with logging_redirect_tqdm(), tqdm(total=len(missing) * len(task), unit="image", disable=not missing) as bar:
-        for part, (name, severity) in parts.items():
+    progress = Progress(folder / "progress.json")
+    condition_names = {}
+    for corruption, severity in conditions:
+        condition_names[corruption, severity] = f"{corruption}_{severity}" if severity else corruption
+    num_missing = len(set(condition_names.values()) - progress.parts.keys())
+    scores = {}
+    with (
+        logging_redirect_tqdm(),
+        tqdm(total=num_missing * len(task), unit="image", disable=num_missing == 0) as bar,
+    ):
 
-            def evaluate(name=name, severity=severity, part=part):
-                bar.set_description(f"{label}: {part}")
-                return without_nan(task.evaluate(None if name == CLEAN else name, severity, bar.update))
+        def evaluate(corruption: str, severity: int) -> dict[str, float | None]:
+            bar.set_description(f"{label}: {condition_names[corruption, severity]}")
+            metrics = task.evaluate(None if corruption == CLEAN else corruption, severity, bar.update)
+            return without_nan(metrics)
 
-            found = progress.result(part, evaluate)
-            if task.score not in found:
-                known = ", ".join(key for key, value in found.items() if not isinstance(value, str))
-                raise ValueError(f"Unknown score {task.score!r}. The metric has {known}.")
-            scores[name, severity] = {key: math.nan if value is None else value for key, value in found.items()}
+        for (corruption, severity), condition_name in condition_names.items():
+            stored_metrics = progress.result(condition_name, partial(evaluate, corruption, severity))
+            metrics = {}
+            for name, value in stored_metrics.items():
+                metrics[name] = math.nan if value is None else value
+            check_has_score(task.score, metrics)
+            scores[corruption, severity] = metrics
     return scores
+
+
+def check_has_score(score: str, metrics: dict[str, Any]) -> None:
+    if score in metrics:
+        return
+    names = [name for name, value in metrics.items() if not isinstance(value, str)]
+    raise ValueError(f"Unknown score {score!r}. The metric has {', '.join(names)}.")
 
 
 def summarize_conditions(scores: dict[tuple[str, int], dict[str, float]], score: str) -> dict[str, Any]:
@@ -125,76 +170,106 @@ def summarize_conditions(scores: dict[tuple[str, int], dict[str, float]], score:
     clean = scores[CLEAN, 0][score]
 
     def with_relative(value: float) -> dict[str, float]:
-        return {"score": value, "relative": value / clean if clean else math.nan}
+        relative = value / clean if clean else math.nan
+        return {"score": value, "relative": relative}
 
-    conditions = [
-        {"corruption": name, "severity": severity, **with_relative(found[score]), "metrics": found}
-        for (name, severity), found in scores.items()
-        if name != CLEAN
-    ]
-    by_corruption = {}
-    for item in conditions:
-        by_corruption.setdefault(item["corruption"], []).append(item["score"])
-    means = {name: sum(values) / len(values) for name, values in by_corruption.items()}
+    conditions = []
+    scores_by_corruption = defaultdict(list)
+    for (corruption, severity), metrics in scores.items():
+        if corruption == CLEAN:
+            continue
+        condition = {
+            "corruption": corruption,
+            "severity": severity,
+            **with_relative(metrics[score]),
+            "metrics": metrics,
+        }
+        conditions.append(condition)
+        scores_by_corruption[corruption].append(metrics[score])
+    means = {}
+    for corruption, scores_of_severities in scores_by_corruption.items():
+        means[corruption] = sum(scores_of_severities) / len(scores_of_severities)
     return {
         "clean": {"score": clean, "metrics": scores[CLEAN, 0]},
         "average": with_relative(sum(means.values()) / len(means)),
-        "corruptions": {name: with_relative(mean) for name, mean in means.items()},
+        "corruptions": {corruption: with_relative(mean) for corruption, mean in means.items()},
         "conditions": conditions,
     }
 
 
 def format_score(item: dict[str, float]) -> list[str]:
     """Return score and relative score as texts for a table, with a dash for NaN."""
-    score, relative = item["score"], item.get("relative", 1.0)
-    return ["–" if math.isnan(score) else f"{score:.3f}", "–" if math.isnan(relative) else f"{relative:.1%}"]
+    score = item["score"]
+    relative = item.get("relative", 1.0)
+    score_text = "–" if math.isnan(score) else f"{score:.3f}"
+    relative_text = "–" if math.isnan(relative) else f"{relative:.1%}"
+    return [score_text, relative_text]
 
 
 def robustness_table(metrics: dict[str, Any]) -> str:
     """Return a Markdown table of all models: clean, each corruption (mean over its severities) and the average."""
-    models = metrics["models"]
-    rows = [["clean", *[cell for model in models for cell in format_score(model["clean"])]]]
-    for name in models[0]["corruptions"]:
-        rows.append(
-            [name.replace("_", " "), *[c for model in models for c in format_score(model["corruptions"][name])]]
-        )
-    rows.append(["average", *[cell for model in models for cell in format_score(model["average"])]])
-    header = [title for model in models for title in (model["model"], "of clean")]
-    return table([score_title(metrics), *header], rows)
+    header = [score_title(metrics)]
+    clean_row = ["clean"]
+    average_row = ["average"]
+    corruption_rows = {}
+    for model in metrics["models"]:
+        header += [model["model"], "of clean"]
+        clean_row += format_score(model["clean"])
+        average_row += format_score(model["average"])
+        for corruption, mean in model["corruptions"].items():
+            row = corruption_rows.setdefault(corruption, [corruption.replace("_", " ")])
+            row += format_score(mean)
+    return table(header, [clean_row, *corruption_rows.values(), average_row])
 
 
 def score_title(metrics: dict[str, Any]) -> str:
     """Return the name of the score, which says if a lower score is better."""
     title = metrics["score"].replace("_", " ")
-    return title if metrics["greater_is_better"] else f"{title} (lower is better)"
+    if metrics["greater_is_better"]:
+        return title
+    return f"{title} (lower is better)"
 
 
 def severity_table(model: dict[str, Any]) -> str:
     """Return a Markdown table with a row for each corruption and a column for each severity."""
-    severities = list(dict.fromkeys(item["severity"] for item in model["conditions"]))
-    cells = {name: [] for name in model["corruptions"]}
-    for item in model["conditions"]:
-        cells[item["corruption"]].append("{} ({})".format(*format_score(item)))
-    rows = [[name.replace("_", " "), *row] for name, row in cells.items()]
-    return table([f"{model['model']}, at severity", *severities], rows)
+    header = [f"{model['model']}, at severity"]
+    rows = {}
+    for condition in model["conditions"]:
+        if condition["severity"] not in header:
+            header.append(condition["severity"])
+        corruption = condition["corruption"]
+        row = rows.setdefault(corruption, [corruption.replace("_", " ")])
+        score, relative = format_score(condition)
+        row.append(f"{score} ({relative})")
+    return table(header, list(rows.values()))
 
 
 def draw_robustness(metrics: dict[str, Any], path: Path) -> None:
     """Draw a plot for each corruption: score of each model by severity, where 0 is clean images."""
-    names = list(metrics["models"][0]["corruptions"])
-    columns = min(4, len(names))
-    lines = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(1 + 2.4 * columns, 0.8 + 2.0 * lines), layout="constrained")
-    axes = figure.subplots(lines, columns, sharey=True, squeeze=False)
-    for axis, name in zip(axes.flat, names):
-        for model in metrics["models"]:
-            points = [(item["severity"], item["score"]) for item in model["conditions"] if item["corruption"] == name]
-            axis.plot(*zip((0, model["clean"]["score"]), *sorted(points)), marker="o", markersize=3)
-        axis.set_title(name.replace("_", " "), fontsize=9)
+    models = metrics["models"]
+    corruptions = list(models[0]["corruptions"])
+    num_columns = min(4, len(corruptions))
+    num_rows = math.ceil(len(corruptions) / num_columns)
+    figure = Figure(
+        figsize=(1 + 2.4 * num_columns, 0.8 + 2.0 * num_rows),
+        layout="constrained",
+    )
+    axes = figure.subplots(num_rows, num_columns, sharey=True, squeeze=False)
+    for axis, corruption in zip(axes.flat, corruptions):
+        for model in models:
+            points = []
+            for condition in model["conditions"]:
+                if condition["corruption"] == corruption:
+                    points.append((condition["severity"], condition["score"]))
+            points = [(0, model["clean"]["score"]), *sorted(points)]
+            severities, scores = zip(*points)
+            axis.plot(severities, scores, marker="o", markersize=3)
+        axis.set_title(corruption.replace("_", " "), fontsize=9)
         axis.set_xticks(range(6))
-    for axis in axes.flat[len(names) :]:
-        axis.axis("off")
-    figure.legend([model["model"] for model in metrics["models"]], loc="outside upper center", ncols=4, fontsize=8)
+    for unused_axis in axes.flat[len(corruptions) :]:
+        unused_axis.axis("off")
+    labels = [model["model"] for model in models]
+    figure.legend(labels, loc="outside upper center", ncols=4, fontsize=8)
     figure.supxlabel("severity (0: clean)", fontsize=9)
     figure.supylabel(score_title(metrics), fontsize=9)
     figure.savefig(path, dpi=120)

@@ -41,14 +41,24 @@ from ..training.resuming import fingerprint_data
 from .arguments import RobustnessArguments
 
 
-class UpdateCallback(TrainerCallback):
-    """Callback that calls a function after each batch."""
+class ProgressCallback(TrainerCallback):
+    """Callback that reports the number of images of each batch.
 
-    def __init__(self, update: Callable[[], Any]):
+    Args:
+        update: function that is called with the number.
+        num_images: number of all images.
+        images_per_step: number of images of each batch but the last one.
+    """
+
+    def __init__(self, update: Callable[[int], Any], num_images: int, images_per_step: int):
         self.update = update
+        self.remaining_images = num_images
+        self.images_per_step = images_per_step
 
     def on_prediction_step(self, args, state, control, **kwargs):
-        self.update()
+        images_in_step = min(self.images_per_step, self.remaining_images)
+        self.remaining_images -= images_in_step
+        self.update(images_in_step)
 
 
 class RobustnessTask:
@@ -83,47 +93,64 @@ class RobustnessTask:
     trainer: Trainer
 
     def __init__(self, name: str, args: RobustnessArguments):
-        self.name, self.seed = name, args.seed
+        self.name = name
+        self.seed = args.seed
         self.configuration = args.configuration or recorded_configuration(name)
-        described = args.data or self.configuration.get("data")
-        if described is None:
-            raise ValueError(f"{name} has no record of the data it was scored on. Set --data.")
-        self.described = {**described, "root": args.data_root} if args.data_root else described
+        self.described = args.data or self.configuration.get("data")
         self.split = args.split or self.configuration.get("test_split") or self.configuration.get("eval_split")
-        if self.split is None:
-            raise ValueError(f"{name} has no record of the split it was scored on. Set --split.")
+        for option, setting in (("data", self.described), ("split", self.split)):
+            if setting is None:
+                raise ValueError(f"{name} has no record of the {option} it was scored on. Set --{option}.")
+        if args.data_root:
+            self.described = {**self.described, "root": args.data_root}
 
     def _set_samples(self, samples: Dataset, files: Any, limit: int | None) -> None:
-        self.data = {"data": self.described, "split": self.split, "limit": limit, "files": fingerprint_data(files)}
-        if limit is not None and limit < len(samples):
-            samples = Subset(samples, [index * len(samples) // limit for index in range(limit)])
         self.samples = samples
+        if limit is not None and limit < len(samples):
+            indices = [number * len(samples) // limit for number in range(limit)]
+            self.samples = Subset(samples, indices)
+        self.data = {
+            "data": self.described,
+            "split": self.split,
+            "limit": limit,
+            "files": fingerprint_data(files),
+        }
 
     def _check_bands_and_classes(self, config: PreTrainedConfig, names: list[str], input_spec: dict | None) -> None:
         if input_spec is not None and InputSpec.from_dict(input_spec).band_names is not None:
             raise ValueError(f"Corruptions need the bands red, green and blue, but {self.name} takes other bands.")
         classes = list(config.id2label.values())
-        unnamed = [f"LABEL_{index}" for index in range(len(names))]  # Converted checkpoints have such names.
-        if classes not in (names, unnamed):
+        default_names = [f"LABEL_{index}" for index in range(len(names))]  # Converted checkpoints have such names.
+        if classes not in (names, default_names):
             raise ValueError(
                 f"Expected the {len(names)} classes of the data, {names}, got {len(classes)} classes of {self.name}: "
                 f"{classes}."
             )
 
     def _scoring_settings(self, args: RobustnessArguments, *more: str) -> dict[str, Any]:
-        unsupported = sorted(set(args.scored_with) - {*more, *self.scored_with})
-        if unsupported:
-            raise ValueError(f"{', '.join(unsupported)}: not supported for {self.name}. Leave it out.")
-        found = {name: self.configuration.get(name) for name in (*more, *self.scored_with)} | args.scored_with
-        loading = {"dataloader_num_workers": args.dataloader_num_workers, "report_to": "none", "disable_tqdm": True}
-        fixed = {"output_dir": args.output_dir, "do_train": False, **loading}
-        return fixed | {name: value for name, value in found.items() if value is not None}
+        names = [*more, *self.scored_with]
+        unsupported_names = sorted(set(args.scored_with) - set(names))
+        if unsupported_names:
+            raise ValueError(f"{', '.join(unsupported_names)}: not supported for {self.name}. Leave it out.")
+        settings = {
+            "output_dir": args.output_dir,
+            "do_train": False,
+            "dataloader_num_workers": args.dataloader_num_workers,
+            "report_to": "none",
+            "disable_tqdm": True,
+        }
+        for name in names:
+            setting = args.scored_with.get(name, self.configuration.get(name))
+            if setting is not None:
+                settings[name] = setting
+        return settings
 
     @property
     def settings(self) -> dict[str, Any]:
         """Settings on which the scores depend in addition to the data: those of prediction, and a hash of weights."""
-        used = {name: getattr(self.args, name) for name in self.scored_with}
-        return used | {"weights": weights_digest(self.trainer.model)}
+        settings = {name: getattr(self.args, name) for name in self.scored_with}
+        settings["weights"] = weights_digest(self.trainer.model)
+        return settings
 
     @property
     def greater_is_better(self) -> bool:
@@ -147,22 +174,26 @@ class RobustnessTask:
         samples = self.samples
         if corruption is not None:
             samples = CorruptedImages(samples, corruption, severity, self.seed, self.move)
-        starts = iter(range(0, len(samples), self.images_per_step))
-        progress = UpdateCallback(lambda: update(min(self.images_per_step, len(samples) - next(starts))))
+        progress = ProgressCallback(update, len(samples), self.images_per_step)
         self.trainer.add_callback(progress)
         try:
             loader = self.trainer.get_eval_dataloader(samples)
-            metrics = self.trainer.evaluation_loop(loader, self.name, metric_key_prefix="test").metrics
+            output = self.trainer.evaluation_loop(loader, self.name, metric_key_prefix="test")
         finally:
             self.trainer.remove_callback(progress)
-        return {key.removeprefix("test_"): value for key, value in metrics.items()}
+        return {name.removeprefix("test_"): value for name, value in output.metrics.items()}
 
 
 def recorded_configuration(name: str) -> dict[str, Any]:
     """Return the evaluation settings in the record of a model's run, as a fine-tuning configuration."""
     record = read_record(name).get("evaluated_on") or {}
-    splits = {"test_split": record.get("test"), "eval_split": record.get("eval")}
-    return {"data": record.get("data"), **splits, **(record.get("scored_with") or {})}
+    settings = record.get("scored_with") or {}
+    return {
+        "data": record.get("data"),
+        "test_split": record.get("test"),
+        "eval_split": record.get("eval"),
+        **settings,
+    }
 
 
 class DenseTask(RobustnessTask):
@@ -176,26 +207,28 @@ class DenseTask(RobustnessTask):
         entry = find_model(config.model_type)
         self.model_class = entry.model_class
         data = DenseData.from_dict(self.described)
-        self.encoding, self.image_spec = data.encoding, data.image_spec
+        self.encoding = data.encoding
+        self.image_spec = data.image_spec
         samples = data.open([self.split])
         self._check_bands_and_classes(config, self.encoding.names, self.image_spec)
-        self._check(samples)
+        self._check_samples(samples)
         self._set_samples(samples, samples.files_or_rows(), args.limit)
-        found = self._scoring_settings(args, "crop_size", "metric")
-        self.metric = found.pop("metric", entry.metric)
-        main_score = evaluate.load(metric_path(self.metric), num_labels=len(self.encoding.names)).main_score
-        self.score = args.score or main_score
+        settings = self._scoring_settings(args, "crop_size", "metric")
+        self.metric = settings.pop("metric", entry.metric)
+        metric = evaluate.load(metric_path(self.metric), num_labels=len(self.encoding.names))
+        self.score = args.score or metric.main_score
         if self.score is None:
             raise ValueError(f"The metric {self.metric} has no `main_score`. Set --score to one of its values.")
-        self.args = ViTPSegmentationTrainingConfig(**found)
+        self.args = ViTPSegmentationTrainingConfig(**settings)
 
-    def _check(self, samples: MaskedImages) -> None:
+    def _check_samples(self, samples: MaskedImages) -> None:
         if samples.mask(0) is None:
             raise ValueError(f"Split {self.split!r} needs masks for scoring.")
-        found, expected = len(samples[0]["images"]), self.model_class.images_per_sample
-        if found != expected:
+        num_images = len(samples[0]["images"])
+        expected = self.model_class.images_per_sample
+        if num_images != expected:
             raise ValueError(
-                f"{self.name} takes {expected} image(s), but a sample of split {self.split!r} has {found}."
+                f"{self.name} takes {expected} image(s), but a sample of split {self.split!r} has {num_images}."
             )
 
     @cached_property
@@ -204,14 +237,20 @@ class DenseTask(RobustnessTask):
         check_finite(model.state_dict(), self.name)
         start = BackboneArguments(model_name_or_path=self.name)
         processor = load_image_processor(ViTPSegmentationImageProcessor, start, input_spec=self.image_spec)
-        trainer = ViTPSegmentationTrainer(model, self.args, self.encoding, self.metric, processing_class=processor)
+        trainer = ViTPSegmentationTrainer(
+            model,
+            self.args,
+            self.encoding,
+            self.metric,
+            processing_class=processor,
+        )
         if isinstance(self.samples, Subset):
             trainer.surfaces = None  # Surface metrics need whole volumes.
         return trainer
 
     @property
     def settings(self) -> dict[str, Any]:
-        return super().settings | {"metric": self.metric}
+        return {**super().settings, "metric": self.metric}
 
 
 class ClassificationTask(RobustnessTask):
@@ -224,20 +263,25 @@ class ClassificationTask(RobustnessTask):
         super().__init__(name, args)
         data = ClassificationData.from_dict(self.described)
         config = AutoConfig.from_pretrained(name)
-        classes, kind = list(config.id2label.values()), classifying.KINDS[data.multi_label]
+        classes = list(config.id2label.values())
+        problem_type = classifying.KINDS[data.multi_label]
         names = data.find_classes([], classes)
-        if names != classes or config.problem_type != kind:
+        if names != classes or config.problem_type != problem_type:
             raise ValueError(
-                f"Expected the {len(names)} classes of the data, {names}, with {kind}, got {len(classes)} classes of "
-                f"{name}, {classes}, with {config.problem_type}."
+                f"Expected the {len(names)} classes of the data, {names}, with {problem_type}, got {len(classes)} "
+                f"classes of {name}, {classes}, with {config.problem_type}."
             )
         samples = data.open([self.split])
-        files = {"images": samples.files_or_rows(), "labels": str(samples.labels.tolist())}
+        files = {
+            "images": samples.files_or_rows(),
+            "labels": str(samples.labels.tolist()),
+        }
         self._set_samples(samples, files, args.limit)
         self.score = args.score or self.main_scores[data.multi_label]
         self.processor = ViTPImageProcessor.from_pretrained(name)
-        found = self._scoring_settings(args) | {"image_size": self.processor.size["height"]}
-        self.args = classifying.ViTPClassificationTrainingConfig(**found)
+        settings = self._scoring_settings(args)
+        settings["image_size"] = self.processor.size["height"]
+        self.args = classifying.ViTPClassificationTrainingConfig(**settings)
         self.images_per_step = self.args.per_device_eval_batch_size
 
     @cached_property
@@ -255,8 +299,10 @@ class DetectionTask(RobustnessTask):
     def __init__(self, name: str, args: RobustnessArguments):
         super().__init__(name, args)
         config = AutoConfig.from_pretrained(name)
-        tasks = {model.config_class.model_type: task for task, model in TASK_MODELS.items()}
-        self.task = tasks.get(config.model_type, "horizontal")  # Detectors of transformers have horizontal boxes.
+        self.task = "horizontal"  # Detectors of transformers have horizontal boxes.
+        for task, model_class in TASK_MODELS.items():
+            if model_class.config_class.model_type == config.model_type:
+                self.task = task
         self.move = partial(moved, is_oriented=detection.VARIANTS[self.task].is_oriented)
         data = DetectionData.from_dict(self.described)
         self._check_bands_and_classes(config, data.names.names, data.input_spec)
@@ -264,14 +310,18 @@ class DetectionTask(RobustnessTask):
         if any(place.objects is None for place in samples.places):
             raise ValueError(f"Split {self.split!r} needs annotations for scoring.")
         self._set_samples(samples, samples.files_or_rows(), args.limit)
-        found = self._scoring_settings(args, "metric", "metric_options")
-        metric, options = found.pop("metric", None), found.pop("metric_options", {})
-        # The options of the run belong to its metric.
-        self.metric = {"metric": metric, "metric_options": options if args.metric is None else {}}
-        self.data |= {"task": self.task, **self.metric}
-        self.args = ViTPDetectionTrainingConfig(**found)
+        settings = self._scoring_settings(args, "metric", "metric_options")
+        self.metric = {
+            "metric": settings.pop("metric", None),
+            "metric_options": settings.pop("metric_options", {}),
+        }
+        if args.metric is not None:
+            self.metric["metric_options"] = {}  # The options of the run belong to its metric.
+        self.data.update(task=self.task, **self.metric)
+        self.args = ViTPDetectionTrainingConfig(**settings)
         self.images_per_step = self.args.per_device_eval_batch_size
-        self.score = args.score or {"instances": "mask_map"}.get(self.task, "map")
+        main_score = "mask_map" if self.task == "instances" else "map"
+        self.score = args.score or main_score
 
     @cached_property
     def trainer(self) -> ViTPDetectionTrainer:

@@ -19,11 +19,18 @@ from ..tasks.segmentation.data import DenseData
 from .gains import PIXELS, gains_of, load_backbones, measure_gains, with_least_gain
 
 MOST_SCENES = 200  # Of the training images, and of the test images.
-NEIGHBORS, TEMPERATURE, L2 = 20, 0.07, 1e-2  # Of the probes of classes, as those of `vitp probe`.
+# Settings of the probes of classes, as those of `vitp probe`.
+NEIGHBORS = 20
+TEMPERATURE = 0.07
+L2 = 1e-2
 
 
 def probe_views(
-    views: Path, names: Sequence[str], output_dir: Path, seed: int, device: str | torch.device
+    views: Path,
+    names: Sequence[str],
+    output_dir: Path,
+    seed: int,
+    device: str | torch.device,
 ) -> dict[str, Any]:
     """Probe `backbone` in the folder of a run, `backbone_at_start`, random weights and bare pixels on patches of views.
 
@@ -40,9 +47,13 @@ def probe_views(
         `scores` by backbone and probe, `gains` by probe and control, `least_gain` by probe (see [`measure_gains`] and
         [`gains_of`]).
     """
-    data = views_data(views, names)
-    backbones = load_backbones(output_dir / "backbone", output_dir / "backbone_at_start", seed, device)
-    gains = measure_gains(data, "train", "test", backbones=backbones, folder=output_dir / "probe")
+    gains = measure_gains(
+        views_data(views, names),
+        "train",
+        "test",
+        backbones=load_backbones(output_dir / "backbone", output_dir / "backbone_at_start", seed, device),
+        folder=output_dir / "probe",
+    )
     return with_least_gain(gains["test"])
 
 
@@ -50,7 +61,10 @@ def views_data(views: Path, names: Sequence[str]) -> DenseData:
     """Return the data set of the views of [`probe_views`]."""
     splits = {}
     for split in ("train", "test"):
-        splits[split] = {"image": f"{split}/images/{{name}}.*", "mask": f"{split}/masks/{{name}}.png"}
+        splits[split] = {
+            "image": f"{split}/images/{{name}}.*",
+            "mask": f"{split}/masks/{{name}}.png",
+        }
     classes = [{"name": name, "value": value} for value, name in enumerate(names)]
     return DenseData(classes=classes, splits=splits, root=str(views), ignore=[IGNORE_INDEX])
 
@@ -78,17 +92,42 @@ def probe_scenes(
     backbones = load_backbones(output_dir / "backbone", output_dir / "backbone_at_start", seed, device)
     del backbones[PIXELS]
     names = sorted({image.label for image in train})
-    samples = {}
-    for role, images in (("train", train), ("test", test)):
-        chosen = [image for image in spread(images, MOST_SCENES) if image.label in names]
-        files = [FileSample(image.id, {}, image.paths, None) for image in chosen]
-        samples[role] = FileImages(files, [[image.label] for image in chosen], None).set_classes(names, False)
-    task = ClassificationProbe(samples, names, None, "mean", NEIGHBORS, TEMPERATURE, L2)
-    draws = {FewLabels(share=1.0): [np.arange(len(samples["train"]))]}
+    samples = {
+        "train": labeled_scenes(train, names),
+        "test": labeled_scenes(test, names),
+    }
+    task = ClassificationProbe(
+        samples,
+        names,
+        input_spec=None,
+        pooling="mean",
+        num_neighbours=NEIGHBORS,
+        temperature=TEMPERATURE,
+        l2=L2,
+    )
+    all_images = np.arange(len(samples["train"]))
     scores: dict[str, dict[str, dict[str, float]]] = {}
     for name, backbone in backbones.items():
-        with tempfile.TemporaryDirectory(dir=output_dir) as features:
-            found = task.probe(backbone, draws, None, Path(features))
-        scores[name] = {probe: dict(of_draws[0]) for (probe, _), of_draws in found.items()}
-    gains = gains_of(scores, task.main_score)
-    return with_least_gain({"control": task.control(), "scores": scores, "gains": gains})
+        with tempfile.TemporaryDirectory(dir=output_dir) as features_folder:
+            draws = {FewLabels(share=1.0): [all_images]}
+            probe_scores = task.probe(backbone, draws, None, Path(features_folder))
+        scores[name] = {}
+        for (probe, _), scores_of_draws in probe_scores.items():
+            scores[name][probe] = dict(scores_of_draws[0])
+    measured = {
+        "control": task.control(),
+        "scores": scores,
+        "gains": gains_of(scores, task.main_score),
+    }
+    return with_least_gain(measured)
+
+
+def labeled_scenes(images: Sequence[AnnotatedImage], names: Sequence[str]) -> FileImages:
+    """Return up to `MOST_SCENES` evenly spread images, without those whose class is not in `names`."""
+    files = []
+    labels = []
+    for image in spread(images, MOST_SCENES):
+        if image.label in names:
+            files.append(FileSample(image.id, {}, image.paths, None))
+            labels.append([image.label])
+    return FileImages(files, labels, None).set_classes(names, False)

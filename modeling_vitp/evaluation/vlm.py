@@ -5,9 +5,10 @@ import importlib
 import json
 import random
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,41 +82,59 @@ def read_questions(rows: Iterable[dict[str, Any]], kind: str | None = None) -> t
     Raises:
         ValueError: If a row is invalid or does not match `kind`; the message names it.
     """
-    found: dict[tuple, Question] = {}
-    left_out = 0
+    questions: dict[tuple, Question] = {}
+    num_unscored = 0
     for index, row in enumerate(rows):
         if row.get("error"):
             raise ValueError(f"Sample {sample_id_of(row)!r}: {row['error']}")
         images = tuple(image_key(image) for image in images_of(row))
-        messages = row["messages"]
-        for turn, message in enumerate(messages):
+        texts = [" ".join(message_texts(message)) for message in row["messages"]]
+        for turn, message in enumerate(row["messages"]):
             if message["role"] != "assistant" or is_given(message):
                 continue
-            asked = [" ".join(message_texts(one)) for one in messages[:turn]]
-            text, reference = asked[-1] if asked else "", " ".join(message_texts(message))
-            wanted = kind or answer_kind(text, reference)
-            if not images or wanted is None:
-                left_out += 1
+            question_text = texts[turn - 1] if turn > 0 else ""
+            reference = texts[turn]
+            question_kind = kind or answer_kind(question_text, reference)
+            if not images or question_kind is None:
+                num_unscored += 1
                 continue
-            if wanted == "grounding" and not read_boxes(reference)[0]:
-                raise ValueError(
-                    f"Sample {sample_id_of(row)!r}: expected a box in the answer, got {reference[:80]!r}. Change kind."
+            check_kind(row, question_kind, question_text, reference)
+            key = (images, *texts[:turn])  # The same question may follow other messages.
+            if key in questions:
+                references = (*questions[key].references, reference)
+                questions[key] = replace(questions[key], references=references)
+            else:
+                questions[key] = Question(
+                    id=str(sample_id_of(row)),
+                    row=index,
+                    turn=turn,
+                    text=question_text,
+                    references=(reference,),
+                    kind=question_kind,
+                    images=images,
                 )
-            if wanted == "choice" and not read_choices(text):
-                raise ValueError(
-                    f"Sample {sample_id_of(row)!r}: expected choices in the question, one per line. Change kind."
-                )
-            same = found.get((images, *asked))
-            references = (*same.references, reference) if same else (reference,)
-            first = (same.id, same.row, same.turn) if same else (str(sample_id_of(row)), index, turn)
-            found[(images, *asked)] = Question(*first, text, references, same.kind if same else wanted, images)
-    return list(found.values()), left_out
+    return list(questions.values()), num_unscored
+
+
+def check_kind(row: dict[str, Any], kind: str, question: str, reference: str) -> None:
+    """Raise a `ValueError` if a question or its reference cannot be scored as the kind, which a user may have set."""
+    if kind == "grounding" and not read_boxes(reference)[0]:
+        expected = f"a box in the answer, got {reference[:80]!r}"
+    elif kind == "choice" and not read_choices(question):
+        expected = "choices in the question, one per line"
+    else:
+        return
+    raise ValueError(f"Sample {sample_id_of(row)!r}: expected {expected}. Change kind.")
 
 
 def image_key(image: Any) -> str:
     """Return the path of an encoded image, or a hash of its bytes."""
-    path, content = (image.get("path"), image.get("bytes")) if isinstance(image, dict) else (image, None)
-    return hashlib.sha256(content).hexdigest() if content is not None else str(path)
+    if not isinstance(image, dict):
+        return str(image)
+    content = image.get("bytes")
+    if content is None:
+        return str(image.get("path"))
+    return hashlib.sha256(content).hexdigest()
 
 
 def answer_kind(question: str, reference: str) -> str | None:
@@ -130,20 +149,26 @@ def answer_kind(question: str, reference: str) -> str | None:
       list of numbers.
     - `vqa`: other answers.
     """
-    boxes, rest = read_boxes(reference)[0], MARKS.sub(" ", reference)
+    words = reference.split()
+    boxes, _ = read_boxes(reference)
     if boxes:
-        return "grounding" if len(boxes) == 1 and len(rest.split()) <= MOST_WORDS else None
+        words_beside_boxes = MARKS.sub(" ", reference).split()
+        is_one_box = len(boxes) == 1 and len(words_beside_boxes) <= MOST_WORDS
+        return "grounding" if is_one_box else None
     if named_choice(reference, read_choices(question)):
         return "choice"
     if COUNT.search(question) and reference.strip().isdecimal():
         return "count"
-    if FINE_MAP.search(question) and all(len(word) == 1 for word in reference.split()):
+    if FINE_MAP.search(question) and all(len(word) == 1 for word in words):
         return "fine_map"
     if MAP.search(question) and is_map(question, reference):
         return "map"
-    is_long = len(reference.split()) > MOST_WORDS and not NUMBERED.fullmatch(reference)
-    asks = CAPTION.search(question) and not read_boxes(question)[0]
-    return "caption" if is_long or asks else "vqa"
+    if len(words) > MOST_WORDS and not NUMBERED.fullmatch(reference):
+        return "caption"
+    boxes_of_question, _ = read_boxes(question)
+    if CAPTION.search(question) and not boxes_of_question:
+        return "caption"
+    return "vqa"
 
 
 def is_map(question: str, answer: str) -> bool:
@@ -155,9 +180,13 @@ def is_map(question: str, answer: str) -> bool:
     """
     words = answer.split()
     if len(words) > MOST_WORDS:
-        is_repeated = 2 * len(set(words)) <= len(words) and not STOPS.search(answer)
-        return is_repeated or set(words) <= {word.strip(",.?") for word in question.split()}
-    return len(words) == 1 and len(answer) > LONGEST_WORD and THREE_ALIKE.search(answer) is not None
+        distinct_words = set(words)
+        if 2 * len(distinct_words) <= len(words) and not STOPS.search(answer):
+            return True
+        words_of_question = {word.strip(",.?") for word in question.split()}
+        return distinct_words <= words_of_question
+    is_one_long_word = len(words) == 1 and len(answer) > LONGEST_WORD
+    return is_one_long_word and THREE_ALIKE.search(answer) is not None
 
 
 def other_images(images: Sequence[tuple[str, ...]]) -> list[int | None]:
@@ -166,31 +195,42 @@ def other_images(images: Sequence[tuple[str, ...]]) -> list[int | None]:
     The partner is half of the distinct images away. It is `None` if all questions with this number of images have the
     same images.
     """
-    first: dict[int, dict[tuple[str, ...], int]] = {}
-    for index, one in enumerate(images):
-        first.setdefault(len(one), {}).setdefault(one, index)
-    partner = {}
-    for indices in first.values():
-        keys = list(indices)
-        if len(keys) > 1:
-            partner |= {key: indices[keys[(at + len(keys) // 2) % len(keys)]] for at, key in enumerate(keys)}
-    return [partner.get(one) for one in images]
+    # Index of the first question about each images, by the number of images.
+    first_indices: dict[int, dict[tuple[str, ...], int]] = defaultdict(dict)
+    for index, question_images in enumerate(images):
+        first_indices[len(question_images)].setdefault(question_images, index)
+    partners = {}
+    for indices in first_indices.values():
+        distinct_images = list(indices)
+        number = len(distinct_images)
+        if number == 1:
+            continue
+        for position, question_images in enumerate(distinct_images):
+            images_of_partner = distinct_images[(position + number // 2) % number]
+            partners[question_images] = indices[images_of_partner]
+    return [partners.get(question_images) for question_images in images]
 
 
 def conversation_of(
-    collator: ViTPDataCollator, rows: Dataset, question: Question, other: Question | None = None
+    collator: ViTPDataCollator,
+    rows: Dataset,
+    question: Question,
+    other: Question | None = None,
 ) -> list[dict[str, Any]]:
     """Return the messages up to a question, with the images of its row or of another row.
 
     Earlier answers are the references.
     """
-    row, name = rows[question.row], f"Sample {question.id!r}"
+    row = rows[question.row]
+    name = f"Sample {question.id!r}"
     if other is not None:
-        row, name = {**row, "images": images_of(rows[other.row])}, f"{name} with the images of {other.id!r}"
+        row = {**row, "images": images_of(rows[other.row])}
+        name = f"{name} with the images of {other.id!r}"
     try:
-        return collator.conversation(row)[0][: question.turn]
+        messages, *_ = collator.conversation(row)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+    return messages[: question.turn]
 
 
 def evaluate_vlm(args: VLMArguments) -> dict[str, Any]:
@@ -207,45 +247,76 @@ def evaluate_vlm(args: VLMArguments) -> dict[str, Any]:
             about the same image, or a model cannot be used.
     """
     check_no_model(args.output_dir)
-    for name in args.models:
+    check_model_types(args.models)
+    rows, questions, partners, num_unscored = choose_questions(args)
+    metrics = {**description_of(args, questions, num_unscored), "models": []}
+    output_dir = Path(args.output_dir)
+    settings_of_answers = (questions, partners, args.batch_size, args.max_new_tokens)
+    digest_of_questions = hashlib.sha256(repr(settings_of_answers).encode()).hexdigest()
+    logs = []
+    for name, label in zip(args.models, short_names(args.models)):
+        model, processor = open_model(name, args.bf16)
+        collator = ViTPDataCollator(processor)
+        file_name = label.replace("/", "--")
+        log = AnswerLog(
+            output_dir / f"unfinished_{file_name}.jsonl",
+            state=f"{digest_of_questions} {weights_digest(model)}",
+        )
+        logs.append(log)
+        ask = partial(
+            ask_questions,
+            model,
+            collator,
+            rows,
+            questions,
+            batch_size=args.batch_size,
+            max_new_tokens=args.max_new_tokens,
+            log=log,
+        )
+        own_answers = ask(partners=None, description=label)
+        other_answers = ask(partners=partners, description=f"{label}, other images")
+        answered = list(zip(questions, own_answers, other_answers))
+        scores = compare_by_kind(answered, args.seed)
+        metrics["models"].append({"model": label, "scores": scores})
+        write_answers(output_dir / f"answers_{file_name}.jsonl", answered)
+        write_whole(output_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        attempt(
+            output_dir,
+            "the picture of answers",
+            draw_questions,
+            model,
+            collator,
+            rows,
+            answered,
+            args.pictures,
+            output_dir / f"answers_{file_name}.png",
+        )
+    for log in logs:
+        log.path.unlink(missing_ok=True)
+    return metrics
+
+
+def description_of(args: VLMArguments, questions: Sequence[Question], num_unscored: int) -> dict[str, Any]:
+    """Return what the metrics say about the questions."""
+    return {
+        "dataset": args.dataset_name,
+        "split": args.split,
+        "questions": dict(Counter(question.kind for question in questions)),
+        "images": len({question.images for question in questions}),
+        "not_scored": num_unscored,
+        "limit": args.limit,
+        "seed": args.seed,
+    }
+
+
+def check_model_types(names: Sequence[str]) -> None:
+    """Raise a `ValueError` if a model is no vision-language model."""
+    for name in names:
         model_type = read_model_type(name)
         if model_type != ViTPForConditionalGeneration.config_class.model_type:
             raise ValueError(
                 f"Expected a vision-language model, as created by `vitp pretrain`, got {name} of type {model_type!r}."
             )
-    rows, questions, partners, left_out = choose_questions(args)
-    metrics = {
-        "dataset": args.dataset_name,
-        "split": args.split,
-        "questions": dict(Counter(question.kind for question in questions)),
-        "images": len({question.images for question in questions}),
-        "not_scored": left_out,
-        "limit": args.limit,
-        "seed": args.seed,
-        "models": [],
-    }
-    output_dir, logs = Path(args.output_dir), []
-    asked = hashlib.sha256(repr((questions, partners, args.batch_size, args.max_new_tokens)).encode()).hexdigest()
-    for name, label in zip(args.models, short_names(args.models)):
-        model, processor = open_model(name, args.bf16)
-        collator, state = ViTPDataCollator(processor), f"{asked} {weights_digest(model)}"
-        logs.append(AnswerLog(output_dir / f"unfinished_{label.replace('/', '--')}.jsonl", state))
-        options = args.batch_size, args.max_new_tokens
-        own = ask_questions(model, collator, rows, questions, None, *options, label, logs[-1])
-        other = ask_questions(model, collator, rows, questions, partners, *options, f"{label}, other images", logs[-1])
-        scores = {
-            kind: compare(kind, [one for one in zip(questions, own, other) if one[0].kind == kind], args.seed)
-            for kind in metrics["questions"]
-        }
-        metrics["models"].append({"model": label, "scores": scores})
-        file = output_dir / f"answers_{label.replace('/', '--')}"
-        write_answers(Path(f"{file}.jsonl"), questions, own, other)
-        write_whole(output_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        shown = model, collator, rows, list(zip(questions, own, other)), args.pictures, Path(f"{file}.png")
-        attempt(output_dir, "the picture of answers", draw_questions, *shown)
-    for log in logs:
-        log.path.unlink(missing_ok=True)
-    return metrics
 
 
 class AnswerLog:
@@ -257,15 +328,20 @@ class AnswerLog:
     """
 
     def __init__(self, path: Path, state: str):
-        self.path, lines = path, path.read_text().split("\n") if path.is_file() else []
-        self.left = lines[1:-1] if lines[:1] == [state] else []  # The last line is empty, or was not written in full.
+        self.path = path
+        self.stored_batches = []
+        if path.is_file():
+            recorded_state, *batches = path.read_text().split("\n")
+            if recorded_state == state:
+                self.stored_batches = batches[:-1]  # The last line is empty, or was not written in full.
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, "".join(f"{line}\n" for line in (state, *self.left)))
+        lines = [state, *self.stored_batches]
+        write_whole(path, "".join(f"{line}\n" for line in lines))
 
     def answers(self, ask: Callable[[], list[str]]) -> list[str]:
         """Return the answers to the next batch from the file, or else ask and append them."""
-        if self.left:
-            return json.loads(self.left.pop(0))
+        if self.stored_batches:
+            return json.loads(self.stored_batches.pop(0))
         answers = ask()
         with self.path.open("a") as file:
             file.write(json.dumps(answers) + "\n")
@@ -280,38 +356,48 @@ def choose_questions(args: VLMArguments) -> tuple[Dataset, list[Question], list[
         ModuleNotFoundError: If the package that scores captions is missing.
     """
     rows = open_rows(args)
-    questions, left_out = read_questions(rows, args.kind)
+    questions, num_unscored = read_questions(rows, args.kind)
     if not questions:
         raise ValueError(f"No questions that can be scored found in {len(rows)} rows of {args.dataset_name}.")
-    indices = other_images([question.images for question in questions])
-    pairs = [(one, questions[index]) for one, index in zip(questions, indices) if index is not None]
+    pairs = []
+    partner_indices = other_images([question.images for question in questions])
+    for question, partner_index in zip(questions, partner_indices):
+        if partner_index is None:
+            num_unscored += 1
+        else:
+            pairs.append((question, questions[partner_index]))
     if not pairs:
         raise ValueError("All questions are about the same image, so that images cannot be swapped. Add rows.")
-    left_out += indices.count(None)
     if args.limit is not None and args.limit < len(pairs):
-        chosen = random.Random(args.seed).sample(range(len(pairs)), args.limit)
-        pairs = [pairs[index] for index in sorted(chosen)]
-    questions, partners = (list(side) for side in zip(*pairs))
+        drawn_indices = random.Random(args.seed).sample(range(len(pairs)), args.limit)
+        pairs = [pairs[index] for index in sorted(drawn_indices)]
+    questions = [question for question, _ in pairs]
+    partners = [partner for _, partner in pairs]
     if any(question.kind == "caption" for question in questions):
         importlib.import_module("pycocoevalcap")  # A missing package must raise an error before the first model runs.
-    return rows, questions, partners, left_out
+    return rows, questions, partners, num_unscored
 
 
 def open_rows(args: VLMArguments) -> Dataset:
     """Open the rows of the split as conversations with encoded images."""
-    names = {"dataset_train_split": args.split, "dataset_test_split": args.split}
-    wanted = ScriptArguments(dataset_name=args.dataset_name, dataset_config=args.dataset_config, **names)
+    script_arguments = ScriptArguments(
+        dataset_name=args.dataset_name,
+        dataset_config=args.dataset_config,
+        dataset_train_split=args.split,
+        dataset_test_split=args.split,
+    )
     try:
-        opened, _ = open_splits(wanted, args.image_root)
+        splits, _ = open_splits(script_arguments, args.image_root)
     except ValueError as error:
         raise ValueError(str(error).replace("dataset_train_split", "split")) from error
-    return prepare_rows(opened[args.split])
+    return prepare_rows(splits[args.split])
 
 
 def open_model(name: str, bf16: bool) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
     options = {"dtype": torch.bfloat16} if bf16 else {}
     model = ViTPForConditionalGeneration.from_pretrained(name, **options)
-    return model.to(default_device()).eval(), ViTPProcessor.from_pretrained(name)
+    processor = ViTPProcessor.from_pretrained(name)
+    return model.to(default_device()).eval(), processor
 
 
 def ask_questions(
@@ -326,15 +412,35 @@ def ask_questions(
     log: AnswerLog,
 ) -> list[str]:
     """Return the greedy answers to questions, with their own images or those of their partners."""
-    pairs, answers = list(zip(questions, partners or [None] * len(questions))), []
+    if partners is None:
+        partners = [None] * len(questions)
+    pairs = list(zip(questions, partners))
+
+    def ask(batch: Sequence[tuple[Question, Question | None]]) -> list[str]:
+        conversations = []
+        for question, partner in batch:
+            conversations.append(conversation_of(collator, rows, question, partner))
+        return generate_answers(model, collator.processor, conversations, max_new_tokens=max_new_tokens)
+
+    answers = []
     for start in tqdm(range(0, len(pairs), batch_size), desc=description):
-
-        def ask(start=start) -> list[str]:
-            batch = [conversation_of(collator, rows, *pair) for pair in pairs[start : start + batch_size]]
-            return generate_answers(model, collator.processor, batch, max_new_tokens=max_new_tokens)
-
-        answers += log.answers(ask)
+        batch = pairs[start : start + batch_size]
+        answers += log.answers(partial(ask, batch))
     return answers
+
+
+def compare_by_kind(
+    answered: Sequence[tuple[Question, str, str]],
+    seed: int,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the scores of [`compare`] by the kind of the questions."""
+    answered_by_kind = defaultdict(list)
+    for question, own_answer, other_answer in answered:
+        answered_by_kind[question.kind].append((question, own_answer, other_answer))
+    scores = {}
+    for kind, answered_of_kind in answered_by_kind.items():
+        scores[kind] = compare(kind, answered_of_kind, seed)
+    return scores
 
 
 def compare(kind: str, answered: Sequence[tuple[Question, str, str]], seed: int) -> dict[str, dict[str, Any]]:
@@ -342,32 +448,39 @@ def compare(kind: str, answered: Sequence[tuple[Question, str, str]], seed: int)
 
     If the score is a mean over questions, `gain` is the 95 % bootstrap interval, over images, of the difference.
     """
-    questions, *answers = zip(*answered)
-    texts, references = [question.text for question in questions], [question.references for question in questions]
-    own, other = (score_answers(kind, texts, one, references) for one in answers)
+    questions, own_answers, other_answers = zip(*answered)
+    texts = [question.text for question in questions]
+    references = [question.references for question in questions]
     images = [" ".join(question.images) for question in questions]
-    compared = {}
-    for name, values in own.items():
-        compared[name] = {"own": float(np.mean(values)), "other_images": float(np.mean(other[name]))}
-        if isinstance(values, np.ndarray):
-            resampled = resample_mean(values - other[name], images, seed)
-            compared[name]["gain"] = np.percentile(resampled, [2.5, 97.5]).tolist()
-    return compared
+    own_scores = score_answers(kind, texts, own_answers, references)
+    other_scores = score_answers(kind, texts, other_answers, references)
+    comparisons = {}
+    for name, own_score in own_scores.items():
+        other_score = other_scores[name]
+        comparison = {
+            "own": float(np.mean(own_score)),
+            "other_images": float(np.mean(other_score)),
+        }
+        if isinstance(own_score, np.ndarray):
+            resampled_gains = resample_mean(own_score - other_score, images, seed)
+            comparison["gain"] = np.percentile(resampled_gains, [2.5, 97.5]).tolist()
+        comparisons[name] = comparison
+    return comparisons
 
 
-def write_answers(path: Path, questions: Sequence[Question], own: Sequence[str], other: Sequence[str]) -> None:
-    lines = [
-        {
+def write_answers(path: Path, answered: Sequence[tuple[Question, str, str]]) -> None:
+    lines = []
+    for question, own_answer, other_answer in answered:
+        fields = {
             "id": question.id,
             "kind": question.kind,
             "question": question.text,
             "references": question.references,
-            "answer": answer,
-            "answer_with_other_image": blind,
+            "answer": own_answer,
+            "answer_with_other_image": other_answer,
         }
-        for question, answer, blind in zip(questions, own, other)
-    ]
-    write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        lines.append(json.dumps(fields, ensure_ascii=False) + "\n")
+    write_whole(path, "".join(lines))
 
 
 def draw_questions(
@@ -379,30 +492,47 @@ def draw_questions(
     path: Path,
 ) -> None:
     """Draw evenly spaced questions with their images, references, and answers with the own and with another image."""
-    shown = []
-    for index in np.linspace(0, len(answered) - 1, min(number, len(answered))).astype(int):
-        question, own, other = answered[index]
-        picture = Answered(question.id, question.text, question.references[0], own, other)
+    pictures = []
+    feature_maps = []
+    number = min(number, len(answered))
+    for index in np.linspace(0, len(answered) - 1, number).astype(int):
+        question, own_answer, other_answer = answered[index]
+        picture = Answered(
+            name=question.id,
+            question=question.text,
+            reference=question.references[0],
+            answer=own_answer,
+            blind=other_answer,
+        )
+        messages = conversation_of(collator, rows, question)
         with torch.no_grad():
-            messages = conversation_of(collator, rows, question)
             add_features(model, collator.processor, first_image(messages), {}, picture)
-        shown.append(picture)
-    if shown:
-        maps = [colors_of(principal_scores(one.features.float().cpu())) for one in shown]
-        draw_answers(shown, maps, path)
+        scores = principal_scores(picture.features.float().cpu())
+        feature_maps.append(colors_of(scores))
+        pictures.append(picture)
+    if pictures:
+        draw_answers(pictures, feature_maps, path)
 
 
 def answers_table(metrics: dict[str, Any]) -> str:
     """Return a Markdown table with a row for each score: values with own and other images, and the gain's interval."""
-    models, lines = metrics["models"], []
+    header = ["score", "questions"]
+    for model in metrics["models"]:
+        header += [model["model"], "with other images", "gain, 95 %"]
+    first_model = metrics["models"][0]
+    rows = []
     for kind, number in metrics["questions"].items():
-        for name in models[0]["scores"][kind]:
-            cells = [cell for model in models for cell in format_gain(model["scores"][kind][name])]
-            lines.append([f"{kind}: {name.replace('_', ' ')}", number, *cells])
-    header = [title for model in models for title in (model["model"], "with other images", "gain, 95 %")]
-    return table(["score", "questions", *header], lines)
+        for name in first_model["scores"][kind]:
+            row = [f"{kind}: {name.replace('_', ' ')}", number]
+            for model in metrics["models"]:
+                row += format_gain(model["scores"][kind][name])
+            rows.append(row)
+    return table(header, rows)
 
 
 def format_gain(score: dict[str, Any]) -> list[str]:
-    low_high = "{:.3f} to {:.3f}".format(*score["gain"]) if "gain" in score else ""
-    return [f"{score['own']:.3f}", f"{score['other_images']:.3f}", low_high]
+    interval = ""
+    if "gain" in score:
+        low, high = score["gain"]
+        interval = f"{low:.3f} to {high:.3f}"
+    return [f"{score['own']:.3f}", f"{score['other_images']:.3f}", interval]

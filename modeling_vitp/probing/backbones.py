@@ -22,6 +22,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     BaseImageProcessor,
+    PreTrainedConfig,
     PreTrainedModel,
     set_seed,
 )
@@ -71,11 +72,13 @@ class Backbone:
         Raises:
             ValueError: If its bands differ from those of the backbone.
         """
-        own = InputSpec.from_dict(self.input_spec).band_names
+        band_names = InputSpec.from_dict(self.input_spec).band_names
         if not given:
             return self.input_spec
-        spec = given if own is None else {"band_names": own, **given}
-        check_same_bands(self.name, own, "the input spec", InputSpec.from_dict(spec).band_names)
+        spec = given
+        if band_names is not None:
+            spec = {"band_names": band_names, **given}
+        check_same_bands(self.name, band_names, "the input spec", InputSpec.from_dict(spec).band_names)
         return spec
 
     def tokens(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,7 +94,8 @@ class Backbone:
         Raises:
             ValueError: If the output of the model cannot be converted to maps.
         """
-        return self._split(self._run(pixels).last_hidden_state, pixels)
+        output = self._run(pixels)
+        return self._split(output.last_hidden_state, pixels)
 
     def maps(self, pixels: torch.Tensor, depths: int = 1) -> torch.Tensor:
         """Return the patch tokens of several depths, concatenated.
@@ -108,38 +112,59 @@ class Backbone:
             ValueError: If the model has fewer layers, or the maps of its layers differ in size.
         """
         if depths == 1:
-            return self.tokens(pixels)[1]
-        states = self._run(pixels, output_hidden_states=True).hidden_states
-        layers = states if self.model.config.model_type == "timm_wrapper" else states[1:]  # timm omits the embeddings
-        num_layers = len(layers)
-        if depths > num_layers:
-            raise ValueError(f"depths must be at most {num_layers}, the number of layers of {self.name}, got {depths}.")
-        chosen = [layers[round((index + 1) * num_layers / depths) - 1] for index in range(depths)]
-        maps = [self._split(state, pixels)[1] for state in chosen]
-        if len({item.shape for item in maps}) > 1:
+            _, maps = self.tokens(pixels)
+            return maps
+        layers = self._run(pixels, output_hidden_states=True).hidden_states
+        if self.model.config.model_type != "timm_wrapper":
+            layers = layers[1:]  # The first are the embeddings, which timm omits.
+        if depths > len(layers):
+            raise ValueError(
+                f"depths must be at most {len(layers)}, the number of layers of {self.name}, got {depths}."
+            )
+        maps = []
+        for index in range(depths):
+            layer_number = round((index + 1) * len(layers) / depths)
+            _, map_of_layer = self._split(layers[layer_number - 1], pixels)
+            maps.append(map_of_layer)
+        if len({map_of_layer.shape for map_of_layer in maps}) > 1:
             raise ValueError(f"The maps of the layers of {self.name} differ in size. Set depths=1, got {depths}.")
         return torch.cat(maps, dim=-1)
 
     @torch.no_grad()
     def _run(self, pixels: torch.Tensor, **options) -> ModelOutput:
-        model, pixels = self.model, pixels.to(self.model.device, self.model.dtype)
-        if model.config.model_type in TOWERS:
-            return model(**TOWERS[model.config.model_type].inputs(model, pixels), **options)
+        model = self.model
+        model_type = model.config.model_type
+        pixels = pixels.to(model.device, model.dtype)
+        if model_type in TOWERS:
+            inputs = TOWERS[model_type].inputs(model, pixels)
+            return model(**inputs, **options)
         if "interpolate_pos_encoding" in inspect.signature(model.forward).parameters:
             options["interpolate_pos_encoding"] = True
         return model(pixel_values=pixels, **options)
 
     def _split(self, states: torch.Tensor, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return prefix tokens and maps, see [`tokens`], of the output of a layer."""
         states = states.float()
         if states.ndim == 4:
-            patch, size = self._patch(), pixels.shape[-2:]
-            grid = None if patch is None else tuple(side // own for side, own in zip(size, patch))
-            is_last = grid == states.shape[1:3] and grid != states.shape[2:]  # SAM's layers have the width last.
-            maps = states if is_last else states.permute(0, 2, 3, 1)
-            return states.new_zeros(len(states), 0, maps.shape[-1]), maps
-        rows, columns = self._grid(states.shape[1], *pixels.shape[-2:])
-        prefix = states.shape[1] - rows * columns
-        return states[:, :prefix], states[:, prefix:].unflatten(1, (rows, columns))
+            maps = states if self._has_width_last(states, pixels) else states.permute(0, 2, 3, 1)
+            no_tokens = states.new_zeros(len(states), 0, maps.shape[-1])
+            return no_tokens, maps
+        num_tokens = states.shape[1]
+        height, width = pixels.shape[-2:]
+        rows, columns = self._grid(num_tokens, height, width)
+        num_prefix_tokens = num_tokens - rows * columns
+        prefix = states[:, :num_prefix_tokens]
+        maps = states[:, num_prefix_tokens:].unflatten(1, (rows, columns))
+        return prefix, maps
+
+    def _has_width_last(self, maps: torch.Tensor, pixels: torch.Tensor) -> bool:
+        """Return whether maps are `(batch, rows, columns, width)`, as those of SAM's layers, instead of width first."""
+        patch = self._patch()
+        if patch is None:
+            return False
+        height, width = pixels.shape[-2:]
+        grid = (height // patch[0], width // patch[1])
+        return grid == maps.shape[1:3] and grid != maps.shape[2:]
 
     def in_patches(self, side: int) -> int:
         """Return `side`, the side of a square image in pixels, if it is a multiple of the patch size.
@@ -150,27 +175,40 @@ class Backbone:
             ValueError: If `side` is not a multiple of the patch size.
         """
         patch = self._patch()
-        step = getattr(self.model.config, "patch_stride", None) or patch  # Patches with a smaller stride overlap.
-        if patch is not None and step == patch and any(side % own for own in patch):
+        if patch is None:
+            return side
+        stride = getattr(self.model.config, "patch_stride", None) or patch
+        is_cut = any(side % patch_side for patch_side in patch)
+        if is_cut and stride == patch:  # Patches with a smaller stride overlap.
+            multiple = math.lcm(*patch)
+            larger_side = math.ceil(side / multiple) * multiple
             raise ValueError(
                 f"image_size must be a multiple of {patch[0]} x {patch[1]} pixels, the patch size of {self.name}, got "
-                f"{side}. Set it to {math.ceil(side / math.lcm(*patch)) * math.lcm(*patch)}, for example."
+                f"{side}. Set it to {larger_side}, for example."
             )
         return side
 
     def _patch(self) -> tuple[int, int] | None:
         patch = getattr(self.model.config, "patch_size", None)
-        return (patch, patch) if isinstance(patch, int) else patch and tuple(patch)
+        if patch is None:
+            return None
+        if isinstance(patch, int):
+            return (patch, patch)
+        return tuple(patch)
 
     def _grid(self, tokens: int, height: int, width: int) -> tuple[int, int]:
         patch = self._patch()
         if patch is not None:
-            rows, columns = height // patch[0], width // patch[1]
+            rows = height // patch[0]
+            columns = width // patch[1]
             if tokens >= rows * columns:
                 return rows, columns
-            merged = math.isqrt(rows * columns // tokens)  # Some models merge patches, such as Swin.
-            if (rows // merged) * (columns // merged) == tokens:
-                return rows // merged, columns // merged
+            # Some models merge patches, such as Swin.
+            merged_side = math.isqrt(rows * columns // tokens)
+            merged_rows = rows // merged_side
+            merged_columns = columns // merged_side
+            if merged_rows * merged_columns == tokens:
+                return merged_rows, merged_columns
         raise ValueError(
             f"The {tokens} tokens of {self.name} for an image of {width} x {height} pixels do not form a map."
         )
@@ -183,7 +221,10 @@ class Backbone:
             return mean
         if not prefix.shape[1]:
             raise ValueError(f"pooling={pooling!r} needs a CLS token, which {self.name} does not have. Use 'mean'.")
-        return prefix[:, 0] if pooling == "cls" else torch.cat([prefix[:, 0], mean], dim=-1)
+        cls_token = prefix[:, 0]
+        if pooling == "cls":
+            return cls_token
+        return torch.cat([cls_token, mean], dim=-1)
 
 
 class PatchPixels(Backbone):
@@ -193,7 +234,14 @@ class PatchPixels(Backbone):
     def of(cls, backbone: Backbone) -> "PatchPixels":
         if backbone._patch() is None:
             raise ValueError(f"The pixel control needs a `patch_size`, which {backbone.name} does not have.")
-        return cls(**{**vars(backbone), "name": f"{backbone.name}, pixels of its patches"})
+        return cls(
+            name=f"{backbone.name}, pixels of its patches",
+            model=backbone.model,
+            image_processor=backbone.image_processor,
+            input_spec=backbone.input_spec,
+            revision=backbone.revision,
+            state=backbone.state,
+        )
 
     def maps(self, pixels: torch.Tensor, depths: int = 1) -> torch.Tensor:
         """Return patches, float32 `(batch, rows, columns, channels * patch height * patch width)`.
@@ -201,14 +249,19 @@ class PatchPixels(Backbone):
         `depths` is ignored.
         """
         height, width = self._patch()
-        rows, columns = pixels.shape[2] // height, pixels.shape[3] // width
-        pixels = pixels[:, :, : rows * height, : columns * width].to(self.model.device, torch.float32)
+        rows = pixels.shape[2] // height
+        columns = pixels.shape[3] // width
+        pixels = pixels[:, :, : rows * height, : columns * width]
+        pixels = pixels.to(self.model.device, torch.float32)
         patches = pixels.unflatten(3, (columns, width)).unflatten(2, (rows, height))
         return patches.permute(0, 2, 4, 1, 3, 5).flatten(3)
 
 
 def load_backbone(
-    name: str, device: str | torch.device = "cpu", dtype: str = "float32", random_seed: int | None = None
+    name: str,
+    device: str | torch.device = "cpu",
+    dtype: str = "float32",
+    random_seed: int | None = None,
 ) -> Backbone:
     """Load a backbone with its image processor.
 
@@ -222,46 +275,85 @@ def load_backbone(
     Raises:
         ValueError: If the model or its image processor is not found, or the model does not take images.
     """
-    where, _, revision = (name, "", "") if Path(name).exists() else name.partition("@")
-    commit = None if Path(where).exists() else commit_of(where, revision or "main")
-    revision = {"revision": commit or revision or "main"}
+    location = name
+    revision = "main"
+    commit = None
+    if not Path(name).exists():
+        location, _, named_revision = name.partition("@")
+        revision = named_revision or revision
+    if not Path(location).exists():
+        commit = commit_of(location, revision)
+        revision = commit or revision
     try:
-        config = AutoConfig.from_pretrained(where, **revision)
-        is_other_family = config.model_type in {*TOWERS, *VISION_PARTS} - VISION_MODELS
-        if is_other_family or type(config) not in MODEL_MAPPING:  # If so, an error names the way to its ViT.
-            config = open_vit_config(where, **revision)
-        if config.model_type in OWN_PREPROCESSING:
-            side = pair(config.image_size)[0]
-            size = {"height": side, "width": side}
-            image_processor = ViTPImageProcessor.from_backbone(where, size=size, **revision)
-        else:
-            image_processor = AutoImageProcessor.from_pretrained(where, **revision)
-        if random_seed is None:
-            if is_other_family:
-                model = open_vit(where, dtype=dtype, **revision)
-            else:
-                model, report = AutoModel.from_pretrained(where, dtype=dtype, output_loading_info=True, **revision)
-                if config.model_type in VISION_MODELS and report["missing_keys"]:
-                    raise ValueError(f"weights are missing: {sorted(report['missing_keys'])}")
-        else:
+        config = AutoConfig.from_pretrained(location, revision=revision)
+        is_part = config.model_type in {*TOWERS, *VISION_PARTS} - VISION_MODELS
+        if is_part or type(config) not in MODEL_MAPPING:  # If not in the mapping, an error names the way to its ViT.
+            config = open_vit_config(location, revision=revision)
+        image_processor = open_image_processor(location, revision, config)
+        if random_seed is not None:
             set_seed(random_seed)
             model = AutoModel.from_config(config, dtype=dtype)
             name = f"{name}, random weights"
+        elif is_part:
+            model = open_vit(location, dtype=dtype, revision=revision)
+        else:
+            model = open_whole_model(location, revision, config, dtype)
     except (OSError, ValueError) as error:
-        raise ValueError(f"The backbone {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+        cause = str(error).splitlines()[0]
+        raise ValueError(f"The backbone {name} cannot be loaded: {cause}") from error
     encoder = model.get_encoder(modality="image")
     if encoder.main_input_name != "pixel_values":
         raise ValueError(f"Expected a model with image input, got backbone {name} of type {config.model_type!r}.")
     spec = getattr(image_processor, "input_spec", None)
     if spec is not None:
-        names = image_processor.band_names
-        image_processor.input_spec = None if names is None else {"band_names": names}
-    state = f"{folder_cache(where) or commit} {random_seed}"
-    return Backbone(name, encoder.to(device).eval(), image_processor, spec, commit, state)
+        band_names = image_processor.band_names
+        image_processor.input_spec = None if band_names is None else {"band_names": band_names}
+    return Backbone(
+        name=name,
+        model=encoder.to(device).eval(),
+        image_processor=image_processor,
+        input_spec=spec,
+        revision=commit,
+        state=f"{folder_cache(location) or commit} {random_seed}",
+    )
+
+
+def open_image_processor(location: str, revision: str, config: PreTrainedConfig) -> BaseImageProcessor:
+    """Return the image processor of a model, or ours where its own does not return images of one layout."""
+    if config.model_type not in OWN_PREPROCESSING:
+        return AutoImageProcessor.from_pretrained(location, revision=revision)
+    side, _ = pair(config.image_size)
+    return ViTPImageProcessor.from_backbone(
+        location,
+        size={"height": side, "width": side},
+        revision=revision,
+    )
+
+
+def open_whole_model(location: str, revision: str, config: PreTrainedConfig, dtype: str) -> PreTrainedModel:
+    """Load a model whose vision part needs no conversion.
+
+    Raises:
+        ValueError: If weights of a vision model are missing, which transformers would draw at random.
+    """
+    model, report = AutoModel.from_pretrained(
+        location,
+        revision=revision,
+        dtype=dtype,
+        output_loading_info=True,
+    )
+    missing_weights = sorted(report["missing_keys"])
+    if config.model_type in VISION_MODELS and missing_weights:
+        raise ValueError(f"weights are missing: {missing_weights}")
+    return model
 
 
 def load_with_controls(
-    name: str, device: str | torch.device, dtype: str, random_control: bool, pixel_control: bool
+    name: str,
+    device: str | torch.device,
+    dtype: str,
+    random_control: bool,
+    pixel_control: bool,
 ) -> Iterator[Backbone]:
     """Yield a backbone and, on request, the backbone with random weights and the pixels of its patches."""
     yield load_backbone(name, device, dtype)
@@ -286,18 +378,30 @@ class Preprocessing:
     """
 
     def __init__(self, image_processor: BaseImageProcessor, image_size: int | None):
-        self.image_processor, self.image_size = image_processor, image_size
-        off = ["crop_to_patches"] + (["do_resize", "do_center_crop", "do_pad"] if image_size else [])
-        self.options = {name: False for name in off if getattr(image_processor, name, None) is not None}
+        self.image_processor = image_processor
+        self.image_size = image_size
+        disabled_steps = ["crop_to_patches"]
+        if image_size:
+            disabled_steps += ["do_resize", "do_center_crop", "do_pad"]
+        self.options = {}
+        for step in disabled_steps:
+            if getattr(image_processor, step, None) is not None:
+                self.options[step] = False
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         """Return the input of the backbone, float32 `(channels, height, width)`, from pixels of the same layout."""
         if self.image_size:
             size = [self.image_size, self.image_size]
             image = F.resize(image, size, InterpolationMode.BICUBIC, antialias=True)
-            image = image.clamp(0, 1) if image.is_floating_point() else image
-        options = {"input_data_format": ChannelDimension.FIRST, "return_tensors": "pt", **self.options}
-        return self.image_processor(image, **options)["pixel_values"][0]
+            if image.is_floating_point():
+                image = image.clamp(0, 1)
+        inputs = self.image_processor(
+            image,
+            input_data_format=ChannelDimension.FIRST,
+            return_tensors="pt",
+            **self.options,
+        )
+        return inputs["pixel_values"][0]
 
 
 def square_size(image_processor: BaseImageProcessor) -> int:
@@ -313,20 +417,24 @@ class Pixels(Dataset):
     """Data set of preprocessed images, float32 `(channels, height, width)`, of the given indices."""
 
     def __init__(self, indices: range, read: Callable[[int], torch.Tensor], preprocessing: Preprocessing):
-        self.indices, self.read, self.preprocessing = indices, read, preprocessing
+        self.indices = indices
+        self.read = read
+        self.preprocessing = preprocessing
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return self.preprocessing(self.read(self.indices[index]))
+        image = self.read(self.indices[index])
+        return self.preprocessing(image)
 
 
 def state_of(images: datasets.Dataset | Iterable[Path], *settings: Any) -> str:
     """Return a text that changes if rows, files (by their modification time) or settings change."""
     if isinstance(images, datasets.Dataset):
         return f"{images._fingerprint} {settings}"
-    return f"{[(path, path.stat().st_mtime_ns) for path in images]} {settings}"
+    files = [(path, path.stat().st_mtime_ns) for path in images]
+    return f"{files} {settings}"
 
 
 def collate_pixels(pixels: list[torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -377,34 +485,49 @@ def extract(
     """
     if image_size is not None:
         backbone.in_patches(image_size)
-    digest = hashlib.sha256(f"{backbone.name}\0{backbone.state}\0{backbone.model.dtype}\0{image_size}\0{key}".encode())
-    path, rows = folder / f"{digest.hexdigest()[:20]}.npy", range(num_images)
-    if shard and not path.is_file():  # Shards have whole batches, because features depend slightly on the batch.
-        batches = shard.part(-(-num_images // batch_size))
-        rows = rows[batches.start * batch_size : batches.stop * batch_size]
-        path = path.with_suffix(f".{rows.start}-{rows.stop}.npy")
-    if path.is_file():
-        return np.load(path, mmap_mode="r")
-    if not shard and (parts := find_parts(path)):
-        save_features(joined(parts, num_images), num_images, path)
-        for _, _, part in parts:
-            part.unlink()
-        return np.load(path, mmap_mode="r")
-    pixels = Pixels(rows, read, Preprocessing(backbone.image_processor, image_size))
-    loader = DataLoader(pixels, batch_size, num_workers=num_workers, collate_fn=collate_pixels)
-
-    def encoded() -> Iterator[np.ndarray]:
-        for number, batch in enumerate(tqdm(loader, desc=description)):
-            features = encode(batch["pixel_values"]).cpu().numpy()
-            if not np.isfinite(features).all():
-                first = rows[number * batch_size]
-                raise ValueError(f"Features of {backbone.name} are not finite for images from {first} on.")
-            yield features
-
-    if not rows:  # If there are more shards than batches, some shards are empty.
-        return np.empty(0, np.float32)
-    save_features(encoded(), len(rows), path)
+    identity = f"{backbone.name}\0{backbone.state}\0{backbone.model.dtype}\0{image_size}\0{key}"
+    digest = hashlib.sha256(identity.encode()).hexdigest()
+    path = folder / f"{digest[:20]}.npy"
+    indices = range(num_images)
+    if shard and not path.is_file():
+        indices = indices_of_shard(shard, num_images, batch_size)
+        path = path.with_suffix(f".{indices.start}-{indices.stop}.npy")
+    if not path.is_file():
+        shard_files = [] if shard else find_shard_files(path)
+        if shard_files:
+            join_shards(shard_files, num_images, path)
+        elif not indices:  # If there are more shards than batches, some shards are empty.
+            return np.empty(0, np.float32)
+        else:
+            pixels = Pixels(indices, read, Preprocessing(backbone.image_processor, image_size))
+            loader = DataLoader(pixels, batch_size, num_workers=num_workers, collate_fn=collate_pixels)
+            batches = tqdm(loader, desc=description)
+            save_features(encoded(backbone, batches, encode, indices), len(indices), path)
     return np.load(path, mmap_mode="r")
+
+
+def indices_of_shard(shard: Shard, num_images: int, batch_size: int) -> range:
+    """Return the images of a shard, which has whole batches, because features depend slightly on the batch."""
+    num_batches = math.ceil(num_images / batch_size)
+    batches = shard.part(num_batches)
+    return range(num_images)[batches.start * batch_size : batches.stop * batch_size]
+
+
+def encoded(
+    backbone: Backbone,
+    batches: Iterable[dict[str, torch.Tensor]],
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    indices: range,
+) -> Iterator[np.ndarray]:
+    """Yield the features of each batch of the images of the given indices."""
+    num_encoded = 0
+    for batch in batches:
+        features = encode(batch["pixel_values"]).cpu().numpy()
+        if not np.isfinite(features).all():
+            first = indices[num_encoded]
+            raise ValueError(f"Features of {backbone.name} are not finite for images from {first} on.")
+        num_encoded += len(features)
+        yield features
 
 
 def extract_maps(
@@ -432,33 +555,46 @@ def extract_maps(
 def save_features(blocks: Iterable[np.ndarray], length: int, path: Path) -> None:
     """Write `length` rows of float32 features block by block. The file is renamed to `path` when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    features, done = None, 0
+    features = None
+    num_written = 0
     with appears_whole(path) as unfinished:
         for block in blocks:
             if features is None:
                 shape = (length, *block.shape[1:])
                 features = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
-            features[done : done + len(block)] = block
-            done += len(block)
+            features[num_written : num_written + len(block)] = block
+            num_written += len(block)
         features.flush()
 
 
-def find_parts(path: Path) -> list[tuple[int, int, Path]]:
+def find_shard_files(path: Path) -> list[tuple[int, int, Path]]:
     """Return the files of shards that belong to `path`: index of the first image, end, and path."""
-    return sorted(
-        (*map(int, part.suffixes[0][1:].split("-")), part) for part in path.parent.glob(f"{path.stem}.*-*.npy")
-    )
+    shard_files = []
+    for shard_path in path.parent.glob(f"{path.stem}.*-*.npy"):
+        indices = shard_path.suffixes[0].removeprefix(".")
+        first, end = indices.split("-")
+        shard_files.append((int(first), int(end), shard_path))
+    return sorted(shard_files)
 
 
-def joined(parts: Sequence[tuple[int, int, Path]], length: int) -> Iterator[np.ndarray]:
-    """Yield the features of shards in order; if a shard is missing, raise a `ValueError` with its first image."""
-    done = 0
-    for first, end, part in [*parts, (length, length, None)]:
-        if first != done:
-            raise ValueError(
-                f"Features of images from {done} on, of {length}, not found in {parts[0][2].parent}. Extract the "
-                "missing shards with the --batch_size of the others, or delete the files of the shards."
-            )
-        if part is not None:
-            yield np.load(part, mmap_mode="r")
-        done = end
+def join_shards(shard_files: Sequence[tuple[int, int, Path]], length: int, path: Path) -> None:
+    """Write the features of all shards, in order, to one file, and delete those of the shards.
+
+    Raises:
+        ValueError: If a shard is missing; the message has its first image.
+    """
+    expected_first = 0
+    for first, end, _ in shard_files:
+        if first != expected_first:
+            break
+        expected_first = end
+    if expected_first != length:
+        raise ValueError(
+            f"Features of images from {expected_first} on, of {length}, not found in {path.parent}. Extract the "
+            "missing shards with the --batch_size of the others, or delete the files of the shards."
+        )
+    shard_paths = [shard_path for _, _, shard_path in shard_files]
+    features_of_shards = (np.load(shard_path, mmap_mode="r") for shard_path in shard_paths)
+    save_features(features_of_shards, length, path)
+    for shard_path in shard_paths:
+        shard_path.unlink()
