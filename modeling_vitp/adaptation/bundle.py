@@ -30,7 +30,9 @@ from .labels import TaskData
 if TYPE_CHECKING:
     from .report import AdaptationReport
 
-TIMM, ONNX, EMBEDDINGS = "timm", "backbone.onnx", "embeddings.parquet"
+TIMM = "timm"
+ONNX = "backbone.onnx"
+EMBEDDINGS = "embeddings.parquet"
 OMITTED = ("dry_run", "force", "seconds")  # arguments that the configuration of a bundle lacks
 COMMAND = f"vitp adapt --config {BUNDLE_CONFIG}"
 CONTENTS = {  # descriptions in the card
@@ -71,29 +73,53 @@ def write_bundle(
         Sentences on what could not be exported.
     """
     folder = Path(folder)
-    for name in (TIMM, FINE_TUNED, *(path.name for path in folder.glob(f".{ONNX}.*"))):  # left by an interrupted call
-        shutil.rmtree(folder / name, ignore_errors=True)
-    (folder / ONNX).unlink(missing_ok=True)
-    model = model_files(fine_tuned)
-    model.pop("README.md", None)  # for a repo of its own
+    remove_exports(folder)
+    files_of_model = model_files(fine_tuned)
+    files_of_model.pop("README.md", None)  # for a repo of its own
     # With `subfolder`, transformers reads the code from the root.
-    copy_files({name: path for name, path in model.items() if name.endswith(".py")}, folder)
+    code_files = {name: path for name, path in files_of_model.items() if name.endswith(".py")}
+    copy_files(code_files, folder)
     copy_files(model_files(backbone), folder)
     copy_record(backbone, folder)
-    copy_files(model, folder / FINE_TUNED)
+    copy_files(files_of_model, folder / FINE_TUNED)
     copy_files({name: folder.parent / name for name in report.pictures}, folder)
-    notes = [*export_others(folder), *embed(images, folder)]
+    notes = export_others(folder)
+    notes += embed(images, folder)
     # The working folder of the command is that of the configuration's paths.
-    settings = yaml.safe_dump(change_texts(config, relative_path), sort_keys=False, allow_unicode=True)
-    write_whole(folder / BUNDLE_CONFIG, settings)
-    fields = change_texts(asdict(report), without_folders) | {"command": COMMAND}
+    relative_config = change_texts(config, relative_path)
+    write_whole(folder / BUNDLE_CONFIG, yaml.safe_dump(relative_config, sort_keys=False, allow_unicode=True))
+    fields = change_texts(asdict(report), without_folders)
+    fields["command"] = COMMAND
     type(report)(**fields).save(folder)
-    rows = [[f"`{name}`", text] for name, text in CONTENTS.items() if (folder / name).exists()]
-    files = "\n\n".join([table(["file", "content"], rows), "\n".join(f"- {note}" for note in notes)])
-    card = folder / "README.md"
-    write_whole(card, f"---\n{{}}\n---\n\n{with_section(card.read_text(), 'Files', files)}")
-    write_model_card("backbone", folder)
+    write_card(folder, notes)
     return notes
+
+
+def remove_exports(folder: Path) -> None:
+    """Remove the exports of an earlier or interrupted call from a bundle."""
+    unfinished_exports = [path.name for path in folder.glob(f".{ONNX}.*")]
+    for name in (TIMM, FINE_TUNED, *unfinished_exports):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / ONNX).unlink(missing_ok=True)
+
+
+def write_card(folder: Path, notes: Sequence[str]) -> None:
+    """Write the card of a bundle: the page of the report, with a table of the files.
+
+    Args:
+        folder: folder of the bundle with its files.
+        notes: sentences on what could not be exported.
+    """
+    rows = []
+    for name, description in CONTENTS.items():
+        if (folder / name).exists():
+            rows.append([f"`{name}`", description])
+    list_of_notes = "\n".join(f"- {note}" for note in notes)
+    section = table(["file", "content"], rows) + "\n\n" + list_of_notes
+    card = folder / "README.md"
+    page = with_section(card.read_text(), "Files", section)
+    write_whole(card, f"---\n{{}}\n---\n\n{page}")
+    write_model_card("backbone", folder)
 
 
 def make_bundle(
@@ -111,7 +137,10 @@ def make_bundle(
     images = []
     for split_images in labels.images.values():
         images += split_images
-    config = {name: value for name, value in vars(args).items() if value and name not in OMITTED}
+    config = {}
+    for name, value in vars(args).items():
+        if value and name not in OMITTED:
+            config[name] = value
     backbone = folder / "pretraining" / "backbone"
     return write_bundle(report, backbone, fine_tuned, images, bundle_folder(folder), config)
 
@@ -123,25 +152,32 @@ def bundle_folder(folder: str | Path) -> Path:
 
 def copy_files(files: Mapping[str, Path], folder: Path) -> None:
     for name, path in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, folder / name)
+        copy = folder / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
 
 
 def export_others(folder: Path) -> list[str]:
     """Export the backbone of a bundle for timm and ONNX, and return a sentence for each format that lacks it."""
 
-    def export_for_timm() -> None:
-        export_timm(open_vit(folder, dtype="auto"), folder / TIMM, ViTPImageProcessor.from_pretrained(folder))
+    def export_for_onnx() -> None:
+        export_onnx(folder, folder / ONNX)
 
-    notes, exports = [], {"ONNX": lambda: export_onnx(folder, folder / ONNX)}
+    def export_for_timm() -> None:
+        vit = open_vit(folder, dtype="auto")
+        export_timm(vit, folder / TIMM, ViTPImageProcessor.from_pretrained(folder))
+
+    exports = {"ONNX": export_for_onnx}
     if read_model_type(folder) != MODEL_TYPE:  # timm opens its own ViTs as they are
         exports["timm"] = export_for_timm
+    notes = []
     for name, export in exports.items():
         try:
             export()
         except (ValueError, ModuleNotFoundError, RuntimeError) as error:  # the last by torch's exporter
-            reason = re.split(r"(?<=\.)\s", without_folders(one_line(str(error))))[0].rstrip(".")
-            notes.append(f"The backbone was not exported for {name}: {reason}.")
+            message = without_folders(one_line(str(error)))
+            first_sentence = re.split(r"(?<=\.)\s", message)[0]
+            notes.append(f"The backbone was not exported for {name}: {first_sentence.rstrip('.')}.")
     return notes
 
 
@@ -151,10 +187,13 @@ def embed(images: Sequence[str | os.PathLike], folder: Path) -> list[str]:
     if not output.exists():
         backbone = load_backbone(str(folder), default_device())
         backbone.name = "the adapted backbone"  # stored in the file, instead of a path
-        root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in images])
+        image_folders = [os.path.dirname(os.path.abspath(path)) for path in images]
+        root = os.path.commonpath(image_folders)
         embed_images(backbone, images, output, root=root, bad_images="skip")
-    missing = len(images) - pq.read_metadata(output).num_rows
-    return [f"{missing} of {len(images)} images have no embedding, because they cannot be read."] if missing else []
+    num_missing = len(images) - pq.read_metadata(output).num_rows
+    if num_missing == 0:
+        return []
+    return [f"{num_missing} of {len(images)} images have no embedding, because they cannot be read."]
 
 
 def change_texts(value: Any, change: Callable[[str], str]) -> Any:
@@ -163,11 +202,14 @@ def change_texts(value: Any, change: Callable[[str], str]) -> Any:
         return {key: change_texts(item, change) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [change_texts(item, change) for item in value]
-    return change(value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return change(value)
+    return value
 
 
 def relative_path(text: str) -> str:
     """Return an absolute path of an existing file relative to the working folder, and other texts as they are."""
     path = Path(text)
-    is_changed = path.is_absolute() and path.exists() and path.drive == Path.cwd().drive
-    return Path(os.path.relpath(path)).as_posix() if is_changed else text
+    if path.is_absolute() and path.exists() and path.drive == Path.cwd().drive:
+        return Path(os.path.relpath(path)).as_posix()
+    return text

@@ -34,15 +34,23 @@ def check_instructions(pretraining: Pretraining, labels: TaskData, report_path: 
     Returns:
         `problems`, sentences for which the run stops; `answer_prior`, a table; `overlap`, the number of images.
     """
-    instructions, image_processor = pretraining.instructions, pretraining.image_processor
-    mixture, workers = load_sources(instructions), os.cpu_count()
-    files = list(map(str, labels.images["test"]))
-    images = Dataset.from_dict({"image": files}).cast_column("image", ImageFeature(decode=False))
-    test_images = TestImages(images, files, workers, SourceSettings().spec_for(image_processor))
-    reports = validate(mixture, workers, test_images=test_images, input_spec=image_processor.input_spec)
+    image_processor = pretraining.image_processor
+    mixture = load_sources(pretraining.instructions)
+    workers = os.cpu_count()
+    files = [str(path) for path in labels.images["test"]]
+    images = Dataset.from_dict({"image": files})
+    images = images.cast_column("image", ImageFeature(decode=False))
+    input_spec = SourceSettings().spec_for(image_processor)
+    test_images = TestImages(images, files, workers, input_spec)
+    reports = validate(
+        mixture,
+        workers,
+        test_images=test_images,
+        input_spec=image_processor.input_spec,
+    )
     # Without a limit of time, on which the learning rate would depend, so that a resumed run has the same figures.
     answer_prior = check_answer_priors(mixture.sources, reports, None, pretraining.seed, math.inf)
-    is_passed = save_reports(reports, {"instructions": instructions}, report_path)
+    is_passed = save_reports(reports, {"instructions": pretraining.instructions}, report_path)
     print_reports(reports)
     print(answer_prior)
     problems = overlap_problems(reports, labels)
@@ -59,28 +67,36 @@ def check_instructions(pretraining: Pretraining, labels: TaskData, report_path: 
                 f"The answers of {report.name} follow from their questions: a ViT learns nothing from them. Give "
                 "labels with several classes or numbers of objects, or other instructions."
             )
-    return {"problems": problems, "answer_prior": answer_prior, "overlap": len(overlapping_images(reports))}
+    return {
+        "problems": problems,
+        "answer_prior": answer_prior,
+        "overlap": len(overlapping_images(reports)),
+    }
 
 
 def overlapping_images(reports: Sequence[SourceReport]) -> set[str]:
     """Return the test images that are in the training data."""
     images = set()
     for report in reports:
-        images |= {match["test_image"] for match in report.overlap}
+        for match in report.overlap:
+            images.add(match["test_image"])
     return images
 
 
 def overlap_problems(reports: Sequence[SourceReport], labels: TaskData) -> list[str]:
     """Return a sentence if test images are in the training data."""
-    matches = [match for report in reports for match in report.overlap]
+    matches = []
+    for report in reports:
+        matches += report.overlap
     if not matches:
         return []
-    is_drawn = labels.how.startswith("Split by")  # and not by the labels
-    pattern = ", or set scene_pattern so that the images of a scene stay together" if is_drawn else ""
-    number = len(overlapping_images(reports))
+    remedy = "Take them out"
+    if labels.how.startswith("Split by"):  # and not by the labels
+        remedy += ", or set scene_pattern so that the images of a scene stay together"
+    example = matches[0]
     return [
-        f"{number} test image(s) are in the training data, such as {matches[0]['test_image']} in row "
-        f"{matches[0]['id']}. Take them out{pattern}."
+        f"{len(overlapping_images(reports))} test image(s) are in the training data, such as {example['test_image']} "
+        f"in row {example['id']}. {remedy}."
     ]
 
 
@@ -91,12 +107,18 @@ def control_settings(model: Path, questions: Path) -> dict[str, Any]:
         model: folder of the pretraining.
         questions: folder of the questions.
     """
-    return {"models": [str(model)], "dataset_name": str(questions), "split": "train", "limit": QUESTIONS}
+    return {
+        "models": [str(model)],
+        "dataset_name": str(questions),
+        "split": "train",
+        "limit": QUESTIONS,
+    }
 
 
 def count_control_questions(settings: dict[str, Any]) -> int:
     """Return the number of questions of the control, whose errors must not wait for the trainings."""
-    return len(choose_questions(VLMArguments(**settings))[1])
+    _, questions, _, _ = choose_questions(VLMArguments(**settings))
+    return len(questions)
 
 
 def score_answers(settings: dict[str, Any], output: Path, has_questions: bool) -> dict[str, Any]:

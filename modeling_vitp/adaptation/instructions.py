@@ -52,8 +52,8 @@ def make_questions(labels: TaskData, split: str, class_names: Mapping[str, str],
     shutil.rmtree(output, ignore_errors=True)
     options = question_options(labels, split, class_names)
     if split == "test":
-        subject = LAYOUTS[labels.layout].subject
-        options["kinds"] = [kind for kind in kinds_of_questions(subject) if kind != "region_caption"]
+        kinds = kinds_of_questions(LAYOUTS[labels.layout].subject)
+        options["kinds"] = [kind for kind in kinds if kind != "region_caption"]
     runs.store_instructions(labels.root, options, output, seed)
 
 
@@ -88,8 +88,9 @@ def question_options(labels: TaskData, split: str, class_names: Mapping[str, str
         options["overlap"] = tile["overlap"]
     if labels.data.get("bad_objects") == "skip":
         options["on_error"] = "skip"
-    if split == "train" and subject in ("objects", "regions") and all(map(has_8_bits, labels.images[split])):
-        options["collages"] = 1
+    if split == "train" and subject in ("objects", "regions"):
+        if all(has_8_bits(path) for path in labels.images[split]):
+            options["collages"] = 1
     return options
 
 
@@ -109,7 +110,8 @@ def with_ignored_classes(
         return {}
     class_property = labels.data.get("class_property")
     options = {"class_property": class_property} if class_property else {}
-    annotated_classes = LAYOUTS[labels.layout](labels.root, annotations=files, **options).class_names()
+    layout = LAYOUTS[labels.layout](labels.root, annotations=files, **options)
+    annotated_classes = layout.class_names()
     phrases = {}
     for label, phrase in names.items():
         # Test images may lack a class of `class_names`. For training images, `make_instructions` reports it.

@@ -1,5 +1,6 @@
 """Labels of a folder: their task, and training, validation and test images that share no scene."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -25,11 +26,24 @@ from ..tasks import TASKS, Task, find_task
 from ..training.checkpointing import write_whole
 
 SPLITS = {"train": "training", "val": "validation", "test": "testing"}
-LARGE, WINDOW, OVERLAP = 1536, 1024, 200  # Sides in pixels: of images that are cut into windows, and of these windows.
+# Sides in pixels of images that are cut into windows, and of these windows.
+LARGE = 1536
+WINDOW = 1024
+OVERLAP = 200
 # Command and page for the layouts that no task reads.
 SINGLE_COMMANDS = {
     "volumes": ("finetune_segmentation", "medical.md"),
     "changes": ("finetune_change_detection", "finetune_segmentation.md"),
+}
+# Settings of a fine-tuning that its data or `adapt` replace.
+SETTINGS_OF_RUNS = {
+    "data",
+    "output_dir",
+    "seed",
+    "model_name_or_path",
+    "eval_split",
+    "test_split",
+    "submission",
 }
 TABLES = {".csv", ".tsv", ".parquet", ".xlsx"}
 
@@ -64,8 +78,42 @@ class TaskData:
     config: Path | None = None
 
 
+@dataclass(frozen=True)
+class LabeledSplits:
+    """Splits that the labels have, and those that are drawn from their training images.
+
+    Args:
+        classes: classes in each image, by split of the labels.
+        drawn: missing splits, which are drawn.
+        scenes: scene of each training image.
+        criterion: what the training images are split by; empty if no split is drawn.
+    """
+
+    classes: dict[str, dict[Path, set]]
+    drawn: list[str]
+    scenes: np.ndarray
+    criterion: str
+
+    @property
+    def training_classes(self) -> dict[Path, set]:
+        """Classes in each training image of the labels, from which missing splits are drawn."""
+        return self.classes["train"]
+
+    @property
+    def classes_of_images(self) -> dict[Path, set]:
+        """Classes in each image of all splits."""
+        classes_of_images = {}
+        for split_classes in self.classes.values():
+            classes_of_images.update(split_classes)
+        return classes_of_images
+
+
 def read_labels(
-    root: str | Path, folder: str | Path, task: str | None = None, scene_pattern: str | None = None, seed: int = 0
+    root: str | Path,
+    folder: str | Path,
+    task: str | None = None,
+    scene_pattern: str | None = None,
+    seed: int = 0,
 ) -> TaskData:
     """Recognize the task of labels, and split their images into training, validation and test images.
 
@@ -86,126 +134,232 @@ def read_labels(
         ValueError: If no labels are found, a file is invalid, there are too few classes, images or scenes, a split has
             no labels, two given splits share an image, or the lists in `folder` are of other images.
     """
-    folder, config = Path(folder).resolve(), config_of_data(root)
-    described = None if config is None else labels_of_config(config, folder)
-    root = Path(root).resolve() if described is None else described.root
+    folder = Path(folder).resolve()
+    labels, layout = recognize_labels(root, folder, task)
+    classes = {}
+    for split in labels.data["splits"]:
+        classes[split] = labels_of(labels.task, labels.data, split, labels.settings)
+    labels.data["classes"] = TASKS[labels.task].class_names(labels.data, classes)
+    training_classes = set().union(*classes["train"].values())
+    check_classes(training_classes, labels.task, f"the training images of {labels.root}")
+    splits = find_drawn_splits(classes, labels.root, layout, scene_pattern)
+
+    lists = {split: folder / f"{split}.txt" for split in SPLITS}
+    if all(path.is_file() for path in lists.values()):
+        images = read_images(lists, labels.root)
+        check_listed(images, splits, folder)
+    else:
+        images = choose_images(splits, seed)
+    check_splits(images, splits, labels.root)
+    scene_of = scenes_of_images(splits, labels.root, layout, scene_pattern)
+
+    labels.data["splits"] = listed_splits(labels, splits.drawn, images["train"], lists)
+    check_image_files(labels.task, labels.data, images)
+    for split, path in lists.items():
+        write_list(path, labels.root, images[split])
+    for split in ("val", "test"):  # Their scores are resampled by scene.
+        cases_file = write_cases(folder, split, images[split], labels.root, scene_of)
+        if cases_file is not None:
+            labels.data["splits"][split].setdefault("cases", str(cases_file))
+    test_scenes = {scene_of[path] for path in images["test"]}
+    return dataclasses.replace(
+        labels,
+        images=images,
+        how=describe_splits(images, splits),
+        lists=lists,
+        test_scenes=len(test_scenes),
+    )
+
+
+def recognize_labels(root: str | Path, folder: Path, task: str | None) -> tuple[TaskData, Layout]:
+    """Return the labels without their images and lists, and their layout.
+
+    Args:
+        root: folder of the images and labels, or a configuration.
+        folder: folder for the lists of the splits.
+        task: task, see [`read_labels`].
+    """
+    config = config_of_data(root)
+    if config is not None:
+        return recognize_labels_of_config(config, folder, task)
+    root = Path(root).resolve()
+    check_outside(folder, root)
+    task_name, layout_name, settings = choose_task(root, task)
+    layout = LAYOUTS[layout_name](root)
+    data = infer_data(root, task_name, layout)
+    labels = TaskData(
+        task=task_name,
+        layout=layout_name,
+        root=root,
+        data=data,
+        images={},
+        how="",
+        settings=settings,
+        lists={},
+    )
+    return labels, layout
+
+
+def recognize_labels_of_config(config: Path, folder: Path, task: str | None) -> tuple[TaskData, Layout]:
+    """Return the labels of a configuration without their images and lists, and their layout.
+
+    Args:
+        config, folder, task: as for [`recognize_labels`].
+    """
+    labels = labels_of_config(config, folder)
+    check_outside(folder, labels.root)
+    variant = labels.settings["task"]
+    if task not in (None, labels.task, variant):
+        raise ValueError(f"Expected the task {variant!r} of {config}, got {task!r}.")
+    if not labels.root.is_dir():
+        raise ValueError(f"Folder {labels.root} of the labels not found: {config} expects the images and labels there.")
+    labeled_splits = {}
+    for split in SPLITS:
+        split_settings = labels.data["splits"].get(split, {})
+        if "annotations" in split_settings:
+            labeled_splits[split] = split_settings
+    labels = dataclasses.replace(
+        labels,
+        data={**labels.data, "splits": labeled_splits},
+        settings={"task": variant},
+        config=config,
+    )
+    return labels, LAYOUTS[labels.layout](labels.root)
+
+
+def check_outside(folder: Path, root: Path) -> None:
+    """Raise a `ValueError` if the folder for the lists is in the folder of the labels."""
     if folder.is_relative_to(root):  # its files would be read as images and labels
         raise ValueError(f"Expected a folder outside of the labels {root}, got {folder}. Set another folder.")
-    if described is None:
-        task, name, settings = choose_task(root, task)
-        layout = LAYOUTS[name](root)
-        data = infer_data(root, task, layout)
-    else:
-        settings, data = {"task": described.settings["task"]}, described.data
-        if task not in (None, described.task, settings["task"]):
-            raise ValueError(f"Expected the task {settings['task']!r} of {config}, got {task!r}.")
-        if not root.is_dir():
-            raise ValueError(f"Folder {root} of the labels not found: {config} expects the images and labels there.")
-        task, name = described.task, described.layout
-        layout = LAYOUTS[name](root)
-        splits = {split: data["splits"][split] for split in SPLITS if "annotations" in data["splits"].get(split, ())}
-        data = data | {"splits": splits}
-    given = {split: labels_of(task, data, split, settings) for split in data["splits"]}
-    pool, missing = given["train"], [split for split in SPLITS if split not in given]
-    data["classes"] = TASKS[task].class_names(data, given)
-    check_classes(set().union(*pool.values()), task, f"the training images of {root}")
-    lists = {split: folder / f"{split}.txt" for split in SPLITS}
-    scenes, by = np.zeros(len(pool), int), ""
-    if missing:
-        scenes, by = find_scenes([*pool], root, [*pool.values()], layout, scene_pattern)
-    if max(scenes) < len(missing):
+
+
+def find_drawn_splits(
+    classes: dict[str, dict[Path, set]], root: Path, layout: Layout, scene_pattern: str | None
+) -> LabeledSplits:
+    """Return the splits of the labels and those to draw, with the scenes to draw them by.
+
+    Args:
+        classes: classes in each image, by split of the labels.
+        root: folder of the labels.
+        layout: layout of the labels.
+        scene_pattern: pattern of scenes, see [`read_labels`].
+    """
+    drawn_splits = [split for split in SPLITS if split not in classes]
+    training_classes = classes["train"]
+    if not drawn_splits:
+        return LabeledSplits(classes, drawn_splits, np.zeros(len(training_classes), int), "")
+    scenes, criterion = find_scenes(
+        list(training_classes),
+        root,
+        list(training_classes.values()),
+        layout,
+        scene_pattern,
+    )
+    num_scenes = max(scenes) + 1
+    if num_scenes <= len(drawn_splits):
         raise ValueError(
-            f"{len(pool)} images in {root} cannot be split by {by}: {['train', *missing]} need a scene each. Add "
-            "images, or set `scene_pattern` to a regular expression whose first group, in the path of an image, is the "
-            "scene; '(.*)' splits by image."
+            f"{len(training_classes)} images in {root} cannot be split by {criterion}: {['train', *drawn_splits]} need "
+            "a scene each. Add images, or set `scene_pattern` to a regular expression whose first group, in the path "
+            "of an image, is the scene; '(.*)' splits by image."
         )
-    if all(path.is_file() for path in lists.values()):
-        images = {split: [root / line for line in read_list(path)] for split, path in lists.items()}
-        check_listed(images, given, missing, folder)
-    else:
-        images = choose_images(given, missing, scenes, seed)
-    check_splits(images, given, missing, root, by)
-    scene_of = dict(zip(pool, scenes))
-    if len(given) > 1:
-        classes_of = merge_splits(given)
-        all_scenes, _ = find_scenes([*classes_of], root, [*classes_of.values()], layout, scene_pattern)
-        # Scenes of drawn splits are those that they were drawn by.
-        scene_of = dict(zip(classes_of, all_scenes)) | (scene_of if missing else {})
-    is_large = TASKS[task].cuts_large_images and max(median_size(images["train"])) > LARGE
-    tile = {"tile": {"size": WINDOW, "overlap": OVERLAP}} if is_large else {}
-    splits = {}
+    return LabeledSplits(classes, drawn_splits, scenes, criterion)
+
+
+def read_images(lists: Mapping[str, Path], root: Path) -> dict[str, list[Path]]:
+    """Return the images in the list of each split."""
+    images = {}
     for split, path in lists.items():
-        source = data["splits"]["train" if split in missing else split]
-        splits[split] = {**tile, **source, "list": str(path)}
-    data["splits"] = splits
-    check_image_files(task, data, images)
-    for split, path in lists.items():
-        write_list(path, root, images[split])
-    for split in ("val", "test"):  # Their scores are resampled by scene.
-        cases_file = write_cases(folder, split, images[split], root, scene_of)
-        if cases_file is not None:
-            splits[split].setdefault("cases", str(cases_file))
-    how = describe_splits(images, [*given], missing, by)
-    test_scenes = len({scene_of[path] for path in images["test"]})
-    return TaskData(task, name, root, data, images, how, settings, lists, test_scenes, config)
+        images[split] = [root / line for line in read_list(path)]
+    return images
 
 
-def merge_splits(labels: Mapping[str, Mapping[Path, set]]) -> dict[Path, set]:
-    """Return the classes in each image of all splits."""
-    classes_of = {}
-    for split_labels in labels.values():
-        classes_of |= split_labels
-    return classes_of
-
-
-def choose_images(
-    given: Mapping[str, Mapping[Path, set]], missing: Sequence[str], scenes: np.ndarray, seed: int
-) -> dict[str, list[Path]]:
+def choose_images(splits: LabeledSplits, seed: int) -> dict[str, list[Path]]:
     """Return the images of each split, of which missing splits are drawn from the training images.
 
     Args:
-        given: classes in each image by split of the labels.
-        missing: missing splits.
-        scenes: scene of each training image.
+        splits: splits of the labels.
         seed: seed of the draw.
     """
-    pool = given["train"]
-    images = {split: [*given.get(split, ())] for split in SPLITS}
-    images |= {split: [] for split in ("train", *missing)}
-    for path, split in zip(pool, draw_splits(scenes, [*pool.values()], ["train", *missing], seed)):
+    sharing_splits = ["train", *splits.drawn]  # They share the training images of the labels.
+    images = {}
+    for split in SPLITS:
+        images[split] = [] if split in sharing_splits else list(splits.classes[split])
+    training_classes = splits.training_classes
+    split_of_each = draw_splits(splits.scenes, list(training_classes.values()), sharing_splits, seed)
+    for path, split in zip(training_classes, split_of_each):
         images[split].append(path)
     return images
 
 
-def check_splits(
-    images: Mapping[str, list[Path]],
-    given: Mapping[str, Mapping[Path, set]],
-    missing: Sequence[str],
-    root: Path,
-    by: str,
-) -> None:
+def check_splits(images: Mapping[str, list[Path]], splits: LabeledSplits, root: Path) -> None:
     """Raise a `ValueError` if a split has too few images, or no labels.
 
     Args:
         images: images by split.
-        given: classes in each image by split of the labels.
-        missing: splits that are drawn.
+        splits: splits of the labels.
         root: folder of the labels.
-        by: what the images are split by; empty if no split is drawn.
     """
-    classes_of = merge_splits(given)
+    classes_of_images = splits.classes_of_images
     for split, paths in images.items():
         if len(paths) < MIN_IMAGES:
+            split_by = f", split by {splits.criterion}" if splits.criterion else ""
             raise ValueError(
                 f"Expected at least {MIN_IMAGES} images in each split of {root}, found {len(paths)} in {split!r}"
-                f"{f', split by {by}' if by else ''}. Add images, or set `scene_pattern` for smaller scenes."
+                f"{split_by}. Add images, or set `scene_pattern` for smaller scenes."
             )
-        if not any(classes_of[path] for path in paths):
-            other = "set another `seed`" if split in missing else "remove the split, which is then drawn"
+        if not any(classes_of_images[path] for path in paths):
+            remedy = "set another `seed`" if split in splits.drawn else "remove the split, which is then drawn"
             raise ValueError(
                 f"Expected labels in each split of {root}, found none in the {len(paths)} images of {split!r}. Add "
-                f"labels, or {other}."
+                f"labels, or {remedy}."
             )
+
+
+def scenes_of_images(splits: LabeledSplits, root: Path, layout: Layout, scene_pattern: str | None) -> dict[Path, int]:
+    """Return the scene of each image; images of drawn splits have the scenes that they were drawn by.
+
+    Args:
+        splits: splits of the labels.
+        root: folder of the labels.
+        layout: layout of the labels.
+        scene_pattern: pattern of scenes, see [`read_labels`].
+    """
+    training_scenes = dict(zip(splits.training_classes, splits.scenes))
+    if len(splits.classes) == 1:
+        return training_scenes
+    classes_of_images = splits.classes_of_images
+    scenes, _ = find_scenes(
+        list(classes_of_images),
+        root,
+        list(classes_of_images.values()),
+        layout,
+        scene_pattern,
+    )
+    scene_of = dict(zip(classes_of_images, scenes))
+    if splits.drawn:
+        scene_of.update(training_scenes)
+    return scene_of
+
+
+def listed_splits(
+    labels: TaskData, drawn_splits: Sequence[str], training_images: Sequence[Path], lists: Mapping[str, Path]
+) -> dict[str, dict[str, Any]]:
+    """Return the setting `splits` of the data, with the list of each split, and with windows for large images.
+
+    Args:
+        labels: labels, whose data have the splits of the labels.
+        drawn_splits: splits that are drawn from the training images.
+        training_images: images of the split `train`.
+        lists: file of each split.
+    """
+    tile_settings = {}
+    if TASKS[labels.task].cuts_large_images and max(median_size(training_images)) > LARGE:
+        tile_settings["tile"] = {"size": WINDOW, "overlap": OVERLAP}
+    splits = {}
+    for split, path in lists.items():
+        source = labels.data["splits"]["train" if split in drawn_splits else split]
+        splits[split] = {**tile_settings, **source, "list": str(path)}
+    return splits
 
 
 def check_image_files(task: str, data: Mapping[str, Any], images: Mapping[str, list[Path]]) -> None:
@@ -220,7 +374,9 @@ def write_cases(
     folder: Path, split: str, images: Sequence[Path], root: Path, scene_of: Mapping[Path, int]
 ) -> Path | None:
     """Write the scene of each image of a split, and return the file; `None` if all images are of one scene."""
-    cases = {path.relative_to(root).as_posix(): f"{split} {scene_of[path]}" for path in images}
+    cases = {}
+    for path in images:
+        cases[path.relative_to(root).as_posix()] = f"{split} {scene_of[path]}"
     if len(set(cases.values())) == 1:
         return None
     path = folder / f"{split}_scenes.json"
@@ -228,26 +384,26 @@ def write_cases(
     return path
 
 
-def describe_splits(images: Mapping[str, Sequence[Path]], given: Sequence[str], missing: Sequence[str], by: str) -> str:
+def describe_splits(images: Mapping[str, Sequence[Path]], splits: LabeledSplits) -> str:
     """Return a sentence that says how the images are split.
 
     Args:
         images: images by split.
-        given: splits of the labels.
-        missing: splits that are drawn.
-        by: what the images are split by.
+        splits: splits of the labels.
     """
     numbers = [f"{len(paths)} for {SPLITS[split]}" for split, paths in images.items()]
-    text = ", ".join(numbers).replace(" ", " images ", 1)
-    if not missing:
-        return f"The given splits train, val and test are kept: {text}."
-    if len(missing) == 2:
-        return f"Split by {by}: {text}."
-    (drawn_split,) = missing
-    share = len(images[drawn_split]) / (len(images["train"]) + len(images[drawn_split]))
+    numbers_text = ", ".join(numbers).replace(" ", " images ", 1)
+    if not splits.drawn:
+        return f"The given splits train, val and test are kept: {numbers_text}."
+    if len(splits.drawn) == 2:
+        return f"Split by {splits.criterion}: {numbers_text}."
+    (drawn_split,) = splits.drawn
+    num_drawn = len(images[drawn_split])
+    share = num_drawn / (len(images["train"]) + num_drawn)
+    kept_splits = " and ".join(splits.classes)
     return (
-        f"The given splits {' and '.join(given)} are kept; {share:.0%} of the training images, by {by}, are for "
-        f"{SPLITS[drawn_split]}: {text}."
+        f"The given splits {kept_splits} are kept; {share:.0%} of the training images, by {splits.criterion}, are for "
+        f"{SPLITS[drawn_split]}: {numbers_text}."
     )
 
 
@@ -256,12 +412,15 @@ def labels_digest(data: str | Path) -> str:
 
     The text of a configuration counts as well. Hidden files, and statistics that GDAL writes beside images, do not.
     """
-    config, root = config_of_data(data), Path(data)
-    if config is not None:
+    config = config_of_data(data)
+    if config is None:
+        root = Path(data)
+        digest = hashlib.sha256()
+    else:
         root = labels_of_config(config, "").root
+        digest = hashlib.sha256(config.read_bytes())
     if not root.is_dir():
         raise ValueError(f"Folder {root} of the labels not found.")
-    digest = hashlib.sha256(b"" if config is None else config.read_bytes())
     add_files(digest, root)
     return digest.hexdigest()
 
@@ -272,24 +431,35 @@ def instructions_digest(name: str) -> str:
     Args:
         name: data set or mixture, see [`~modeling_vitp.instructions.mixture.load_sources`].
     """
-    digest, places = hashlib.sha256(), [name]
+    digest = hashlib.sha256()
+    places = [name]
     for source in load_sources(name).sources:
         places += [source.folder, source.annotation, source.dataset, source.image_root]
-    for place in dict.fromkeys(filter(None, places)):  # Hub ids have no files here
-        add_files(digest, Path(place))
+    for place in dict.fromkeys(places):  # each place once
+        if place:
+            add_files(digest, Path(place))  # Hub ids have no files here.
     return digest.hexdigest()
 
 
 def add_files(digest: "hashlib._Hash", root: Path) -> None:
     """Add the states of a file, or of the files of a folder, to a digest."""
-    walked = [(root.parent, [], [root.name])] if root.is_file() else os.walk(root, followlinks=True)
-    for folder, folders, names in walked:
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            path = os.path.join(folder, name)
-            if not name.startswith(".") and not name.endswith(STATISTICS) and os.path.exists(path):
-                state = os.stat(path)
-                digest.update(f"{os.path.relpath(path, root)}\0{state.st_size}\0{state.st_mtime_ns}\0".encode())
+    if root.is_file():
+        add_file(digest, str(root), root)
+        return
+    for folder, folder_names, file_names in os.walk(root, followlinks=True):
+        visible_folders = [name for name in folder_names if not name.startswith(".")]
+        folder_names[:] = sorted(visible_folders)  # `os.walk` goes on with the folders that this list has.
+        for name in sorted(file_names):
+            add_file(digest, os.path.join(folder, name), root)
+
+
+def add_file(digest: "hashlib._Hash", path: str, root: Path) -> None:
+    """Add the path below a root, the size and the modification time of a file, unless it is hidden or statistics."""
+    name = os.path.basename(path)
+    if name.startswith(".") or name.endswith(STATISTICS) or not os.path.exists(path):
+        return
+    state = os.stat(path)
+    digest.update(f"{os.path.relpath(path, root)}\0{state.st_size}\0{state.st_mtime_ns}\0".encode())
 
 
 def labels_of_config(config: str | Path, folder: str | Path) -> TaskData:
@@ -310,17 +480,28 @@ def labels_of_config(config: str | Path, folder: str | Path) -> TaskData:
     data = task.data_class.from_dict(settings.get("data"))
     if data.root is None or "annotations" not in data.splits.get("train", ()):
         raise ValueError(f"Expected a split 'train' with `annotations` in `data` of {config}.")
-    names = ("data", "output_dir", "seed", "model_name_or_path", "eval_split", "test_split", "submission")
-    root, described = Path(data.root).resolve(), settings["data"]
-    settings = {name: value for name, value in settings.items() if name not in names}
-    lists = {"train": Path(folder) / "train.txt"}
-    return TaskData(task.name, data.format, root, described | {"root": str(root)}, {}, "", settings, lists)
+    root = Path(data.root).resolve()
+    return TaskData(
+        task=task.name,
+        layout=data.format,
+        root=root,
+        data={**settings["data"], "root": str(root)},
+        images={},
+        how="",
+        settings={name: value for name, value in settings.items() if name not in SETTINGS_OF_RUNS},
+        lists={"train": Path(folder) / "train.txt"},
+    )
 
 
 def median_size(images: Sequence[Path], number: int = 50) -> tuple[int, int]:
     """Return the median height and width of images, from the headers of some of them."""
-    chosen = images[:: max(len(images) // number, 1)]
-    heights, widths = zip(*(stored_size(path) for path in chosen))
+    step = max(len(images) // number, 1)
+    heights = []
+    widths = []
+    for path in images[::step]:
+        height, width = stored_size(path)
+        heights.append(height)
+        widths.append(width)
     return round(statistics.median(heights)), round(statistics.median(widths))
 
 
@@ -329,83 +510,106 @@ def num_windows(labels: TaskData, split: str) -> int:
     tile = labels.data["splits"][split].get("tile")
     if tile is None:
         return 1
-    return len(object_windows(median_size(labels.images[split]), tile["size"], tile["overlap"]))
+    size = median_size(labels.images[split])
+    return len(object_windows(size, tile["size"], tile["overlap"]))
 
 
-def with_label_fraction(found: TaskData, fraction: float, seed: int, folder: str | Path) -> dict[str, Any]:
+def with_label_fraction(labels: TaskData, fraction: float, seed: int, folder: str | Path) -> dict[str, Any]:
     """Return the setting `data` with a fraction of the training images, at least one.
 
     Images with further classes come first. With the same seed, a smaller fraction is a part of a larger one.
 
     Args:
-        found: labeled images.
+        labels: labeled images.
         fraction: fraction of the training images in (0, 1].
         seed: seed of the draw.
         folder: folder for the list of the training images.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"Expected `fraction` in (0, 1], got {fraction}.")
-    classes_of = labels_of(found.task, found.data, "train", found.settings)
-    paths = [*classes_of]
-    seen_classes, images_with_new_classes, other_images = set(), [], []
+    classes_of_images = labels_of(labels.task, labels.data, "train", labels.settings)
+    paths = list(classes_of_images)
+    seen_classes = set()
+    images_with_new_classes = []
+    other_images = []
     for index in np.random.default_rng(seed).permutation(len(paths)):
         path = paths[index]
-        if classes_of[path] <= seen_classes:
+        classes = classes_of_images[path]
+        if classes <= seen_classes:
             other_images.append(path)
         else:
             images_with_new_classes.append(path)
-        seen_classes |= classes_of[path]
+        seen_classes |= classes
     number = max(1, round(fraction * len(paths)))
-    chosen = sorted((images_with_new_classes + other_images)[:number])
+    training_images = sorted((images_with_new_classes + other_images)[:number])
     path = Path(folder).resolve() / f"train_{100 * fraction:g}_percent_seed_{seed}.txt"
-    write_list(path, found.root, chosen)
-    splits = found.data["splits"]
-    return {**found.data, "splits": {**splits, "train": {**splits["train"], "list": str(path)}}}
+    write_list(path, labels.root, training_images)
+    splits = dict(labels.data["splits"])
+    splits["train"] = {**splits["train"], "list": str(path)}
+    return {**labels.data, "splits": splits}
 
 
 def write_list(path: Path, root: Path, images: Sequence[Path]) -> None:
-    write_whole(path, "".join(f"{image.relative_to(root).as_posix()}\n" for image in images))
+    lines = [f"{image.relative_to(root).as_posix()}\n" for image in images]
+    write_whole(path, "".join(lines))
 
 
 def choose_task(root: Path, task: str | None) -> tuple[str, str, dict[str, Any]]:
     """Return the task of the labels in a folder, their layout, and the settings of the task."""
     if not root.is_dir():
         raise ValueError(f"Folder {root} of the labels not found.")
-    tasks = [known_task for known_task in TASKS.values() if known_task.layout_class is not None]
-    layout_base = Layout
-    if task is not None:
-        wanted_task = find_task(task)
-        if wanted_task not in tasks:
-            names = []
-            for known_task in tasks:
-                names += [known_task.name, *known_task.variants]
-            raise ValueError(f"adapt has no task {task!r}. Options: {', '.join(names)}.")
-        layout_base = wanted_task.layout_class
+    layout_base = Layout if task is None else layout_base_of_task(task)
     layout = recognize_layout(root, layouts_of(layout_base))
-    layout_task = None if layout is None else task_of_layout(layout)
-    if layout is not None and layout_task is None:
+    if layout is None:
+        raise ValueError(describe_missing_labels(root, task))
+    layout_task = task_of_layout(layout)
+    if layout_task is None:
         recipe, page = SINGLE_COMMANDS.get(layout, ("a fine-tuning command", "README.md"))
         raise ValueError(
             f"adapt does not read the layout {layout!r} of {root}. Use the commands make_instructions, pretrain and "
             f"{recipe} instead, see recipes/{page}."
         )
-    if layout is None:
-        files = Counter(path.suffix.lower() or "no suffix" for path in root.rglob("*") if path.is_file())
-        found = ", ".join(f"{number} {suffix}" for suffix, number in files.most_common(5)) or "no files"
-        of_table = (
+    return layout_task.name, layout, layout_task.variant_settings(task, LAYOUTS[layout])
+
+
+def layout_base_of_task(name: str) -> type[Layout]:
+    """Return the base class of the layouts of a task, which has this name or a variant of it."""
+    task = find_task(name)
+    if task is not None and task.layout_class is not None:
+        return task.layout_class
+    options = []
+    for known_task in TASKS.values():
+        if known_task.layout_class is not None:
+            options += [known_task.name, *known_task.variants]
+    raise ValueError(f"adapt has no task {name!r}. Options: {', '.join(options)}.")
+
+
+def describe_missing_labels(root: Path, task: str | None) -> str:
+    """Return the message of an error for a folder without labels, which says what is expected and what the folder has.
+
+    Args:
+        root: folder.
+        task: task that the labels should be of.
+    """
+    files = Counter(path.suffix.lower() or "no suffix" for path in root.rglob("*") if path.is_file())
+    numbers = [f"{number} {suffix}" for suffix, number in files.most_common(5)]
+    contents = ", ".join(numbers) or "no files"
+    hint_on_tables = ""
+    if TABLES & files.keys():
+        hint_on_tables = (
             "A table of classes needs a row for each image, with a column `file_name` of the image and a column "
             "`label` of its class. Other tables are read by finetune_classification, see "
             "recipes/finetune_classification.md. "
         )
-        formats = ", ".join(layouts_about("objects"))
-        raise ValueError(
-            f"No labels found in {root}{f' for {task}' if task else ''}. Expected boxes ({formats}), "
-            "masks of the same names as their images (images and masks), folders of at least two classes with the "
-            f"images directly in them, or a table of the images and their classes. Found: {found}. "
-            f"{of_table if TABLES & files.keys() else ''}Captions and instructions alone are not a task to "
-            "compare backbones on: add labeled images of your task."
-        )
-    return layout_task.name, layout, layout_task.variant_settings(task, LAYOUTS[layout])
+    for_task = f" for {task}" if task else ""
+    box_formats = ", ".join(layouts_about("objects"))
+    return (
+        f"No labels found in {root}{for_task}. Expected boxes ({box_formats}), "
+        "masks of the same names as their images (images and masks), folders of at least two classes with the "
+        f"images directly in them, or a table of the images and their classes. Found: {contents}. "
+        f"{hint_on_tables}Captions and instructions alone are not a task to "
+        "compare backbones on: add labeled images of your task."
+    )
 
 
 def task_of_layout(layout: str) -> Task | None:
@@ -422,15 +626,22 @@ def infer_data(root: Path, task: str, layout: Layout) -> dict[str, Any]:
     splits = data["splits"]
     if "classes" in data:
         check_classes(data["classes"], task, root)
-    if "part" in splits.get("train", ()):  # a part of the only split
-        splits = {"train": {key: value for key, value in splits["train"].items() if key != "part"}}
-    train = next((split for split in ("train", "trainval", UNSPLIT) if split in splits), None)
-    if train is None:
+    if "part" in splits.get("train", ()):
+        # The images have no splits, and those that were inferred are parts of them.
+        all_images = dict(splits["train"])
+        del all_images["part"]
+        splits = {"train": all_images}
+    training_splits = [split for split in ("train", "trainval", UNSPLIT) if split in splits]
+    if not training_splits:
         raise ValueError(
             f"No labeled training images found in {root}. Found the splits {sorted(layout.splits())}, with labels: "
             f"{sorted(splits)}. Name the folder or file of the training images `train`."
         )
-    return {**data, "splits": {"train": splits[train], **{k: splits[k] for k in ("val", "test") if k in splits}}}
+    labeled_splits = {"train": splits[training_splits[0]]}
+    for split in ("val", "test"):
+        if split in splits:
+            labeled_splits[split] = splits[split]
+    return {**data, "splits": labeled_splits}
 
 
 def check_classes(classes: Collection, task: str, where: str | Path) -> None:
@@ -444,19 +655,37 @@ def check_classes(classes: Collection, task: str, where: str | Path) -> None:
 
 def labels_of(task: str, data: Mapping, split: str, settings: Mapping) -> dict[Path, set]:
     """Read the labels of a split, and return the classes in each image, sorted by path."""
-    return dict(sorted(TASKS[task].read_split(data, split, settings).items()))
+    classes_of_images = TASKS[task].read_split(data, split, settings)
+    return dict(sorted(classes_of_images.items()))
 
 
-def check_listed(
-    images: Mapping[str, list[Path]], given: Mapping[str, Mapping], missing: Sequence[str], folder: Path
-) -> None:
-    """Raise a `ValueError` unless the lists of an earlier call have all images, and those of given splits in these."""
-    listed = {path: split for split, part in images.items() for path in part}
-    current = {path: split for split, part in given.items() for path in part}
-    allowed = {None: (), "train": ("train", *missing), "val": ("val",), "test": ("test",)}
-    wrong = [path for path in sorted({*listed, *current}) if listed.get(path) not in allowed[current.get(path)]]
-    if wrong:
+def check_listed(images: Mapping[str, list[Path]], splits: LabeledSplits, folder: Path) -> None:
+    """Raise a `ValueError` unless the lists of an earlier call have all images, and those of given splits in these.
+
+    Args:
+        images: listed images by split.
+        splits: splits of the labels.
+        folder: folder of the lists.
+    """
+    listed_splits_of_images = split_of_images(images)
+    labeled_splits_of_images = split_of_images(splits.classes)
+    differing_images = []
+    for path in sorted({*listed_splits_of_images, *labeled_splits_of_images}):
+        listed_split = listed_splits_of_images.get(path)
+        labeled_split = labeled_splits_of_images.get(path)
+        is_drawn = labeled_split == "train" and listed_split in splits.drawn
+        if listed_split != labeled_split and not is_drawn:
+            differing_images.append(path)
+    if differing_images:
         raise ValueError(
-            f"The lists in {folder} are of other images or splits: {len(wrong)} images differ, such as {wrong[0]}. "
-            "Restore the images, or set another folder."
+            f"The lists in {folder} are of other images or splits: {len(differing_images)} images differ, such as "
+            f"{differing_images[0]}. Restore the images, or set another folder."
         )
+
+
+def split_of_images(images: Mapping[str, Collection[Path]]) -> dict[Path, str]:
+    """Return the split of each image."""
+    splits = {}
+    for split, paths in images.items():
+        splits.update(dict.fromkeys(paths, split))
+    return splits

@@ -26,9 +26,12 @@ from .pretraining import Pretraining
 from .runs import describe_seconds
 
 # Shares of the budget. The rest is for the data, the frozen probes, the controls and the exports.
-PRETRAINING_SHARE, FINE_TUNING_SHARE = 0.5, 0.35
-MOST_EPOCHS, MOST_FINE_TUNING_EPOCHS = 20, 50
-MOST_TILES, LEAST_TOKENS = 12, 8
+PRETRAINING_SHARE = 0.5
+FINE_TUNING_SHARE = 0.35
+MOST_EPOCHS = 20  # of the pretraining
+MOST_FINE_TUNING_EPOCHS = 50
+MOST_TILES = 12
+LEAST_TOKENS = 8  # fewest visual tokens of a tile that VRL leaves
 MOST_SEEDS = 3
 MEASURED_STEPS = (2, 5)  # steps of the two runs whose difference in time gives the time of a step
 BATCH_SETTINGS = {"per_device_train_batch_size", "global_batch_size", "gradient_accumulation_steps"}
@@ -55,10 +58,17 @@ def choose_tiling(size: tuple[int, int], image_processor: ViTPImageProcessor, to
     An image gets as many tiles as it has pixels of a tile. VRL drops three of four visual tokens, as in the paper
     (section 4), unless fewer than eight would be left.
     """
-    tile = image_processor.size["height"] * image_processor.size["width"]
-    tiles = min(max(round(size[0] * size[1] / tile), 1), MOST_TILES)
-    ratios = (ratio for ratio in (0.75, 0.5) if num_kept_tokens(tokens_per_tile, ratio) >= LEAST_TOKENS)
-    return {"max_patches": tiles, "vrl_drop_ratio": next(ratios, 0.0)}
+    height, width = size
+    tile_pixels = image_processor.size["height"] * image_processor.size["width"]
+    tiles = round(height * width / tile_pixels)
+    drop_ratio = 0.0
+    for ratio in (0.5, 0.75):  # The last one that leaves enough tokens is taken.
+        if num_kept_tokens(tokens_per_tile, ratio) >= LEAST_TOKENS:
+            drop_ratio = ratio
+    return {
+        "max_patches": min(max(tiles, 1), MOST_TILES),
+        "vrl_drop_ratio": drop_ratio,
+    }
 
 
 def choose_batch(
@@ -76,14 +86,21 @@ def choose_batch(
         ValueError: if a single sample does not fit.
     """
     config, _ = config_of_start(args, model_args)
-    longest = work_of(training_args, 1, summaries, args.from_scratch is not None).longest
+    work = work_of(training_args, 1, summaries, args.from_scratch is not None)
     dtype = getattr(torch, str(model_args.dtype), torch.float32)
-    most, memory = 2 ** int(math.log2(samples)), machine_memory()
+    memory = machine_memory()
+    largest_batch = 2 ** int(math.log2(samples))
     for checkpointing in (False, True):
-        batch = most
+        batch = largest_batch
         while batch >= 1:
-            shape = dataclasses.replace(longest, samples=batch)
-            cost = step_cost(config, shape, int(checkpointing), training_args.bf16, dtype, training_args.optim)
+            cost = step_cost(
+                config,
+                dataclasses.replace(work.longest, samples=batch),
+                int(checkpointing),
+                training_args.bf16,
+                dtype,
+                training_args.optim,
+            )
             if cost.fits(memory):
                 return {
                     "per_device_train_batch_size": batch,
@@ -92,14 +109,16 @@ def choose_batch(
                 }
             batch //= 2
     raise ValueError(
-        f"A sample of {longest.tiles} tiles needs {cost.memory / GIB:.1f} GiB, and this device has "
+        f"A sample of {work.longest.tiles} tiles needs {cost.memory / GIB:.1f} GiB, and this device has "
         f"{memory:.1f} GiB. Use a smaller language_model or start, or pretraining '{{\"max_patches\": 1}}'."
     )
 
 
 def choose_samples(rows: int) -> int:
     """Return the samples of a step: the paper's 128, and fewer for small data sets, so that an epoch has 16 steps."""
-    return min(128, max(8, 2 ** int(math.log2(max(rows // 16, 1)))))
+    rows_per_step = max(rows // 16, 1)
+    samples = 2 ** int(math.log2(rows_per_step))
+    return min(128, max(8, samples))
 
 
 def choose_steps(
@@ -124,24 +143,31 @@ def choose_steps(
     Raises:
         ValueError: if the budget is too short for one step of each.
     """
-    steps = int(PRETRAINING_SHARE * seconds / (costs.step * (1 + with_mae)))
-    for seeds in range(MOST_SEEDS, 0, -1) if num_seeds is None else (num_seeds,):
-        each = FINE_TUNING_SHARE * seconds / runs(seeds) - costs.evaluation
-        fine_tuning_steps = int(each / costs.fine_tuning_step)
-        if fine_tuning_steps >= fine_tuning_epoch:
-            break
+    num_pretrainings = 2 if with_mae else 1
+    step_seconds = costs.step * num_pretrainings
+    steps = int(PRETRAINING_SHARE * seconds / step_seconds)
+
+    def affordable_steps(seeds: int) -> int:
+        seconds_per_run = FINE_TUNING_SHARE * seconds / runs(seeds)
+        return int((seconds_per_run - costs.evaluation) / costs.fine_tuning_step)
+
+    if num_seeds is None:
+        num_seeds = MOST_SEEDS
+        while num_seeds > 1 and affordable_steps(num_seeds) < fine_tuning_epoch:
+            num_seeds -= 1
+    fine_tuning_steps = affordable_steps(num_seeds)
     if steps < 1 or fine_tuning_steps < 1:
-        one = runs(seeds) * (costs.fine_tuning_step + costs.evaluation) / FINE_TUNING_SHARE
-        needed = max(costs.step * (1 + with_mae) / PRETRAINING_SHARE, one)
+        one_step_of_each_run = runs(num_seeds) * (costs.fine_tuning_step + costs.evaluation)
+        least_budget = max(step_seconds / PRETRAINING_SHARE, one_step_of_each_run / FINE_TUNING_SHARE)
         raise ValueError(
             f"budget: {seconds:.0f} s are too short for one step of the pretraining ({costs.step:.1f} s) and of each "
-            f"of {runs(seeds)} fine-tunings. Set a budget of at least {math.ceil(needed / 60)}min, and better ten "
-            "times that, or fewer baselines or seeds."
+            f"of {runs(num_seeds)} fine-tunings. Set a budget of at least {math.ceil(least_budget / 60)}min, and "
+            "better ten times that, or fewer baselines or seeds."
         )
     return {
         "steps": min(steps, MOST_EPOCHS * epoch),
         "fine_tuning_steps": min(fine_tuning_steps, MOST_FINE_TUNING_EPOCHS * fine_tuning_epoch),
-        "seeds": list(range(seeds)),
+        "seeds": list(range(num_seeds)),
     }
 
 
@@ -163,17 +189,24 @@ def make_plan(
         backbones: compared backbones.
         progress: results of finished parts.
     """
-    chosen = progress.result("plan/batch", lambda: choose_pretraining(pretraining, labels))
+    batch_plan = progress.result("plan/batch", lambda: choose_pretraining(pretraining, labels))
     costs = None
     if args.steps is None or args.fine_tuning_steps is None or args.seeds is None:
 
         def measure() -> dict[str, float]:
-            return asdict(measure_costs(pretraining, chosen["settings"], labels.task, fine_tuning, backbones.start))
+            measured_costs = measure_costs(
+                pretraining,
+                batch_plan["settings"],
+                labels.task,
+                fine_tuning,
+                backbones.start,
+            )
+            return asdict(measured_costs)
 
         costs = Costs(**progress.result("plan/costs", measure))
 
     def choose() -> dict[str, Any]:
-        return choose_plan(args, labels, fine_tuning, len(backbones.models), chosen, costs)
+        return choose_plan(args, labels, fine_tuning, len(backbones.models), batch_plan, costs)
 
     plan = choose() if args.dry_run else progress.result("plan", choose)
     if plan["budget"] != args.budget:
@@ -187,51 +220,71 @@ def make_plan(
 
 def choose_pretraining(pretraining: Pretraining, labels: TaskData) -> dict[str, Any]:
     """Return `rows`, the number of rows, and `settings` of tiles, VRL, batch and checkpointing."""
-    arguments, given = pretraining.arguments, pretraining.given
-    image_processor, tokens = arguments.tiling()
-    window = labels.data["splits"]["train"].get("tile", {}).get("size", math.inf)
+    arguments = pretraining.arguments
+    user_settings = pretraining.user_settings
+    image_processor, tokens_per_tile = arguments.tiling()
     height, width = median_size(labels.images["train"])
-    settings = choose_tiling((min(height, window), min(width, window)), image_processor, tokens)
-    for name in settings.keys() & given.keys():
-        settings[name] = given[name]
+    window = labels.data["splits"]["train"].get("tile", {}).get("size", math.inf)
+    settings = choose_tiling((min(height, window), min(width, window)), image_processor, tokens_per_tile)
+    for name in settings:
+        if name in user_settings:
+            settings[name] = user_settings[name]
     image_processor.max_patches = settings["max_patches"]
     summaries = pretraining.summarize(image_processor)
     rows = sum(summary.effective for summary in summaries)
     training_args = arguments.training_args
-    if BATCH_SETTINGS & given.keys():
+    if BATCH_SETTINGS & user_settings.keys():
         samples = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
         settings["global_batch_size"] = samples
     else:
-        settings |= choose_batch(arguments.args, training_args, arguments.model_args, summaries, choose_samples(rows))
+        samples = choose_samples(rows)
+        settings |= choose_batch(arguments.args, training_args, arguments.model_args, summaries, samples)
     return {"rows": rows, "settings": settings}
 
 
 def measure_costs(
-    pretraining: Pretraining, chosen: Mapping[str, Any], task: str, fine_tuning: Mapping[str, Any], start: Start
+    pretraining: Pretraining,
+    batch_settings: Mapping[str, Any],
+    task: str,
+    fine_tuning: Mapping[str, Any],
+    start: Start,
 ) -> Costs:
     """Measure steps of the pretraining and of a fine-tuning by two short runs of each.
 
     Args:
         pretraining: settings of the pretraining, whose folder is removed.
-        chosen: settings of [`choose_pretraining`].
+        batch_settings: settings of [`choose_pretraining`].
         task: name of the task of the fine-tuning.
         fine_tuning: configuration of the fine-tuning.
         start: start of the pretraining.
     """
     folder = pretraining.folder
-    pretraining_settings = pretraining.settings(**chosen) | {"save_strategy": "no", "watch_samples": 0}
-    pretraining_seconds, fine_tuning_seconds = [], []
+    pretraining_settings = {
+        **pretraining.settings(**batch_settings),
+        "save_strategy": "no",
+        "watch_samples": 0,
+    }
+    pretraining_seconds = []
+    fine_tuning_seconds = []
     for steps in MEASURED_STEPS:
         output = folder / f"pretraining_{steps}"
-        metrics = runs.run_pretraining(pretraining_settings | {"max_steps": steps}, output)
+        metrics = runs.run_pretraining({**pretraining_settings, "max_steps": steps}, output)
         pretraining_seconds.append(metrics["train"]["train_runtime"])
-        backbone = start.vit or str(output / "backbone")
-        settings = {**fine_tuning, "model_name_or_path": backbone, "save_strategy": "no", "max_steps": steps}
-        metrics = runs.run_fine_tuning(task, settings, folder / f"fine_tuning_{steps}")
+        fine_tuning_settings = {
+            **fine_tuning,
+            "model_name_or_path": start.vit or str(output / "backbone"),
+            "save_strategy": "no",
+            "max_steps": steps,
+        }
+        metrics = runs.run_fine_tuning(task, fine_tuning_settings, folder / f"fine_tuning_{steps}")
         fine_tuning_seconds.append(metrics["train"]["train_runtime"])
-        evaluation = metrics["eval"]["eval_runtime"]
+        evaluation_seconds = metrics["eval"]["eval_runtime"]  # that of the last run counts
     shutil.rmtree(folder)
-    return Costs(seconds_per_step(pretraining_seconds), seconds_per_step(fine_tuning_seconds), evaluation)
+    return Costs(
+        step=seconds_per_step(pretraining_seconds),
+        fine_tuning_step=seconds_per_step(fine_tuning_seconds),
+        evaluation=evaluation_seconds,
+    )
 
 
 def seconds_per_step(seconds: Sequence[float]) -> float:
@@ -245,7 +298,7 @@ def choose_plan(
     labels: TaskData,
     fine_tuning: Mapping[str, Any],
     num_models: int,
-    chosen: Mapping[str, Any],
+    batch_plan: Mapping[str, Any],
     costs: Costs | None,
 ) -> dict[str, Any]:
     """Return the plan.
@@ -255,7 +308,7 @@ def choose_plan(
         labels: labeled images.
         fine_tuning: configuration of the fine-tuning.
         num_models: number of compared backbones.
-        chosen: rows and settings of [`choose_pretraining`].
+        batch_plan: rows and settings of [`choose_pretraining`].
         costs: measured costs; `None` if the arguments have the steps and the seeds.
     """
 
@@ -264,38 +317,53 @@ def choose_plan(
         num_other_rates = len(args.learning_rates) - 1
         return num_models * (num_other_rates + num_seeds * len(args.label_fractions))
 
-    has_mae = MAE in args.baselines
-    steps = {"steps": args.steps, "fine_tuning_steps": args.fine_tuning_steps, "seeds": args.seeds}
+    plan = {
+        "steps": args.steps,
+        "fine_tuning_steps": args.fine_tuning_steps,
+        "seeds": args.seeds,
+    }
     if costs is not None:
-        epoch = -(-chosen["rows"] // chosen["settings"]["global_batch_size"])
-        accumulation_steps = fine_tuning.get("gradient_accumulation_steps", 1)
-        batch = fine_tuning.get("global_batch_size")
-        if not batch:
-            batch = fine_tuning["per_device_train_batch_size"] * accumulation_steps
-        samples = len(labels.images["train"]) * num_windows(labels, "train")
-        fine_tuning_epoch = max(samples // batch, 1)
-        num_seeds = None if args.seeds is None else len(args.seeds)
-        affordable_steps = choose_steps(
-            args.seconds, costs, epoch, fine_tuning_epoch, has_mae, num_fine_tunings, num_seeds
+        affordable = choose_steps(
+            seconds=args.seconds,
+            costs=costs,
+            epoch=math.ceil(batch_plan["rows"] / batch_plan["settings"]["global_batch_size"]),
+            fine_tuning_epoch=steps_of_epoch(labels, fine_tuning),
+            with_mae=MAE in args.baselines,
+            runs=num_fine_tunings,
+            num_seeds=None if args.seeds is None else len(args.seeds),
         )
-        for name, value in steps.items():
+        for name, value in plan.items():
             if value is None:
-                steps[name] = affordable_steps[name]
-    fine_tunings = num_fine_tunings(len(steps["seeds"]))
+                plan[name] = affordable[name]
+    fine_tunings = num_fine_tunings(len(plan["seeds"]))
     planned_seconds = {}
     if costs is not None:
-        planned_seconds["pretraining"] = steps["steps"] * costs.step
-        if has_mae:
+        planned_seconds["pretraining"] = plan["steps"] * costs.step
+        if MAE in args.baselines:
             planned_seconds["mae"] = planned_seconds["pretraining"]
-        fine_tuning_seconds = steps["fine_tuning_steps"] * costs.fine_tuning_step + costs.evaluation
-        planned_seconds["fine_tuning"] = fine_tunings * fine_tuning_seconds
-    return steps | {
-        "machine": describe_machine(),
-        "budget": args.budget,
-        "fine_tunings": fine_tunings,
-        "settings": chosen["settings"],
-        "planned_seconds": planned_seconds,
-    }
+        seconds_per_run = plan["fine_tuning_steps"] * costs.fine_tuning_step + costs.evaluation
+        planned_seconds["fine_tuning"] = fine_tunings * seconds_per_run
+    plan["machine"] = describe_machine()
+    plan["budget"] = args.budget
+    plan["fine_tunings"] = fine_tunings
+    plan["settings"] = batch_plan["settings"]
+    plan["planned_seconds"] = planned_seconds
+    return plan
+
+
+def steps_of_epoch(labels: TaskData, fine_tuning: Mapping[str, Any]) -> int:
+    """Return the number of steps of an epoch of a fine-tuning, at least 1.
+
+    Args:
+        labels: labeled images.
+        fine_tuning: configuration of the fine-tuning.
+    """
+    samples_per_step = fine_tuning.get("global_batch_size")
+    if not samples_per_step:
+        accumulation_steps = fine_tuning.get("gradient_accumulation_steps", 1)
+        samples_per_step = fine_tuning["per_device_train_batch_size"] * accumulation_steps
+    samples = len(labels.images["train"]) * num_windows(labels, "train")
+    return max(samples // samples_per_step, 1)
 
 
 def print_summary(plan: Mapping[str, Any], models: Mapping[str, str]) -> None:

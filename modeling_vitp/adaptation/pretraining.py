@@ -42,8 +42,13 @@ class PretrainingArguments:
     def tiling(self) -> tuple[ViTPImageProcessor, int]:
         """Return a new image processor of the start, and the number of visual tokens of a tile."""
         args = self.args
-        name = self.model_args.model_name_or_path
-        return tiling(name, args.from_scratch, args.vision_model, args.max_patches, args.vision_image_size)
+        return tiling(
+            self.model_args.model_name_or_path,
+            args.from_scratch,
+            args.vision_model,
+            args.max_patches,
+            args.vision_image_size,
+        )
 
 
 @dataclass
@@ -52,7 +57,7 @@ class Pretraining:
 
     Args:
         start: start of the pretraining.
-        given: settings of `vitp pretrain` that replace the chosen ones.
+        user_settings: settings of `vitp pretrain` that replace those of the plan.
         data: settings of the data, see [`data_settings`].
         instructions: stored instructions, for checks and estimates.
         seed: seed of the pretraining.
@@ -60,16 +65,19 @@ class Pretraining:
     """
 
     start: Start
-    given: Mapping[str, Any]
+    user_settings: Mapping[str, Any]
     data: Mapping[str, Any]
     instructions: str
     seed: int
     folder: Path
 
-    def settings(self, **chosen: Any) -> dict[str, Any]:
-        """Return the configuration of `vitp pretrain`: defaults, chosen and given settings, and those of this run."""
-        start = self.start.settings
-        defaults = {
+    def settings(self, **plan_settings: Any) -> dict[str, Any]:
+        """Return the configuration of `vitp pretrain`.
+
+        Its defaults are replaced by the settings of the plan, these by those of the user, and these by those of the
+        start, of this run and of the data.
+        """
+        settings = {
             "learning_rate": 2e-5,
             "lr_scheduler_type": "cosine",
             "warmup_steps": 0.05,
@@ -79,29 +87,36 @@ class Pretraining:
             "save_total_limit": 1,
             "report_to": "none",
         }
-        if start.get("language_model"):
-            defaults["learning_rate"] = 5e-5
-            if not self.given.get("freeze_projector"):  # A frozen part has no learning rate.
-                defaults["projector_learning_rate"] = 1e-3
-        fixed = {"seed": self.seed, "eval_strategy": "no", "report_to": "none"}
-        given = {name: value for name, value in self.given.items() if name not in START_SETTINGS}
-        return defaults | chosen | given | start | fixed | dict(self.data)
+        if self.start.settings.get("language_model"):
+            settings["learning_rate"] = 5e-5
+            if not self.user_settings.get("freeze_projector"):  # A frozen part has no learning rate.
+                settings["projector_learning_rate"] = 1e-3
+        settings.update(plan_settings)
+        for name, value in self.user_settings.items():
+            if name not in START_SETTINGS:
+                settings[name] = value
+        settings.update(self.start.settings)
+        settings.update(seed=self.seed, eval_strategy="no", report_to="none")
+        settings.update(self.data)
+        return settings
 
-    def parse(self, chosen: Mapping[str, Any], steps: int) -> PretrainingArguments:
+    def parse(self, plan_settings: Mapping[str, Any], steps: int) -> PretrainingArguments:
         """Return the arguments as the command parses them.
 
         Args:
-            chosen: settings of the plan.
+            plan_settings: settings of the plan.
             steps: number of steps.
         """
-        settings = self.settings(**chosen) | {"max_steps": steps}
+        settings = self.settings(**plan_settings)
+        settings["max_steps"] = steps
         options = runs.pretraining_options(settings, self.folder)
-        args, training_args, model_args = options.data, options.training, options.model
+        args = options.data
+        model_args = options.model
         # Shapes are read from folders, and without one those of InternVL2.5 would be assumed.
         args.vision_model = configuration_folder(args.vision_model)
         args.language_model = configuration_folder(args.language_model)
         model_args.model_name_or_path = configuration_folder(model_args.model_name_or_path)
-        return PretrainingArguments(args, training_args, model_args)
+        return PretrainingArguments(args, options.training, model_args)
 
     @cached_property
     def arguments(self) -> PretrainingArguments:
@@ -113,7 +128,9 @@ class Pretraining:
         """New image processor that reads the bands of the images."""
         image_processor, _ = self.arguments.tiling()
         input_spec = self.arguments.args.input_spec
-        return image_processor if input_spec is None else image_processor.with_input_spec(input_spec)
+        if input_spec is None:
+            return image_processor
+        return image_processor.with_input_spec(input_spec)
 
     def summarize(self, image_processor: ViTPImageProcessor) -> list[SourceSummary]:
         """Return the sizes of the stored instructions, see [`summarize_sources`]."""
@@ -131,9 +148,10 @@ def data_settings(args: AdaptArguments, labels: TaskData, instructions: str) -> 
     if args.instructions is not None or not TASKS[labels.task].draws_questions:
         return {"dataset_name": instructions}
     options = question_options(labels, "train", args.class_names or {})
+    options.update(args.pretraining.get("annotation_options", {}))
     return {
         "annotations": str(labels.root),
-        "annotation_options": options | args.pretraining.get("annotation_options", {}),
+        "annotation_options": options,
         "dataset_test_split": "",  # The test images are scored by later stages.
     }
 
@@ -150,8 +168,14 @@ def open_pretraining(
         instructions: stored instructions, or the folder that they will be stored in.
         folder: folder for the configuration that is parsed.
     """
-    data = data_settings(args, labels, instructions)
-    pretraining = Pretraining(start, args.pretraining, data, instructions, args.seed, folder)
+    pretraining = Pretraining(
+        start=start,
+        user_settings=args.pretraining,
+        data=data_settings(args, labels, instructions),
+        instructions=instructions,
+        seed=args.seed,
+        folder=folder,
+    )
     _ = pretraining.arguments  # parses the settings
     return pretraining
 
@@ -186,7 +210,7 @@ def pretrain(
 
         def train_to_early_steps() -> None:
             try:
-                runs.run_pretraining(settings | {"stop_at_step": early_steps}, output)
+                runs.run_pretraining({**settings, "stop_at_step": early_steps}, output)
             except RunStopped as error:
                 if error.status:
                     raise
@@ -225,11 +249,12 @@ def train_mae(
         images: image files.
         backbones: compared backbones.
     """
-    arguments, seed = pretraining.parse(plan["settings"], plan["steps"]), pretraining.seed
-    args, training_args = arguments.args, arguments.training_args
-    config, _ = config_of_start(args, arguments.model_args)
+    arguments = pretraining.parse(plan["settings"], plan["steps"])
+    training_args = arguments.training_args
+    config, _ = config_of_start(arguments.args, arguments.model_args)
     image_processor, _ = arguments.tiling()
-    work = work_of(training_args, 1, pretraining.summarize(image_processor), args.from_scratch is not None)
+    summaries = pretraining.summarize(image_processor)
+    work = work_of(training_args, 1, summaries, arguments.args.from_scratch is not None)
     operations = pretraining_operations(config, work, training_args.vrl_drop_ratio, bf16=training_args.bf16)
     batch = min(64, len(images))
     steps = mae_steps(pretraining.start.config, batch, operations)
@@ -241,14 +266,17 @@ def train_mae(
         save_steps=max(steps // 10, 1),
         save_total_limit=1,
         logging_steps=10,
-        seed=seed,
+        seed=pretraining.seed,
         report_to="none",
         watch_samples=training_args.watch_samples,
     )
-    train_masked_autoencoder(pretraining.start.vit or backbones.path(RANDOM, seed), images, mae_config)
+    vit = pretraining.start.vit or backbones.path(RANDOM, pretraining.seed)
+    train_masked_autoencoder(vit, images, mae_config)
     return {"steps": steps, "batch": batch, "operations": operations}
 
 
 def configuration_folder(name: str | None) -> str | None:
     """Return the folder of a model; of a Hub id, the folder of the cache with its configurations."""
-    return name if name is None or Path(name).is_dir() else snapshot_download(name, allow_patterns="*.json")
+    if name is None or Path(name).is_dir():
+        return name
+    return snapshot_download(name, allow_patterns="*.json")

@@ -53,13 +53,14 @@ class Prober:
         }
         metrics = runs.run_probe(settings, output)
         shutil.rmtree(output / "features", ignore_errors=True)
+        main_score = task.probe_class.main_score
         scores = []
         for entry in metrics["results"]:
             scores.append(
                 {
                     "backbone": entry["backbone"],
                     "probe": entry["probe"],
-                    "score": entry["scores"][task.probe_class.main_score]["mean"],
+                    "score": entry["scores"][main_score]["mean"],
                     "resampled": entry["resampled"][0],
                     "cases": entry["cases"],
                 }
@@ -73,18 +74,23 @@ class Prober:
         """
         labels = self.labels
         splits = dict(labels.data["splits"])
-        if not TASKS[labels.task].probe_class.reads_patches:
-            return {**labels.data, "splits": splits}
-        for name in ("train", split):
-            images = labels.images[name]
-            most_images = max(PROBED // num_windows(labels, name), 1)
-            if len(images) <= most_images:
-                continue
-            drawn = np.random.default_rng(self.seed).permutation(len(images))[:most_images]
-            path = labels.lists[name].with_name(f"{name}_probed.txt")
-            write_list(path, labels.root, [images[index] for index in sorted(drawn)])
-            splits[name] = {**splits[name], "list": str(path.resolve())}
+        if TASKS[labels.task].probe_class.reads_patches:
+            for name in ("train", split):
+                most_images = max(PROBED // num_windows(labels, name), 1)
+                if len(labels.images[name]) > most_images:
+                    path = self.write_probed_images(name, most_images)
+                    splits[name] = {**splits[name], "list": str(path.resolve())}
         return {**labels.data, "splits": splits}
+
+    def write_probed_images(self, split: str, number: int) -> Path:
+        """Draw images of a split, and return the file with their list."""
+        labels = self.labels
+        images = labels.images[split]
+        order = np.random.default_rng(self.seed).permutation(len(images))
+        probed_images = [images[index] for index in sorted(order[:number])]
+        path = labels.lists[split].with_name(f"{split}_probed.txt")
+        write_list(path, labels.root, probed_images)
+        return path
 
 
 def probe_size(start: Start, image_size: int | None) -> int:
@@ -92,10 +98,14 @@ def probe_size(start: Start, image_size: int | None) -> int:
 
     Args:
         start: start of the pretraining.
-        image_size: given side of the tiles.
+        image_size: side of the tiles, if it is set.
     """
-    config = start.config if start.vit is None else vision_config_of(start.vit, image_size)
-    return pair(config.image_size)[0]
+    if start.vit is None:
+        config = start.config
+    else:
+        config = vision_config_of(start.vit, image_size)
+    height, _ = pair(config.image_size)
+    return height
 
 
 def probe_backbones(prober: Prober, backbones: Backbones, seed: int, output: Path) -> list[dict[str, Any]]:
@@ -107,11 +117,12 @@ def probe_backbones(prober: Prober, backbones: Backbones, seed: int, output: Pat
         seed: seed of random weights.
         output: output folder.
     """
-    names = {backbones.path(model, seed): model for model in backbones.models}
-    scores = []
-    for entry in prober.score(list(names), "test", output):
-        scores.append({"model": names[entry.pop("backbone")], **entry})
-    return scores
+    model_of = {backbones.path(model, seed): model for model in backbones.models}
+    model_scores = []
+    for score in prober.score(list(model_of), "test", output):
+        backbone = score.pop("backbone")
+        model_scores.append({"model": model_of[backbone], **score})
+    return model_scores
 
 
 def compare_with_start(prober: Prober, checkpoint: str, start: str, folder: Path) -> dict[str, Any]:
@@ -127,14 +138,16 @@ def compare_with_start(prober: Prober, checkpoint: str, start: str, folder: Path
         `is_worse`, whether the backbone is clearly worse, and `text` with the scores.
     """
     backbone = str(export_backbone(checkpoint, folder / "backbone"))
-    entries = prober.score([backbone, start], "val", folder / "probe")
-    backbone_entry, start_entry = (entry for entry in entries if entry["probe"] == "linear")
-    backbone_score = Score(backbone_entry["score"], backbone_entry["resampled"], backbone_entry["cases"])
-    start_score = Score(start_entry["score"], start_entry["resampled"], start_entry["cases"])
-    difference = paired_difference([backbone_score], [start_score])
+    linear_scores = []
+    for entry in prober.score([backbone, start], "val", folder / "probe"):
+        if entry["probe"] == "linear":
+            linear_scores.append(Score(entry["score"], entry["resampled"], entry["cases"]))
     shutil.rmtree(folder)
+    backbone_score, start_score = linear_scores  # in the order of the backbones
+    difference = paired_difference([backbone_score], [start_score])
+    score_title = TASKS[prober.labels.task].probe_class.title
     text = (
-        f"{TASKS[prober.labels.task].probe_class.title} {backbone_score.value:.3f} instead of {start_score.value:.3f} "
+        f"{score_title} {backbone_score.value:.3f} instead of {start_score.value:.3f} "
         f"(95% interval of the difference {difference.low:+.3f} to {difference.high:+.3f})"
     )
     return {"is_worse": difference.high < 0, "text": text}

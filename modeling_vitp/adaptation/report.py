@@ -29,13 +29,17 @@ from .pages import (
     Table,
     draw_differences,
     draw_label_fractions,
+    excludes_zero,
     read_blocks,
     to_html,
     to_markdown,
 )
 
-REPORT, README, PAGE = "report.json", "README.md", "report.html"
+REPORT = "report.json"
+README = "README.md"
+PAGE = "report.html"
 PLAN_FIELDS = ("machine", "budget", "steps", "fine_tuning_steps", "seeds")  # of the plan, in the report
+DIFFERENCE_TITLE = "adapted − it (95% interval)"  # of a column
 FEW = 20  # number of scenes of test images below which the verdict warns of its intervals
 UNITS = {
     "mean_iou": "mIoU",
@@ -99,15 +103,17 @@ class AdaptationReport:
         write_whole(folder / REPORT, json.dumps(asdict(self)) + "\n")
         write_whole(folder / README, self.to_markdown())
         write_whole(folder / PAGE, self.to_html(folder))
-        for block in (block for blocks in self.sections().values() for block in blocks):
-            if isinstance(block, Picture) and block.figure is not None:
-                with matplotlib.rc_context(CHARTS):
-                    block.figure.savefig(folder / block.file, dpi=150)
+        for blocks in self.sections().values():
+            for block in blocks:
+                if isinstance(block, Picture) and block.figure is not None:
+                    with matplotlib.rc_context(CHARTS):
+                        block.figure.savefig(folder / block.file, dpi=150)
 
     @classmethod
     def load(cls, folder: str | Path) -> "AdaptationReport":
         """Read the report of a folder."""
-        return cls(**json.loads((Path(folder) / REPORT).read_text()))
+        fields = json.loads((Path(folder) / REPORT).read_text())
+        return cls(**fields)
 
     def to_markdown(self) -> str:
         """Return the report as Markdown without front matter. Its charts are files, which `save` writes."""
@@ -146,7 +152,11 @@ class AdaptationReport:
 
     def runs(self, model: str, labels: float) -> list[dict]:
         """Return the entries of a model in `fine_tuned` that are trained on a fraction of the labels."""
-        return [run for run in self.fine_tuned if (run["model"], run["labels"]) == (model, labels)]
+        runs = []
+        for run in self.fine_tuned:
+            if run["model"] == model and run["labels"] == labels:
+                runs.append(run)
+        return runs
 
     def scores(self, model: str, labels: float = 1.0) -> dict[int, Score]:
         """Return the test score of a fine-tuned model by seed."""
@@ -161,13 +171,19 @@ class AdaptationReport:
         Args:
             labels: fraction of the training images of the fine-tuning.
         """
-        ours, found = self.scores(ADAPTED, labels), {}
+        adapted_scores = self.scores(ADAPTED, labels)
+        differences = {}
         for name in self.models:
-            theirs = self.scores(name, labels)
-            seeds = [seed for seed in ours if seed in theirs]
-            if name != ADAPTED and seeds:
-                found[name] = paired_difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
-        return found
+            if name == ADAPTED:
+                continue
+            model_scores = self.scores(name, labels)
+            common_seeds = [seed for seed in adapted_scores if seed in model_scores]
+            if common_seeds:
+                differences[name] = paired_difference(
+                    [adapted_scores[seed] for seed in common_seeds],
+                    [model_scores[seed] for seed in common_seeds],
+                )
+        return differences
 
     @property
     def verdict(self) -> str:
@@ -177,36 +193,64 @@ class AdaptationReport:
         0. If others are better than the adapted backbone, the advice is the best of them. If no difference to the start
         is found, the advice is the start.
         """
-        differences, start = self.differences(), label(self.start)
-        better = {}
+        differences = self.differences()
+        num_images = self.data.get("images", {}).get("test", FEW)
+        num_scenes = self.data.get("test_scenes", num_images)
+        if num_scenes == 1:
+            advised_backbone = ""
+            sentences = ["Not decided: all test images are of one scene or patient."]
+        else:
+            advised_backbone = self.best_backbone(differences)
+            sentences = [self.advise(advised_backbone, differences)]
+        for name, difference in differences.items():
+            if name != advised_backbone:
+                sentences.append(self.compare(name, difference))
+        sentences.append(self.direction)
+        if 1 < num_scenes < FEW:
+            each_is_a_scene = num_scenes == num_images
+            contents = f"{num_images} images" if each_is_a_scene else f"images of {num_scenes} scenes or patients"
+            sentences.append(f"The test split has {contents}: with so few, do not rely on the intervals.")
+        if not self.looks_at_images():
+            sentences.append(BLIND)
+        return " ".join(sentence for sentence in sentences if sentence)
+
+    def best_backbone(self, differences: Mapping[str, Difference]) -> str:
+        """Return the best of the backbones that are better than the adapted one; the start if none is.
+
+        Args:
+            differences: differences of the adapted backbone to the others.
+        """
+        losses = {}
         for name, difference in differences.items():
             if is_loss(difference):
-                better[name] = difference.as_gain().mean
-        best, to_start = min(better, key=better.get, default=self.start), differences.get(self.start)
-        number = self.data.get("images", {}).get("test", FEW)
-        scenes = self.data.get("test_scenes", number)
-        if scenes == 1:
-            best, first = "", "Not decided: all test images are of one scene or patient."
-        elif best != self.start:
+                losses[name] = difference.as_gain().mean
+        return min(losses, key=losses.get, default=self.start)
+
+    def advise(self, best: str, differences: Mapping[str, Difference]) -> str:
+        """Return the sentence of the verdict on the backbone to use.
+
+        Args:
+            best: best of the other backbones, see [`best_backbone`].
+            differences: differences of the adapted backbone to the others.
+        """
+        start = label(self.start)
+        if best != self.start:
             verb = "they are" if best == RANDOM else "it is"
-            first = f"Use {label(best)}: {verb} better than the adapted backbone by {self.loss(differences[best])}."
-        elif to_start is None:
-            first = f"Not decided: the adapted backbone was not compared with {start} after fine-tuning."
-        elif to_start.seeds < 2:
-            first = f"Not decided: with one seed, the interval covers test images only. {self.compare(best, to_start)}"
-        elif self.start in better:
-            first = f"Keep {start}: the adapted backbone is worse by {self.loss(to_start)}."
-        elif to_start.is_clear:
+            return f"Use {label(best)}: {verb} better than the adapted backbone by {self.loss(differences[best])}."
+        if self.start not in differences:
+            return f"Not decided: the adapted backbone was not compared with {start} after fine-tuning."
+        difference = differences[self.start]
+        if difference.seeds < 2:
+            comparison = self.compare(self.start, difference)
+            return f"Not decided: with one seed, the interval covers test images only. {comparison}"
+        if is_loss(difference):
+            return f"Keep {start}: the adapted backbone is worse by {self.loss(difference)}."
+        change = self.change(difference)
+        bounds = self.bounds(difference)
+        if difference.is_clear:
             relation = "over" if self.greater_is_better else "compared with"
-            first = f"Use the adapted backbone: {self.change(to_start)} ({self.bounds(to_start)}) {relation} {start}."
-        else:
-            change = f"{self.change(to_start)}, {self.bounds(to_start)}"
-            first = f"Keep {start}: no difference to the adapted backbone was found ({change})."
-        others = [self.compare(name, one) for name, one in differences.items() if name != best]
-        found = f"{number} images" if scenes == number else f"images of {scenes} scenes or patients"
-        few = f"The test split has {found}: with so few, do not rely on the intervals." * (1 < scenes < FEW)
-        blind = "" if self.looks_at_images() else BLIND
-        return " ".join(filter(None, [first, *others, self.direction, few, blind]))
+            return f"Use the adapted backbone: {change} ({bounds}) {relation} {start}."
+        return f"Keep {start}: no difference to the adapted backbone was found ({change}, {bounds})."
 
     def compare(self, name: str, difference: Difference) -> str:
         """Return a sentence on a backbone, empty if the adapted one is clearly better."""
@@ -235,104 +279,140 @@ class AdaptationReport:
 
     def looks_at_images(self) -> bool:
         """Return false if the answers to no kind of question are clearly better with the own image."""
-        gains = []
+        least_gains = []
         for scores in self.controls.get("answers", {}).values():
             # Each kind has one score here, because among several one is above 0 by chance more often.
-            name = "mean_iou" if "mean_iou" in scores else next((key for key in scores if "gain" in scores[key]), None)
+            name = decisive_score(scores)
             if name is not None:
                 low, high = scores[name]["gain"]  # interval of the difference
-                gains.append(-high if name in LOWER_IS_BETTER else low)
-        return not gains or max(gains) > 0
+                least_gains.append(-high if name in LOWER_IS_BETTER else low)
+        return not least_gains or max(least_gains) > 0
 
     def sections(self) -> dict[str, list[Block]]:
-        """Return the parts of the pages after the verdict by title; empty parts are omitted."""
-        sections = {
+        """Return the sections of the pages after the verdict by title; empty blocks and sections are omitted."""
+        all_sections = {
             "Fine-tuned": self.describe_fine_tuned(),
             "Fewer labels": self.describe_label_fractions(),
             "Frozen": self.describe_frozen(),
             "Controls": self.describe_controls(),
-            "Data": [
-                Table(["split", "images"], list(map(list, self.data.get("images", {}).items()))),
-                str(self.data.get("how", "")),
-                f"Task: {self.task}. Classes: {', '.join(self.classes)}.",
-            ],
+            "Data": self.describe_data(),
             "Cost": self.describe_cost(),
             "Not tested": [self.notes],
-            "Pictures": [Picture(file, re.sub(r"[_\W]+", " ", Path(file).stem)) for file in self.pictures],
+            "Pictures": [Picture(file, caption_of(file)) for file in self.pictures],
             "Run it again": [Code("bash", self.command)] if self.command else [],
         }
-        filled = {title: [one for one in blocks if getattr(one, "rows", one)] for title, blocks in sections.items()}
-        return {title: blocks for title, blocks in filled.items() if blocks}
+        sections = {}
+        for title, blocks in all_sections.items():
+            filled_blocks = [block for block in blocks if is_filled(block)]
+            if filled_blocks:
+                sections[title] = filled_blocks
+        return sections
 
     def fine_tuned_rows(self, labels: float) -> dict[str, list]:
         """Return the row of each fine-tuned backbone in a table."""
-        rows, differences = {}, self.differences(labels)
+        differences = self.differences(labels)
+        rows = {}
         for name in self.models:
             runs = self.runs(name, labels)
-            values = [run["score"] for run in runs]
-            if values:
-                spread = f" ± {self.number(np.std(values, ddof=1))}" if len(values) > 1 else ""
-                rates = ", ".join(f"{rate:g}" for rate in sorted({run["learning_rate"] for run in runs}))
-                mean = self.number(np.mean(values))
-                difference = cell(differences.get(name), self.number)
-                rows[name] = [label(name), mean + spread, len(values), difference]
-                rows[name].append(rates)
+            if not runs:
+                continue
+            scores = [run["score"] for run in runs]
+            spread = f" ± {self.number(np.std(scores, ddof=1))}" if len(scores) > 1 else ""
+            learning_rates = sorted({run["learning_rate"] for run in runs})
+            rows[name] = [
+                label(name),
+                self.number(np.mean(scores)) + spread,
+                len(scores),
+                cell(differences.get(name), self.number),
+                ", ".join(f"{rate:g}" for rate in learning_rates),
+            ]
         return rows
 
     @property
     def header(self) -> list[str]:
         """Titles of the columns of [`fine_tuned_rows`]."""
-        return ["backbone", f"{self.unit} ± spread over seeds", "seeds", "adapted − it (95% interval)", "learning rate"]
+        return [
+            "backbone",
+            f"{self.unit} ± spread over seeds",
+            "seeds",
+            DIFFERENCE_TITLE,
+            "learning rate",
+        ]
 
     def describe_fine_tuned(self) -> list[Block]:
-        rows, differences = self.fine_tuned_rows(1.0), self.differences()
+        rows = self.fine_tuned_rows(1.0)
         if not rows:
             return []
+        differences = self.differences()
         text = f"Test scores in {self.measure}, with all labels. Differences are paired by seed and test image. "
         text += "In bold, the interval excludes 0."
         if self.direction:
             text += f" {self.direction}"
-        if any(one.seeds < 2 for one in differences.values()):
+        if any(difference.seeds < 2 for difference in differences.values()):
             text += " With one seed, it covers test images only."
-        blocks = [text, Table([*self.header, "weights"], [[*row, self.models[name]] for name, row in rows.items()])]
+        rows_with_weights = [[*row, self.models[name]] for name, row in rows.items()]
+        blocks = [text, Table([*self.header, "weights"], rows_with_weights)]
         if differences:
-            to_each = {f"to {label(name)}": one for name, one in differences.items()}
-            figure = draw_differences(to_each, f"difference of adapted in {self.measure}", self.scale)
+            labeled_differences = {f"to {label(name)}": difference for name, difference in differences.items()}
+            figure = draw_differences(labeled_differences, f"difference of adapted in {self.measure}", self.scale)
             blocks.append(Picture("differences.png", "Differences of the adapted backbone, 95% intervals", figure))
         return blocks
 
     def describe_label_fractions(self) -> list[Block]:
-        fractions, curves = sorted({run["labels"] for run in self.fine_tuned}), {}
+        fractions = sorted({run["labels"] for run in self.fine_tuned})
         if len(fractions) < 2:
             return []
+        curves = {}
         for name in self.models:
-            scores = {one: [score.value for score in self.scores(name, one).values()] for one in fractions}
-            if any(scores.values()):
-                curves[label(name)] = {fraction: values for fraction, values in scores.items() if values}
-        rows = [[f"{100 * one:g}%", *row] for one in fractions for row in self.fine_tuned_rows(one).values()]
+            curve = {}
+            for fraction in fractions:
+                scores = [score.value for score in self.scores(name, fraction).values()]
+                if scores:
+                    curve[fraction] = scores
+            if curve:
+                curves[label(name)] = curve
+        rows = []
+        for fraction in fractions:
+            for row in self.fine_tuned_rows(fraction).values():
+                rows.append([f"{100 * fraction:g}%", *row])
         figure = draw_label_fractions(curves, self.measure, self.scale)
-        return [Table(["labels", *self.header], rows), Picture("label_fractions.png", "Scores by labels", figure)]
+        return [
+            Table(["labels", *self.header], rows),
+            Picture("label_fractions.png", "Scores by labels", figure),
+        ]
 
     def describe_frozen(self) -> list[Block]:
-        scores = {
-            (run["probe"], run["model"]): Score(run["score"], run["resampled"], run["cases"]) for run in self.frozen
-        }
+        if not self.frozen:
+            return []
+        scores = {}
+        for run in self.frozen:
+            scores[run["probe"], run["model"]] = Score(run["score"], run["resampled"], run["cases"])
         rows = []
-        for (probe, model), theirs in scores.items():
-            ours = scores.get((probe, ADAPTED))
-            is_other = ours is not None and model != ADAPTED
-            difference = cell(paired_difference([ours], [theirs])) if is_other else ""
-            rows.append([probe, label(model), points(theirs.value), difference])
-        score = TASKS[self.task].probe_class.title
-        text = f"Test scores of probes of frozen features: {score}, in points. The intervals cover test images only."
-        return [text, Table(["probe", "backbone", "score", self.header[3]], rows)] if rows else []
+        for (probe, model), score in scores.items():
+            adapted_score = scores.get((probe, ADAPTED))
+            difference = None
+            if adapted_score is not None and model != ADAPTED:
+                difference = paired_difference([adapted_score], [score])
+            rows.append([probe, label(model), points(score.value), cell(difference)])
+        score_title = TASKS[self.task].probe_class.title
+        text = (
+            f"Test scores of probes of frozen features: {score_title}, in points. The intervals cover test images only."
+        )
+        return [text, Table(["probe", "backbone", "score", DIFFERENCE_TITLE], rows)]
 
     def describe_controls(self) -> list[Block]:
         rows = []
         for kind, scores in self.controls.get("answers", {}).items():
             for name, score in scores.items():
-                gain = " to ".join(map(points, score.get("gain", ())))
-                rows.append([kind, name.replace("_", " "), points(score["own"]), points(score["other_images"]), gain])
+                rows.append(
+                    [
+                        kind,
+                        name.replace("_", " "),
+                        points(score["own"]),
+                        points(score["other_images"]),
+                        " to ".join(points(bound) for bound in score.get("gain", ())),
+                    ]
+                )
         blocks = []
         if rows:
             blocks.append("Answers of the language model in points. A model that looks loses points with other images.")
@@ -342,16 +422,36 @@ class AdaptationReport:
         if self.controls.get("early"):
             blocks.append(f"Probe of the backbone at 10% of the steps, beside its start: {self.controls['early']}.")
         if self.controls.get("answer_prior"):
-            blocks += ["How well answers are guessed without images:", *read_blocks(self.controls["answer_prior"])]
+            blocks.append("How well answers are guessed without images:")
+            blocks += read_blocks(self.controls["answer_prior"])
         return blocks
 
+    def describe_data(self) -> list[Block]:
+        rows = [[split, number] for split, number in self.data.get("images", {}).items()]
+        return [
+            Table(["split", "images"], rows),
+            str(self.data.get("how", "")),
+            f"Task: {self.task}. Classes: {', '.join(self.classes)}.",
+        ]
+
     def describe_cost(self) -> list[Block]:
-        planned, used = (self.plan.get(f"{key}_seconds") or {} for key in ("planned", "used"))
-        stages = [[stage, duration(planned.get(stage)), duration(used.get(stage))] for stage in {**planned, **used}]
-        stages += [["all", *(duration(sum(one.values())) for one in (planned, used))]] if stages else []
-        settings = {key: value for key, value in self.plan.items() if not key.endswith("_seconds")}
-        rows = [[key.replace("_", " "), cell_text(value)] for key, value in settings.items()]
-        return [Table(["setting", "value"], rows), Table(["stage", "planned, h:mm:ss", "used, h:mm:ss"], stages)]
+        planned_seconds = self.plan.get("planned_seconds") or {}
+        used_seconds = self.plan.get("used_seconds") or {}
+        stage_rows = []
+        for stage in {**planned_seconds, **used_seconds}:
+            stage_rows.append([stage, duration(planned_seconds.get(stage)), duration(used_seconds.get(stage))])
+        if stage_rows:
+            total_planned = duration(sum(planned_seconds.values()))
+            total_used = duration(sum(used_seconds.values()))
+            stage_rows.append(["all", total_planned, total_used])
+        setting_rows = []
+        for name, value in self.plan.items():
+            if not name.endswith("_seconds"):
+                setting_rows.append([name.replace("_", " "), cell_text(value)])
+        return [
+            Table(["setting", "value"], setting_rows),
+            Table(["stage", "planned, h:mm:ss", "used, h:mm:ss"], stage_rows),
+        ]
 
 
 def make_report(
@@ -376,37 +476,56 @@ def make_report(
         controls: results of the controls.
         diverged: sentences on fine-tunings that are left out.
     """
-    shown_models = (ADAPTED, backbones.start.name)
-    pictures = {}
-    for entry in fine_tuned:
-        picture = Path(entry["folder"]) / "test" / "predictions.png"
-        if picture.is_file() and entry["model"] in shown_models:
-            pictures[f"predictions_{entry['model']}.png"] = picture
-    for name, path in pictures.items():
-        shutil.copy(path, backbones.folder / name)
+    class_names = []
+    for class_setting in labels.data["classes"]:
+        class_names.append(class_setting["name"] if isinstance(class_setting, dict) else class_setting)
     shown_plan = {name: plan[name] for name in PLAN_FIELDS}
-    seconds = {"planned_seconds": plan["planned_seconds"], "used_seconds": dict(used_seconds)}
+    shown_plan.update(plan["settings"])
+    shown_plan["planned_seconds"] = plan["planned_seconds"]
+    shown_plan["used_seconds"] = dict(used_seconds)
     return AdaptationReport(
         task=labels.task,
         metric=fine_tuned[0]["metric"],
         greater_is_better=fine_tuned[0]["greater_is_better"],
         is_share=fine_tuned[0]["is_share"],
-        classes=[entry["name"] if isinstance(entry, dict) else entry for entry in labels.data["classes"]],
+        classes=class_names,
         data={
             "name": labels.root.name,
             "images": {split: len(images) for split, images in labels.images.items()},
             "test_scenes": labels.test_scenes,
             "how": labels.how,
         },
-        plan=shown_plan | plan["settings"] | seconds,
+        plan=shown_plan,
         models=backbones.models,
         start=backbones.start.name,
-        fine_tuned=[{name: value for name, value in entry.items() if name != "folder"} for entry in fine_tuned],
+        fine_tuned=[without_key(run, "folder") for run in fine_tuned],
         frozen=list(frozen),
-        controls={name: value for name, value in controls.items() if name != "problems"},
-        pictures=list(pictures),
+        controls=without_key(controls, "problems"),
+        pictures=copy_predictions(fine_tuned, backbones),
         notes=untested(plan, controls, diverged),
     )
+
+
+def copy_predictions(fine_tuned: Sequence[dict], backbones: Backbones) -> list[str]:
+    """Copy pictures of the predictions of the adapted backbone and of the start, and return the names of the files.
+
+    Args:
+        fine_tuned: scores of fine-tuned models, with their folders.
+        backbones: compared backbones, whose folder gets the pictures.
+    """
+    names = []
+    for run in fine_tuned:
+        picture = Path(run["folder"]) / "test" / "predictions.png"
+        if run["model"] in (ADAPTED, backbones.start.name) and picture.is_file():
+            name = f"predictions_{run['model']}.png"
+            shutil.copy(picture, backbones.folder / name)
+            names.append(name)
+    return list(dict.fromkeys(names))
+
+
+def without_key(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return a copy of a mapping without a key."""
+    return {name: value for name, value in mapping.items() if name != key}
 
 
 def untested(plan: Mapping[str, Any], controls: Mapping[str, Any], diverged: Sequence[str]) -> list[str]:
@@ -424,9 +543,30 @@ def label(name: str) -> str:
     return "random weights" if name == RANDOM else name
 
 
+def caption_of(file: str) -> str:
+    """Return the name of a picture as words."""
+    return re.sub(r"[_\W]+", " ", Path(file).stem)
+
+
+def is_filled(block: Block) -> bool:
+    """Return whether a block has a text, or a table has rows."""
+    return bool(block.rows) if isinstance(block, Table) else bool(block)
+
+
+def decisive_score(scores: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Return the name of the score of a kind of question that tells whether the model looks at the image."""
+    if "mean_iou" in scores:
+        return "mean_iou"
+    for name, score in scores.items():
+        if "gain" in score:
+            return name
+    return None
+
+
 def points(value: float, sign: str = "") -> str:
     """Return a score in points with one decimal and a minus sign."""
-    return f"{round(100 * float(value), 1) + 0.0:{sign}.1f}".replace("-", "−")  # `+ 0.0` turns -0.0 to 0.0.
+    rounded_points = round(100 * float(value), 1) + 0.0  # `+ 0.0` turns -0.0 to 0.0.
+    return f"{rounded_points:{sign}.1f}".replace("-", "−")
 
 
 def is_loss(difference: Difference) -> bool:
@@ -444,7 +584,7 @@ def cell(difference: Difference | None, number: Callable[..., str] = points) -> 
     if difference is None:
         return ""
     text = f"{number(difference.mean, '+')} ({number(difference.low)} to {number(difference.high)})"
-    return Strong(text) if difference.low > 0 or difference.high < 0 else text
+    return Strong(text) if excludes_zero(difference) else text
 
 
 def duration(seconds: float | None) -> str:

@@ -36,8 +36,9 @@ def store_instructions(root: Path, options: Mapping[str, Any], output: Path, see
         output: output folder.
         seed: seed of the questions.
     """
+    annotation_options = AnnotationOptions(**options)
     with logged(output):
-        make_instructions(root, output, AnnotationOptions(**options), seed)
+        make_instructions(root, output, annotation_options, seed)
 
 
 def pretraining_options(settings: Mapping[str, Any], folder: Path) -> PretrainingOptions:
@@ -60,7 +61,9 @@ def run_pretraining(settings: Mapping[str, Any], output: Path) -> dict[str, Any]
     """Run or resume a pretraining, and return its metrics."""
     command = f"vitp pretrain --config {output.name}.yaml"
     with recorded(output, settings):
-        check_status(pretrain(pretraining_options(settings, output), score_run, command), output)
+        options = pretraining_options(settings, output)
+        result = pretrain(options, score_run, command)
+    check_status(result, output)
     return read_metrics(output)
 
 
@@ -83,28 +86,33 @@ def fine_tuning_options(task: str, settings: Mapping[str, Any], folder: Path) ->
 
 def estimate_fine_tuning(task: str, settings: Mapping[str, Any], folder: Path) -> None:
     """Print the estimates of memory and time of a fine-tuning."""
-    print_cost(TASKS[task], fine_tuning_options(task, {**settings, "dry_run": True}, folder))
+    options = fine_tuning_options(task, {**settings, "dry_run": True}, folder)
+    print_cost(TASKS[task], options)
 
 
 def run_fine_tuning(task: str, settings: Mapping[str, Any], output: Path) -> dict[str, Any]:
     """Run or resume the fine-tuning of a task, and return its metrics."""
     command = f"vitp finetune_{task} --config {output.name}.yaml"
     with recorded(output, settings):
-        check_status(fine_tune(TASKS[task], fine_tuning_options(task, settings, output), command), output)
+        options = fine_tuning_options(task, settings, output)
+        result = fine_tune(TASKS[task], options, command)
+    check_status(result, output)
     return read_metrics(output)
 
 
 def run_probe(settings: Mapping[str, Any], output: Path) -> dict[str, Any]:
     """Probe frozen backbones, and return the metrics."""
     with recorded(output, settings):
-        probe(ProbeArguments(**settings, output_dir=str(output)))
+        args = ProbeArguments(**settings, output_dir=str(output))
+        probe(args)
     return read_metrics(output)
 
 
 def run_vlm_evaluation(settings: Mapping[str, Any], output: Path) -> dict[str, Any]:
     """Score the answers of a vision-language model, and return the metrics."""
     with recorded(output, settings):
-        evaluate_vlm(VLMArguments(**settings, output_dir=str(output)))
+        args = VLMArguments(**settings, output_dir=str(output))
+        evaluate_vlm(args)
     return read_metrics(output)
 
 
@@ -147,4 +155,6 @@ def remove_weights(folder: Path) -> None:
 def describe_seconds(seconds: float) -> str:
     """Return a duration such as `2 h 10 min`."""
     hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{max(minutes, 1)} min"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{max(minutes, 1)} min"
