@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ...command.settings import Percentile, PositiveInt, from_mapping
 from ...data.classes import LabelEncoding, pack, span
 from ...data.files import CASES, FileSample, fields_of, find_samples, hold_out, match_files, read_split
-from ...data.folders import UNSPLIT, images_in
+from ...data.folders import UNSPLIT, images_in, level_of
 from ...data.layouts import LAYOUTS, ChangePairs, Masks, layouts_of, recognize_layout
 from ...data.rows import cases_of_rows, check_image_columns, content_of, encoded_rows, find_columns, missing_column
 from ...data.settings import DataSettings, parts_of
@@ -96,31 +96,39 @@ class MaskedImages(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict:
         name, images, mask = self.read(index)
-        tensors = [self.to_pixels(*image) for image in images]
-        for (image_name, *_), tensor in zip(images, tensors):
+        tensors = []
+        for image_name, image, spec in images:
+            tensor = self.to_pixels(image_name, image, spec)
+            tensors.append(tensor)
             if tensor.shape != tensors[0].shape:
+                first_name = images[0][0]
                 raise ValueError(
-                    f"Expected images of the same size and bands, {image_name} has {size(tensor)}, {images[0][0]} has "
+                    f"Expected images of the same size and bands, {image_name} has {size(tensor)}, {first_name} has "
                     f"{size(tensors[0])}."
                 )
         item = {"id": name, "case": self.cases[index], "images": tensors}
         if mask is not None:
-            item["mask"] = torch.from_numpy(self.encode(mask))
-            if item["mask"].shape != tensors[0].shape[-2:]:
+            class_indices = torch.from_numpy(self.encode(mask))
+            if class_indices.shape != tensors[0].shape[-2:]:
+                first_name = images[0][0]
                 raise ValueError(
-                    f"Expected a mask of the size of its image, the mask {mask[0]} has {size(item['mask'])}, the image "
-                    f"{images[0][0]} has {size(tensors[0])}."
+                    f"Expected a mask of the size of its image, the mask {mask[0]} has {size(class_indices)}, the "
+                    f"image {first_name} has {size(tensors[0])}."
                 )
+            item["mask"] = class_indices
         return item
 
     def mask(self, index: int) -> torch.Tensor | None:
         """Return the mask of a sample without reading its images."""
         mask = self.read_mask(index)
-        return None if mask is None else torch.from_numpy(self.encode(mask))
+        if mask is None:
+            return None
+        return torch.from_numpy(self.encode(mask))
 
     def encode(self, mask: tuple[str, Picture]) -> np.ndarray:
-        name, values = mask
-        return self.encoding.encode(mask_array(values, name, self.encoding.by), name)
+        name, picture = mask
+        values = mask_array(picture, name, self.encoding.by)
+        return self.encoding.encode(values, name)
 
     def to_pixels(self, name: str, image: Picture, spec: InputSpec | None) -> torch.Tensor:
         try:
@@ -133,12 +141,19 @@ def mask_array(mask: Picture, name: str, by: str) -> np.ndarray:
     """Return the values `(height, width)` or colors `(height, width, 3)` of a mask; `by` as in [`LabelEncoding`]."""
     if isinstance(mask, PIL.Image.Image):
         # With `color`, 8-bit gray and palette images are converted to RGB too.
-        is_plain = mask.mode in (VALUES if by == "value" else ("I", "I;16", "I;16B", "F"))
-        mask = np.asarray(mask if is_plain else mask.convert("RGB"))
+        plain_modes = VALUES if by == "value" else ("I", "I;16", "I;16B", "F")
+        if mask.mode not in plain_modes:
+            mask = mask.convert("RGB")
+        mask = np.asarray(mask)
     if mask.ndim == 3 and mask.shape[2] in (2, 4):
         mask = mask[..., :-1]  # Without the transparency of a TIFF.
-    if mask.ndim == 3 and (mask.shape[2] == 1 or (by == "value" and (mask == mask[..., :1]).all())):
-        mask = mask[..., 0]  # A gray mask, which may have been saved with three channels.
+    if mask.ndim == 3:
+        is_gray = mask.shape[2] == 1
+        if by == "value" and not is_gray:
+            # A gray mask may have been saved with three channels.
+            is_gray = (mask == mask[..., :1]).all()
+        if is_gray:
+            mask = mask[..., 0]
     return whole_numbers(mask, name).astype(np.int32)
 
 
@@ -166,14 +181,25 @@ class ImageFiles(MaskedImages):
     ):
         super().__init__(encoding, input_spec)
         self.rows: list[tuple[FileSample, Window | None]] = []
+        self.cases = []
         for sample in samples:
-            tiles = [None] if tile is None else windows(stored_size(sample.images[0]), **tile)
-            self.rows += [(sample, window) for window in tiles]
-        self.cases = [sample.case for sample, _ in self.rows]
+            sample_windows = [None]
+            if tile is not None:
+                sample_windows = windows(stored_size(sample.images[0]), **tile)
+            for window in sample_windows:
+                self.rows.append((sample, window))
+                self.cases.append(sample.case)
 
     def files_or_rows(self) -> list[Path]:
-        files = {sample.id: sample for sample, _ in self.rows}
-        return [path for sample in files.values() for path in (*sample.images, sample.mask) if path is not None]
+        paths = []
+        for sample in self.unique_samples():
+            paths += files_of_sample(sample)
+        return paths
+
+    def unique_samples(self) -> list[FileSample]:
+        """Return each sample once, also if it is read in several windows."""
+        samples = {sample.id: sample for sample, _ in self.rows}
+        return list(samples.values())
 
     def check_files(self, name: str) -> None:
         """Check the header and the end of every image and mask file.
@@ -185,33 +211,47 @@ class ImageFiles(MaskedImages):
             ValueError: if a file is truncated, has an orientation other than upright, or differs in size from the other
                 files of its sample.
         """
-        samples = {sample.id: sample for sample, _ in self.rows}
-        for sample in tqdm(samples.values(), desc=f"files of {name}", disable=None):
-            first, *others = (*sample.images, *([] if sample.mask is None else [sample.mask]))
-            for path in (first, *others):
+        for sample in tqdm(self.unique_samples(), desc=f"files of {name}", disable=None):
+            first_path = sample.images[0]
+            for path in files_of_sample(sample):
                 check_file(path)
                 check_upright(path)
-                if stored_size(path) != stored_size(first):
-                    sizes = ["{1} x {0} pixels".format(*stored_size(file)) for file in (path, first)]
-                    names = (f"The mask {path}", f"its image {first}") if path == sample.mask else (path, first)
-                    raise ValueError(f"{names[0]} is {sizes[0]}, but {names[1]} is {sizes[1]}.")
+                height, width = stored_size(path)
+                first_height, first_width = stored_size(first_path)
+                if (height, width) != (first_height, first_width):
+                    role, first_role = ("The mask ", "its image ") if path == sample.mask else ("", "")
+                    raise ValueError(
+                        f"{role}{path} is {width} x {height} pixels, but {first_role}{first_path} is {first_width} x "
+                        f"{first_height} pixels."
+                    )
 
     def read(self, index: int):
         sample, window = self.rows[index]
-        name = sample.id if window is None else f"{sample.id}/{window[0]}_{window[1]}"
-        images = [
-            (str(path), read_image(path, window, self.spec), ranged(self.spec, path, window is not None))
-            for path in sample.images
-        ]
-        mask = self.read_mask(index)
-        if mask is not None and window is not None and stored_size(sample.mask) != stored_size(sample.images[0]):
-            raise ValueError(f"The mask {sample.mask} and its image {sample.images[0]} differ in size.")
-        return name, images, mask
+        name = sample.id
+        if window is not None:
+            left, top, _, _ = window
+            name = f"{sample.id}/{left}_{top}"
+        images = []
+        for path in sample.images:
+            image = read_image(path, window, self.spec)
+            spec = ranged(self.spec, path, is_part=window is not None)
+            images.append((str(path), image, spec))
+        return name, images, self.read_mask(index)
 
     def read_mask(self, index: int):
         sample, window = self.rows[index]
+        if sample.mask is None:
+            return None
         # DICOM masks are read as stored, because a rescale slope would change the class values.
-        return None if sample.mask is None else (str(sample.mask), read_image(sample.mask, window, as_stored=True))
+        return str(sample.mask), read_image(sample.mask, window, as_stored=True)
+
+
+def files_of_sample(sample: FileSample) -> list[Path]:
+    """Return the images and the mask of a sample."""
+    paths = list(sample.images)
+    if sample.mask is not None:
+        paths.append(sample.mask)
+    return paths
 
 
 class Rows(MaskedImages):
@@ -235,48 +275,71 @@ class Rows(MaskedImages):
         name: str = "",
     ):
         super().__init__(encoding, input_spec)
-        self.rows, self.cases = encoded_rows(rows), cases_of_rows(rows) or list(map(str, range(len(rows))))
+        self.rows = encoded_rows(rows)
+        self.cases = cases_of_rows(rows) or [str(index) for index in range(len(rows))]
         self.name = name
-        found = find_columns(rows.column_names, USUAL, columns or {}, name)
-        roles = ("before", "after") if "before" in found else ("image",)
-        for role in set(roles) - found.keys():
-            raise missing_column(rows.column_names, role, name)
-        self.image_columns = [found[role] for role in roles]
-        self.mask_column = found.get("mask")
-        check_image_columns(rows, [*self.image_columns, *filter(None, [self.mask_column])], name)
+        columns_by_role = find_columns(rows.column_names, USUAL, columns or {}, name)
+        image_roles = ("before", "after") if "before" in columns_by_role else ("image",)
+        for role in image_roles:
+            if role not in columns_by_role:
+                raise missing_column(rows.column_names, role, name)
+        self.image_columns = [columns_by_role[role] for role in image_roles]
+        self.mask_column = columns_by_role.get("mask")
+        picture_columns = list(self.image_columns)
+        if self.mask_column:
+            picture_columns.append(self.mask_column)
+        check_image_columns(rows, picture_columns, name)
 
     def read(self, index: int):
         row = self.rows[index]
         name = str(row.get("id", index))
-        images = [self._picture(name, row, column) for column in self.image_columns]
-        mask = None if self.mask_column is None else self._picture(name, row, self.mask_column)[:2]
+        images = []
+        for column in self.image_columns:
+            image, spec = self._picture(name, row, column)
+            images.append((f"{name} ({column})", image, spec))
+        mask = None
+        if self.mask_column is not None:
+            mask = self._mask(name, row)
         return name, images, mask
 
     def __getitem__(self, index: int) -> dict:
         """Return a sample, for slices of volumes with `patient`, `place` and `spacing`, see [`slice_volumes`]."""
-        item, known = super().__getitem__(index), {*self.rows.column_names}
-        if {*CASES} <= known:
-            item |= {"patient": item["case"], "case": str(self.rows.select_columns(["case"])[index]["case"])}
-        if {"place", "spacing"} <= known:
-            item |= self.rows.select_columns(["place", "spacing"])[index]
+        item = super().__getitem__(index)
+        column_names = set(self.rows.column_names)
+        if column_names.issuperset(CASES):
+            item["patient"] = item["case"]
+            item["case"] = str(self._values(index, ["case"])["case"])
+        if column_names.issuperset(("place", "spacing")):
+            item.update(self._values(index, ["place", "spacing"]))
         return item
 
     def read_mask(self, index: int):
         if self.mask_column is None:
             return None
-        columns = [name for name in (self.mask_column, "id") if name in self.rows.column_names]
-        row = self.rows.select_columns(columns)[index]
-        return self._picture(str(row.get("id", index)), row, self.mask_column)[:2]
+        columns = [self.mask_column]
+        if "id" in self.rows.column_names:
+            columns.append("id")
+        row = self._values(index, columns)
+        return self._mask(str(row.get("id", index)), row)
 
-    def _picture(self, name: str, row: dict, column: str) -> tuple[str, Picture, InputSpec | None]:
-        stored, where = row[column], f"{name} ({column})"
+    def _values(self, index: int, columns: list[str]) -> dict[str, Any]:
+        """Return some columns of a row, without reading the others."""
+        return self.rows.select_columns(columns)[index]
+
+    def _mask(self, name: str, row: dict) -> tuple[str, Picture]:
+        mask, _ = self._picture(name, row, self.mask_column)
+        return f"{name} ({self.mask_column})", mask
+
+    def _picture(self, name: str, row: dict, column: str) -> tuple[Picture, InputSpec | None]:
+        """Return an image with its input spec, or the mask."""
+        stored = row[column]
         if stored is None:
             raise ValueError(f"Row {name} of split {self.name!r}: the column {column!r} is empty.")
         try:
             content = content_of(stored)
             if column == self.mask_column:
-                return where, read_picture(content, as_stored=True), None
-            return where, read_picture(content, self.spec), ranged(self.spec, content, False)
+                return read_picture(content, as_stored=True), None
+            return read_picture(content, self.spec), ranged(self.spec, content, is_part=False)
         except Exception as error:  # Pillow raises many error types for a broken file.
             raise ValueError(f"Row {name} of split {self.name!r}: {column} cannot be read: {error}") from error
 
@@ -322,24 +385,21 @@ def slice_volumes(
             position from its mask or the other channels, or has a mask with values that are not integers.
     """
     check_cut(plane, window, percentiles)
-    features = dict.fromkeys(("id", "patient", "case"), datasets.Value("string")) | {"image": datasets.Image()}
-    if samples[0].mask is not None:
-        features["mask"] = datasets.Image()
-    if not foreground_only:
-        features |= {"place": datasets.Value("int32"), "spacing": datasets.List(datasets.Value("float64"), length=3)}
     # The modification times are part of the cache key, so that changed files are converted again.
-    files = [
-        (sample, [file.stat().st_mtime_ns for path in (*sample.images, sample.mask) if path for file in files_of(path)])
-        for sample in samples
-    ]
-    settings = {"plane": plane, "window": window, "percentiles": percentiles, "foreground_only": foreground_only}
-    classes, ignore = [(item.value, item.name) for item in encoding.classes], encoding.ignore + encoding.negative
-    settings |= {"classes": classes, "ignore": ignore}
-    settings["first_column"] = "right or anterior"  # Part of the cache key: slices of older caches are mirrored.
+    files = [(sample, modification_times(sample)) for sample in samples]
+    settings = {
+        "plane": plane,
+        "window": window,
+        "percentiles": percentiles,
+        "foreground_only": foreground_only,
+        "classes": [(item.value, item.name) for item in encoding.classes],
+        "ignore": encoding.ignore + encoding.negative,
+        "first_column": "right or anterior",  # Part of the cache key: slices of older caches are mirrored.
+    }
     try:
         return datasets.Dataset.from_generator(
             slices,
-            features=datasets.Features(features),
+            features=features_of_slices(samples[0].mask is not None, foreground_only),
             gen_kwargs={"files": files, "settings": settings},
             num_proc=min(num_proc, len(files)) if num_proc else None,
         )
@@ -347,23 +407,60 @@ def slice_volumes(
         raise error.__cause__ from None
 
 
+def features_of_slices(has_masks: bool, foreground_only: bool) -> datasets.Features:
+    """Return the columns of [`slice_volumes`]."""
+    features = {
+        "id": datasets.Value("string"),
+        "patient": datasets.Value("string"),
+        "case": datasets.Value("string"),
+        "image": datasets.Image(),
+    }
+    if has_masks:
+        features["mask"] = datasets.Image()
+    if not foreground_only:
+        features["place"] = datasets.Value("int32")
+        features["spacing"] = datasets.List(datasets.Value("float64"), length=3)
+    return datasets.Features(features)
+
+
+def modification_times(sample: FileSample) -> list[int]:
+    """Return the modification time of each file of a sample, in nanoseconds."""
+    times = []
+    for path in files_of_sample(sample):
+        for file in files_of(path):
+            times.append(file.stat().st_mtime_ns)
+    return times
+
+
 def slices(files: list[tuple[FileSample, list[int]]], settings: Mapping) -> Iterator[dict]:
     classes = [{"name": name, "value": value} for value, name in settings["classes"]]
     encoding = LabelEncoding(classes, ignore=settings["ignore"])
     plane = settings["plane"]
     for sample, _ in files:
-        cuts = VolumeSlices(sample.images, plane, settings["window"], settings["percentiles"], sample.mask)
-        for index in range(len(cuts)):
-            row = {"id": f"{sample.id}/{plane}_{index:04d}", "patient": sample.case, "case": sample.id}
-            row["image"] = cuts.image(index)
+        volume_slices = VolumeSlices(
+            sample.images,
+            plane,
+            settings["window"],
+            settings["percentiles"],
+            sample.mask,
+        )
+        for index in range(len(volume_slices)):
+            row = {
+                "id": f"{sample.id}/{plane}_{index:04d}",
+                "patient": sample.case,
+                "case": sample.id,
+                "image": volume_slices.image(index),
+            }
             if sample.mask is not None:
-                labels = cuts.mask(index)
-                indices = encoding.encode(labels.astype(np.int32), str(sample.mask))
-                if settings["foreground_only"] and not ((indices > 0) & (indices < len(classes))).any():
+                labels = volume_slices.mask(index)
+                class_indices = encoding.encode(labels.astype(np.int32), str(sample.mask))
+                is_foreground = (class_indices > 0) & (class_indices < len(classes))
+                if settings["foreground_only"] and not is_foreground.any():
                     continue
                 row["mask"] = PIL.Image.fromarray(labels)
             if not settings["foreground_only"]:
-                row |= {"place": index, "spacing": cuts.volumes[0].spacing(plane)}
+                row["place"] = index
+                row["spacing"] = volume_slices.volumes[0].spacing(plane)
             yield row
 
 
@@ -403,16 +500,31 @@ class DenseData(DataSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        used = {name for name in ("input_spec", "dataset_name") if getattr(self, name) is not None}
-        used |= {name for split in self.splits.values() if isinstance(split, Mapping) for name in split}
-        foreign = {"foreground_only"} if self.volumes is None else {"input_spec", "dataset_name", "tile"}
-        for name in sorted(used & foreign):
-            remedy = "without `volumes`. Set it, or remove" if self.volumes is None else "with `volumes`. Remove"
-            raise ValueError(f"`{name}` has no effect {remedy} `{name}`.")
+        self._check_options()
         self.encoding = LabelEncoding(self.classes, self.mask_encoding, self.ignore)
         self.volume_settings = None
         if self.volumes is not None:
             self.volume_settings = from_mapping(VolumeSettings, self.volumes, "volumes")
+
+    def _check_options(self) -> None:
+        """Raise a `ValueError` if an option is only for images or only for volumes, and the data are the other."""
+        options = set()
+        if self.input_spec is not None:
+            options.add("input_spec")
+        if self.dataset_name is not None:
+            options.add("dataset_name")
+        for split in self.splits.values():
+            if isinstance(split, Mapping):
+                options.update(split)
+        if self.volumes is None:
+            options_without_effect = options & {"foreground_only"}
+            remedy = "without `volumes`. Set it, or remove"
+        else:
+            options_without_effect = options & {"input_spec", "dataset_name", "tile"}
+            remedy = "with `volumes`. Remove"
+        if options_without_effect:
+            name = min(options_without_effect)
+            raise ValueError(f"`{name}` has no effect {remedy} `{name}`.")
 
     @classmethod
     def from_arguments(cls, args: DenseArguments, output_dir: str) -> Self:
@@ -429,52 +541,68 @@ class DenseData(DataSettings):
             ValueError: as the parent.
         """
         if has_other_layout(args.data):
-            args.data = settings_of_folder(args.data)
-            args.eval_split = args.eval_split if args.eval_split in args.data["splits"] else None
-            submission = args.submission
-            if submission is not None and (
-                submission["split"] not in args.data["splits"] or {*fields_of(submission["file"])} > {"name"}
-            ):
-                args.submission = None
+            use_settings_of_folder(args)
         data = super().from_arguments(args, output_dir)
-        if "trainval" in data.splits and "train" not in data.splits and {*args.train_splits} <= {"train", "val"}:
-            args.train_splits, args.eval_split = ["trainval"], None
+        has_only_trainval = "trainval" in data.splits and "train" not in data.splits
+        if has_only_trainval and set(args.train_splits) <= {"train", "val"}:
+            args.train_splits = ["trainval"]
+            args.eval_split = None
         if args.submission is not None:
             data.check_submission(args.submission)
-        is_cut = data.volumes is not None or any("tile" in split for split in data.splits.values())
-        if data.images is not None and data.root is not None and Path(data.root).is_dir() and not is_cut:
-            number = sum(len(find_samples(data.root, split, name)) for name, split in data.splits.items())
-            if number != data.images:
-                logger.warning(
-                    "%s has %s images, but %s are expected: scores may not be comparable.",
-                    *(data.root, f"{number:,}", f"{data.images:,}"),
-                )
+        data._warn_of_missing_images()
         return data
+
+    def _warn_of_missing_images(self) -> None:
+        """Log a warning if the splits do not have the expected number of images."""
+        is_cut = self.volumes is not None or any("tile" in split for split in self.splits.values())
+        if is_cut or self.images is None or self.root is None or not Path(self.root).is_dir():
+            return
+        number = 0
+        for name, split in self.splits.items():
+            number += len(find_samples(self.root, split, name))
+        if number != self.images:
+            logger.warning(
+                "%s has %s images, but %s are expected: scores may not be comparable.",
+                self.root,
+                f"{number:,}",
+                f"{self.images:,}",
+            )
 
     @classmethod
     def infer(cls, root, classes=None):
-        name = recognize_layout(root, layouts_of(Masks, ChangePairs))
-        if name is None:
-            wanted = "images and masks of the same name, such as train/images and train/masks"
-            raise cls.unknown_layout(root, f"{wanted} (volumes need a configuration, see recipes/medical.md)")
-        folders = {role: getattr(LAYOUTS[name], f"{role}_folders", ()) for role in ("image", "before", "after", "mask")}
-        found = {role: images_in(root, names) for role, names in folders.items() if names}
+        layout_name = recognize_layout(root, layouts_of(Masks, ChangePairs))
+        if layout_name is None:
+            raise cls.unknown_layout(
+                root,
+                "images and masks of the same name, such as train/images and train/masks (volumes need a "
+                "configuration, see recipes/medical.md)",
+            )
+        # Folder names and images by split of each role: `image`, or `before` and `after`, and `mask`.
+        folder_names = {}
+        images_by_role = {}
+        for role in ("image", "before", "after", "mask"):
+            names = getattr(LAYOUTS[layout_name], f"{role}_folders", ())
+            if names:
+                folder_names[role] = names
+                images_by_role[role] = images_in(root, names)
+        first_role = list(images_by_role)[0]
         splits = {}
-        for split in next(iter(found.values())):
-            files = {role: by_split[split] for role, by_split in found.items() if split in by_split}
-            splits[split] = {role: pattern_of(images, root, folders[role]) for role, images in files.items()}
-        lists = {path.stem: f"list/{path.name}" for path in sorted(root.glob("list/*.txt")) if path.stem in SPLITS}
-        if splits.keys() == {UNSPLIT} and "train" in lists:
-            splits = {split: {**splits[UNSPLIT], "list": path} for split, path in lists.items()}
-        elif splits.keys() in ({"train"}, {UNSPLIT}):
-            (settings,) = splits.values()
-            splits = hold_out(settings, (sample.case for sample in find_samples(root, settings, "train")))
-        masks = [path for images in found["mask"].values() for (path,) in images.values()]
+        for split in images_by_role[first_role]:
+            splits[split] = {}
+            for role, images_by_split in images_by_role.items():
+                if split in images_by_split:
+                    splits[split][role] = pattern_of(images_by_split[split], root, folder_names[role])
+        splits = divide_splits(splits, root)
+        masks = []
+        for images in images_by_role["mask"].values():
+            for (path,) in images.values():
+                masks.append(path)
         inferred = infer_classes(masks)
-        lossy = next((path for path in masks if path.suffix.lower() in (".jpg", ".jpeg")), None)
-        if lossy and len(inferred["classes"]) > 2 and not classes:
+        number = len(inferred["classes"])
+        lossy_masks = [path for path in masks if path.suffix.lower() in (".jpg", ".jpeg")]
+        if lossy_masks and number > 2 and not classes:
             raise ValueError(
-                f"{lossy} is a JPEG, whose compression changes the values of a mask: {len(inferred['classes'])} values "
+                f"{lossy_masks[0]} is a JPEG, whose compression changes the values of a mask: {number} values "
                 "found. Save the masks as PNG with one value for each class, or set `classes` in a configuration, "
                 "with the first and the last value of each."
             )
@@ -492,20 +620,31 @@ class DenseData(DataSettings):
     @property
     def plane(self) -> str | None:
         """Plane of the slices of volumes; `None` for images."""
-        return None if self.volume_settings is None else self.volume_settings.plane
+        if self.volume_settings is None:
+            return None
+        return self.volume_settings.plane
 
     def _open(self, name: str) -> MaskedImages:
         settings = self.split_settings(name)
         if self.dataset_name is not None:
-            return Rows(self.load_rows(settings), self.encoding, self.input_spec, self.columns, name)
+            rows = self.load_rows(settings)
+            return Rows(rows, self.encoding, self.input_spec, self.columns, name)
         samples = find_samples(self.root, settings, name)
         if self.volumes is None:
             files = ImageFiles(samples, self.encoding, self.input_spec, settings.get("tile"))
             files.check_files(name)
             return files
+        # The other processes read the slices that the first one has cached.
         with PartialState().main_process_first():
-            foreground_only = settings.get("foreground_only", False)
-            rows = slice_volumes(samples, self.encoding, foreground_only=foreground_only, **vars(self.volume_settings))
+            rows = slice_volumes(
+                samples,
+                self.encoding,
+                plane=self.volume_settings.plane,
+                window=self.volume_settings.window,
+                percentiles=self.volume_settings.percentiles,
+                foreground_only=settings.get("foreground_only", False),
+                num_proc=self.volume_settings.num_proc,
+            )
         return Rows(rows, self.encoding, name=name)
 
     def check_submission(self, settings: Mapping[str, str]) -> None:
@@ -514,52 +653,121 @@ class DenseData(DataSettings):
         split = self.split_settings(name)
         if self.volumes is not None or "tile" in split:
             raise ValueError(f"submission: expected whole images in {name!r}, got `tile` or `volumes`. Remove it.")
-        known = fields_of(next(iter(read_split(split, name).images.values()))) + ["case"] * ("cases" in split)
-        unknown = [field for field in fields_of(settings["file"]) if field not in known]
-        if unknown:
-            raise ValueError(f"submission: file has the unknown field {unknown[0]!r}. Fields of {name!r}: {known}.")
+        image_patterns = list(read_split(split, name).images.values())
+        available_fields = fields_of(image_patterns[0])
+        if "cases" in split:
+            available_fields.append("case")
+        for field_name in fields_of(settings["file"]):
+            if field_name not in available_fields:
+                raise ValueError(
+                    f"submission: file has the unknown field {field_name!r}. Fields of {name!r}: {available_fields}."
+                )
 
     def check_disjoint(self, names: Sequence[str]) -> None:
         """Raise a `ValueError` if two of the splits share an image, even under different names, a patient or a case."""
         if self.root is not None:
-            self.check_files({name: find_samples(self.root, self.splits[name], name) for name in names})
+            samples = {name: find_samples(self.root, self.splits[name], name) for name in names}
+            self.check_files(samples)
         elif len(names) > 1:
-            opened = {name: self._open(name) for name in names}
-            self.check_splits({name: (part.rows, part.image_columns) for name, part in opened.items()})
+            rows_and_columns = {}
+            for name in names:
+                split_rows = self._open(name)
+                rows_and_columns[name] = (split_rows.rows, split_rows.image_columns)
+            self.check_splits(rows_and_columns)
 
 
 def has_other_layout(settings: Mapping[str, Any]) -> bool:
     """Return whether a folder has no file of the `splits` of its settings, but a standard layout."""
-    root, splits = settings.get("root"), settings.get("splits")
+    root = settings.get("root")
+    splits = settings.get("splits")
     if not isinstance(root, str) or not isinstance(splits, Mapping):
         return False
-    patterns = [pattern for name, split in splits.items() for pattern in read_split(split, name).images.values()]
-    has_files = any(match_files(Path(root), pattern, fields_of(pattern)) for pattern in patterns)
-    return not has_files and recognize_layout(root, layouts_of(Masks, ChangePairs)) is not None
+    patterns = []
+    for name, split in splits.items():
+        patterns += read_split(split, name).images.values()
+    for pattern in patterns:
+        if match_files(Path(root), pattern, fields_of(pattern)):
+            return False
+    return recognize_layout(root, layouts_of(Masks, ChangePairs)) is not None
+
+
+def use_settings_of_folder(args: DenseArguments) -> None:
+    """Replace the settings of the data by those of their folder, and leave out splits that it lacks."""
+    args.data = settings_of_folder(args.data)
+    splits = args.data["splits"]
+    if args.eval_split not in splits:
+        args.eval_split = None
+    if args.submission is not None:
+        needs_other_fields = set(fields_of(args.submission["file"])) > {"name"}
+        if args.submission["split"] not in splits or needs_other_fields:
+            args.submission = None
 
 
 def settings_of_folder(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings with the splits and mask values of the folder, and class names as far as they are known."""
-    known = settings.get("classes", ())
-    inferred = DenseData.infer(Path(settings["root"]), known)
-    if "mask_encoding" in inferred:
-        inferred["classes"] = known if all("color" in item for item in known) else inferred["classes"]
+    configured_classes = settings.get("classes", ())
+    folder_settings = DenseData.infer(Path(settings["root"]), configured_classes)
+    if "mask_encoding" in folder_settings:
+        if all("color" in item for item in configured_classes):
+            folder_settings["classes"] = configured_classes
     else:
-        values = [item["value"] for item in inferred["classes"]] + inferred["ignore"]
-        values = [value for value in values if value not in settings.get("ignore", ())]
-        spans = [span(item.value) for item in LabelEncoding(known).classes]
-        matches = [[first <= value <= last for value in values] for first, last in spans]
-        if all(map(any, matches)) and all(map(any, zip(*matches))):  # for example masks that were saved as JPEG
-            inferred |= {"classes": known, "ignore": settings.get("ignore", ())}
-        elif len(inferred["classes"]) == len(known):
-            inferred["classes"] = [{**name, "value": item["value"]} for name, item in zip(known, inferred["classes"])]
-    shown = ", ".join(item["name"] for item in inferred["classes"])
+        ignored_values = settings.get("ignore", ())
+        if values_fit(folder_settings, configured_classes, ignored_values):
+            folder_settings["classes"] = configured_classes
+            folder_settings["ignore"] = ignored_values
+        elif len(folder_settings["classes"]) == len(configured_classes):
+            renamed_classes = []
+            for configured_class, folder_class in zip(configured_classes, folder_settings["classes"]):
+                renamed_classes.append({**configured_class, "value": folder_class["value"]})
+            folder_settings["classes"] = renamed_classes
     logger.warning(
         "No file of %s matches `splits` of the configuration. Used instead: the splits %s with the classes %s.",
-        *(settings["root"], ", ".join(inferred["splits"]), shown),
+        settings["root"],
+        ", ".join(folder_settings["splits"]),
+        ", ".join(item["name"] for item in folder_settings["classes"]),
     )
-    kept = ("images", "input_spec", "allow_shared_images")
-    return inferred | {key: settings[key] for key in kept if key in settings}
+    for key in ("images", "input_spec", "allow_shared_images"):
+        if key in settings:
+            folder_settings[key] = settings[key]
+    return folder_settings
+
+
+def values_fit(folder_settings: Mapping[str, Any], classes: Sequence[Mapping], ignored_values: Sequence) -> bool:
+    """Return whether every value in the masks of a folder belongs to a class, and every class has such a value.
+
+    A class may have a range of values, for example for masks that were saved as JPEG.
+
+    Args:
+        folder_settings: settings of the folder from [`DenseData.infer`], with `classes` by value and `ignore`.
+        classes: classes of the configuration.
+        ignored_values: values that the configuration ignores.
+    """
+    mask_values = [item["value"] for item in folder_settings["classes"]] + folder_settings["ignore"]
+    unplaced_values = {value for value in mask_values if value not in ignored_values}
+    labeled_values = sorted(unplaced_values)
+    for item in LabelEncoding(classes).classes:
+        first, last = span(item.value)
+        values_of_class = [value for value in labeled_values if first <= value <= last]
+        if not values_of_class:
+            return False
+        unplaced_values.difference_update(values_of_class)
+    return not unplaced_values
+
+
+def divide_splits(splits: dict[str, dict], root: Path) -> dict[str, dict]:
+    """Return the splits of the lists `list/train.txt` and so on, or else of a part held out, if there is only one."""
+    if splits.keys() not in ({"train"}, {UNSPLIT}):
+        return splits
+    (settings,) = splits.values()
+    if UNSPLIT in splits:
+        lists = {}
+        for path in sorted(root.glob("list/*.txt")):
+            if path.stem in SPLITS:
+                lists[path.stem] = f"list/{path.name}"
+        if "train" in lists:
+            return {split: {**settings, "list": path} for split, path in lists.items()}
+    cases = [sample.case for sample in find_samples(root, settings, "train")]
+    return hold_out(settings, cases)
 
 
 def pattern_of(files: Mapping[str, tuple[Path]], root: Path, folders: Sequence[str]) -> str:
@@ -574,15 +782,23 @@ def pattern_of(files: Mapping[str, tuple[Path]], root: Path, folders: Sequence[s
         ValueError: if the files are in folders of different depths.
     """
     paths = [path.relative_to(root) for (path,) in files.values()]
-    names, depths = {name.lower() for name in folders}, {len(path.parts) for path in paths}
-    kinds = {next((level, part) for level, part in enumerate(path.parts) if part.lower() in names) for path in paths}
-    if len(depths) > 1 or len(kinds) > 1:
+    depths = {len(path.parts) for path in paths}
+    levels_and_names = set()
+    for path in paths:
+        level = level_of(path.parts, folders)
+        levels_and_names.add((level, path.parts[level]))
+    if len(depths) > 1 or len(levels_and_names) > 1:
         raise ValueError(f"expected all images in folders of the same depth, got {paths[0]} and {paths[-1]}.")
-    ids = zip(*(image_id.split("/")[:-1] for image_id in files))
-    parts = [part[0] if len({*part}) == 1 else f"{{folder{index}}}" for index, part in enumerate(ids)]
-    parts.insert(*kinds.pop())
+    folders_of_ids = [image_id.split("/")[:-1] for image_id in files]
+    pattern_parts = []
+    for index, names_at_depth in enumerate(zip(*folders_of_ids)):
+        is_constant = len(set(names_at_depth)) == 1
+        pattern_parts.append(names_at_depth[0] if is_constant else f"{{folder{index}}}")
+    level, folder_name = levels_and_names.pop()
+    pattern_parts.insert(level, folder_name)
     suffixes = {path.suffix for path in paths}
-    return "/".join([*parts, f"{{name}}{suffixes.pop()}" if len(suffixes) == 1 else "{name:[^/]+}.*"])
+    pattern_parts.append(f"{{name}}{suffixes.pop()}" if len(suffixes) == 1 else "{name:[^/]+}.*")
+    return "/".join(pattern_parts)
 
 
 def infer_classes(paths: Sequence[Path]) -> dict[str, Any]:
@@ -590,36 +806,46 @@ def infer_classes(paths: Sequence[Path]) -> dict[str, Any]:
 
     Negative values are ignored, and so is 255 if two other values occur.
     """
-    values, colors = set(), set()
+    values = set()
+    colors = set()
     for path in tqdm(paths, desc="values of the masks", disable=None):
-        mask = mask_array(read_image(path, None, as_stored=True), str(path), "value")
+        picture = read_image(path, None, as_stored=True)
+        mask = mask_array(picture, str(path), "value")
         if mask.ndim == 3:
-            colors.update(np.unique(mask @ [1 << 16, 1 << 8, 1]).tolist())
+            color_codes = mask @ [1 << 16, 1 << 8, 1]
+            colors.update(np.unique(color_codes).tolist())
         else:
             values.update(np.unique(mask).tolist())
     if colors:
-        colors |= {pack((value, value, value)) for value in values}
-        entries = [{"name": f"color {code:06x}", "color": [*code.to_bytes(3, "big")]} for code in sorted(colors)]
-        return {"classes": entries, "mask_encoding": "color"}
-    ignored = {value for value in values if value < 0}
-    ignored |= {IGNORE_INDEX} & values if len(values - ignored) > 2 else set()
-    entries = [{"name": f"class {value}", "value": value} for value in sorted(values - ignored)]
-    return {"classes": entries, "ignore": sorted(ignored)}
+        for value in values:
+            colors.add(pack((value, value, value)))
+        classes = []
+        for code in sorted(colors):
+            classes.append({"name": f"color {code:06x}", "color": list(code.to_bytes(3, "big"))})
+        return {"classes": classes, "mask_encoding": "color"}
+    ignored_values = {value for value in values if value < 0}
+    if IGNORE_INDEX in values and len(values - ignored_values) > 2:
+        ignored_values.add(IGNORE_INDEX)
+    classes = [{"name": f"class {value}", "value": value} for value in sorted(values - ignored_values)]
+    return {"classes": classes, "ignore": sorted(ignored_values)}
 
 
 class ClassPixels(Dataset):
     """Data set of pixel counts per class for the mask of each sample, int64 of shape `(num_classes,)`."""
 
     def __init__(self, samples: Dataset, num_classes: int):
-        self.masks = [(part, index) for part in parts_of(samples) for index in range(len(part))]
+        self.masks = []  # Data set and index of each mask.
+        for split_samples in parts_of(samples):
+            for index in range(len(split_samples)):
+                self.masks.append((split_samples, index))
         self.num_classes = num_classes
 
     def __len__(self) -> int:
         return len(self.masks)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        part, part_index = self.masks[index]
-        mask = part.mask(part_index)
+        split_samples, split_index = self.masks[index]
+        mask = split_samples.mask(split_index)
         if mask is None:
             raise ValueError("A split that is trained on or scored has no masks. Set `mask` in its settings.")
         return mask.flatten().bincount(minlength=IGNORE_INDEX + 1)[: self.num_classes]
@@ -636,9 +862,10 @@ def count_pixels(
     Raises:
         ValueError: if a mask is missing, cannot be read or has values outside the classes, or if no pixel is labeled.
     """
-    state, masks = PartialState(), ClassPixels(samples, len(names))
-    own_masks = Subset(masks, share(range(len(masks)), state.num_processes, state.process_index))
-    loader = DataLoader(own_masks, batch_size=None, num_workers=num_workers)
+    state = PartialState()
+    masks = ClassPixels(samples, len(names))
+    indices_of_process = share(range(len(masks)), state.num_processes, state.process_index)
+    loader = DataLoader(Subset(masks, indices_of_process), batch_size=None, num_workers=num_workers)
     counts = torch.zeros(len(names), dtype=torch.int64)
     for pixels in tqdm(loader, desc="Reading masks", disable=not state.is_main_process):
         counts += pixels
@@ -646,10 +873,15 @@ def count_pixels(
         counts = sum(gather_object([counts]))
     if not counts.any():
         raise ValueError(f"The {kind} masks have no labeled pixels: all values are in `ignore`.")
-    absent = [name for name, count in zip(names, counts.tolist()) if not count]
-    if absent:
-        logger.warning("Classes without pixels in the %s masks: %s.", kind, ", ".join(absent))
-    return dict(zip(names, counts.tolist()))
+    pixels_by_class = dict(zip(names, counts.tolist()))
+    absent_classes = classes_without_pixels(pixels_by_class)
+    if absent_classes:
+        logger.warning("Classes without pixels in the %s masks: %s.", kind, ", ".join(absent_classes))
+    return pixels_by_class
+
+
+def classes_without_pixels(pixels: Mapping[str, int]) -> list[str]:
+    return [name for name, count in pixels.items() if not count]
 
 
 def balanced_weights(pixels: Mapping[str, int]) -> list[float]:
@@ -658,10 +890,11 @@ def balanced_weights(pixels: Mapping[str, int]) -> list[float]:
     Raises:
         ValueError: if a class has no pixels.
     """
-    absent = [name for name, count in pixels.items() if not count]
-    if absent:
-        raise ValueError(f"class_weights: 'balanced' needs pixels of every class, {absent} have none.")
-    return [sum(pixels.values()) / (len(pixels) * count) for count in pixels.values()]
+    absent_classes = classes_without_pixels(pixels)
+    if absent_classes:
+        raise ValueError(f"class_weights: 'balanced' needs pixels of every class, {absent_classes} have none.")
+    total = sum(pixels.values())
+    return [total / (len(pixels) * count) for count in pixels.values()]
 
 
 def class_weights(weights: Sequence[str] | None, pixels: Mapping[str, int]) -> list[float] | None:

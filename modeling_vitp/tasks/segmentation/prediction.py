@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,16 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ...data.files import fill
-from ...images.large import RowFile, appears_whole, file_stamp, open_images, part_path, weights_digest, whole_rows
+from ...images.large import (
+    LargeImage,
+    RowFile,
+    appears_whole,
+    file_stamp,
+    open_images,
+    part_path,
+    weights_digest,
+    whole_rows,
+)
 from ...images.reading import is_tiff, window_starts
 from ...images.volumes import NIFTI, Volume, VolumeSlices, check_cut, files_of
 
@@ -66,20 +75,20 @@ def sliding_window(
         ValueError: if the stride is larger than the window or below 1, `batch_size` is below 1, the images differ in
             size, or `predict` returns logits of a different size than its input.
     """
-    images = (images,) if isinstance(images, torch.Tensor) else tuple(images)
+    if isinstance(images, torch.Tensor):
+        images = [images]
     sizes = [tuple(image.shape) for image in images]
-    if len({(len(size), size[0], size[-2:]) for size in sizes}) != 1 or len(sizes[0]) != 4:
+    batches_and_sizes = {(size[0], size[-2:]) for size in sizes}
+    have_four_axes = all(len(size) == 4 for size in sizes)
+    if not have_four_axes or len(batches_and_sizes) != 1:
         raise ValueError(
             f"Expected images of shape (batch, channels, height, width) with the same batch and size, got {sizes}."
         )
-    bands = predict_bands(
-        predict,
-        lambda top, bottom: tuple(image[:, :, top:bottom] for image in images),
-        sizes[0][-2:],
-        window,
-        stride,
-        batch_size,
-    )
+
+    def read(top: int, bottom: int) -> tuple[torch.Tensor, ...]:
+        return tuple(image[:, :, top:bottom] for image in images)
+
+    bands = predict_bands(predict, read, sizes[0][-2:], window, stride, batch_size)
     return torch.cat([logits for _, logits in bands], dim=2)
 
 
@@ -106,38 +115,61 @@ def predict_bands(
         `top, logits`: the finished rows from `top`, which no further window reaches, float32 of shape
         `(batch, classes, rows, width)`. One row of windows and its finished rows are in memory at a time.
     """
-    window, stride = as_pair(window), as_pair(stride)
+    window = as_pair(window)
+    stride = as_pair(stride)
     if not all(1 <= step <= length for step, length in zip(stride, window)):
         raise ValueError(f"`stride` must be at least 1 and at most the window {window}, got {stride}.")
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-    height, width = (min(length, extent) for length, extent in zip(window, size))
-    tops, lefts = (window_starts(*lengths) for lengths in zip(size, (height, width), stride))
-    row_counts, column_counts = times_covered(size[0], tops, height), times_covered(size[1], lefts, width)
+    image_height, image_width = size
+    height = min(window[0], image_height)
+    width = min(window[1], image_width)
+    tops = window_starts(image_height, height, stride[0])
+    lefts = window_starts(image_width, width, stride[1])
+    row_counts = times_covered(image_height, tops, height)
+    column_counts = times_covered(image_width, lefts, width)
 
     tops = [top for top in tops if top + height > start]
+    next_tops = [*tops[1:], image_height]
     sums = None  # Sums of the logits over windows, for the rows of the current windows.
-    for top, next_top in zip(tops, [*tops[1:], size[0]]):
+    for top, next_top in zip(tops, next_tops):
         rows = read(top, top + height)
         for first in range(0, len(lefts), batch_size):
-            batch = lefts[first : first + batch_size]
-            windows = [torch.cat([image[..., left : left + width] for left in batch]) for image in rows]
-            logits = predict(*windows)
-            if logits.shape[-2:] != (height, width):
-                raise ValueError(
-                    f"Expected `predict` to return logits of the window size ({height}, {width}), got shape "
-                    f"{tuple(logits.shape)}. Resize the logits to the window."
-                )
+            batch_lefts = lefts[first : first + batch_size]
+            logits = predict_windows(predict, rows, batch_lefts, width)
             if sums is None:
-                sums = logits.new_zeros(len(rows[0]), logits.shape[1], height, size[1], dtype=torch.float32)
-            for left, part in zip(batch, logits.chunk(len(batch))):
-                sums[..., left : left + width] += part
+                sums = logits.new_zeros(len(rows[0]), logits.shape[1], height, image_width, dtype=torch.float32)
+            for left, window_logits in zip(batch_lefts, logits.chunk(len(batch_lefts))):
+                sums[..., left : left + width] += window_logits
         if next_top > start:
             skipped = max(start - top, 0)
-            counts = (row_counts[top + skipped : next_top, None] * column_counts).to(sums.device)
-            yield top + skipped, sums[:, :, skipped : next_top - top] / counts
+            counts = row_counts[top + skipped : next_top, None] * column_counts
+            yield top + skipped, sums[:, :, skipped : next_top - top] / counts.to(sums.device)
         finished = next_top - top
         sums = torch.cat([sums[:, :, finished:], torch.zeros_like(sums[:, :, :finished])], dim=2)
+
+
+def predict_windows(predict: Predict, rows: Sequence[torch.Tensor], lefts: Sequence[int], width: int) -> torch.Tensor:
+    """Return the logits of windows of the same rows, one after the other along the batch axis.
+
+    Args:
+        predict: see [`sliding_window`].
+        rows: rows of each image, of shape `(batch, channels, window height, image width)`.
+        lefts: first column of each window.
+        width: width of the windows.
+    """
+    windows = []
+    for image_rows in rows:
+        image_windows = [image_rows[..., left : left + width] for left in lefts]
+        windows.append(torch.cat(image_windows))
+    logits = predict(*windows)
+    height = rows[0].shape[-2]
+    if logits.shape[-2:] != (height, width):
+        raise ValueError(
+            f"Expected `predict` to return logits of the window size ({height}, {width}), got shape "
+            f"{tuple(logits.shape)}. Resize the logits to the window."
+        )
+    return logits
 
 
 def default_stride(window: int | tuple[int, int]) -> tuple[int, int]:
@@ -185,33 +217,49 @@ def augmented(predict: Predict, scales: Sequence[float] = (1.0,), flip: bool = F
     """
     if not scales or min(scales) <= 0:
         raise ValueError(f"`scales` must be one or more positive factors, got {tuple(scales)}.")
+    mirrorings = (False, True) if flip else (False,)
 
     def predict_augmented(*images: torch.Tensor) -> torch.Tensor:
         size = images[0].shape[-2:]
-        total, count = None, 0
+        log_sum = None  # Logarithm of the sum of the probabilities.
         for scale in scales:
-            scaled_size = [max(round(length * scale), 1) for length in size]
-            scaled = [
-                image
-                if list(image.shape[-2:]) == scaled_size
-                else F.interpolate(image, scaled_size, mode="bilinear", antialias=scale < 1)
-                for image in images
-            ]
-            for mirror in (False, True) if flip else (False,):
-                logits = predict(*(image.flip(-1) if mirror else image for image in scaled)).float()
-                logits = F.interpolate(logits.flip(-1) if mirror else logits, size, mode="bilinear")
+            scaled_images = scaled(images, scale)
+            for is_mirrored in mirrorings:
+                logits = predict_mirrored(predict, scaled_images) if is_mirrored else predict(*scaled_images)
+                logits = F.interpolate(logits.float(), size, mode="bilinear")
                 log_probabilities = logits.log_softmax(dim=1)
-                total = log_probabilities if total is None else torch.logaddexp(total, log_probabilities)
-                count += 1
-        return total - math.log(count)
+                log_sum = log_probabilities if log_sum is None else torch.logaddexp(log_sum, log_probabilities)
+        return log_sum - math.log(len(scales) * len(mirrorings))
 
     return predict_augmented
+
+
+def scaled(images: Sequence[torch.Tensor], scale: float) -> list[torch.Tensor]:
+    """Return images of the same size at a scale; the scaled size is rounded to pixels."""
+    scaled_size = [max(round(length * scale), 1) for length in images[0].shape[-2:]]
+    scaled_images = []
+    for image in images:
+        if list(image.shape[-2:]) != scaled_size:
+            image = F.interpolate(image, scaled_size, mode="bilinear", antialias=scale < 1)
+        scaled_images.append(image)
+    return scaled_images
+
+
+def predict_mirrored(predict: Predict, images: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the logits of the mirrored images, mirrored back."""
+    mirrored_images = [image.flip(-1) for image in images]
+    return predict(*mirrored_images).flip(-1)
 
 
 def logits_of(model: PreTrainedModel) -> Predict:
     """Return a function from pixel values, on any device, to the logits of a model in evaluation mode."""
     model.eval()
-    return lambda *pixel_values: model(*(values.to(model.device, model.dtype) for values in pixel_values)).logits
+
+    def predict(*pixel_values: torch.Tensor) -> torch.Tensor:
+        inputs = [values.to(model.device, model.dtype) for values in pixel_values]
+        return model(*inputs).logits
+
+    return predict
 
 
 def layers_of(logits: torch.Tensor, with_probabilities: bool) -> np.ndarray:
@@ -226,8 +274,52 @@ def layers_of(logits: torch.Tensor, with_probabilities: bool) -> np.ndarray:
     """
     layers = logits.max(0, keepdim=True).indices  # On the CPU, `argmax` is ten times slower.
     if with_probabilities:
-        layers = torch.cat([layers, (logits.softmax(0) * 255).round()])
+        probabilities = (logits.softmax(0) * 255).round()
+        layers = torch.cat([layers, probabilities])
     return layers.to(torch.uint8).cpu().numpy()
+
+
+def as_paths(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Path]:
+    if isinstance(paths, (str, os.PathLike)):
+        paths = [paths]
+    return [Path(path) for path in paths]
+
+
+def output_paths(
+    output: str | os.PathLike,
+    probabilities: str | os.PathLike | None,
+    has_suffix: Callable[[Path], bool],
+    expected: str,
+) -> list[Path]:
+    """Return the path of the classes and, if given, that of the probabilities.
+
+    Args:
+        output, probabilities: see [`predict_large`].
+        has_suffix: function that returns whether a path has a suffix of the format.
+        expected: description of the format in errors.
+
+    Raises:
+        ValueError: if a path has another suffix.
+    """
+    paths = [Path(output)]
+    if probabilities is not None:
+        paths.append(Path(probabilities))
+    for path in paths:
+        if not has_suffix(path):
+            raise ValueError(f"Expected {expected}, got {path}.")
+    return paths
+
+
+def check_num_labels(model: PreTrainedModel, most: int) -> None:
+    """Raise a `ValueError` if the class indices of a model do not fit into the output."""
+    if model.config.num_labels > most:
+        raise ValueError(
+            f"Expected a model with at most {most} classes for a uint8 output, got {model.config.num_labels}."
+        )
+
+
+def class_names_of(model: PreTrainedModel) -> list[str]:
+    return [model.config.id2label[index] for index in range(model.config.num_labels)]
 
 
 @torch.inference_mode()
@@ -280,85 +372,130 @@ def predict_large(
             arguments.
         FileExistsError: if `output` or `probabilities` exists.
     """
-    paths = [Path(image) for image in ([images] if isinstance(images, (str, os.PathLike)) else images)]
-    outputs = [Path(path) for path in (output, probabilities) if path is not None]
-    wrong = next((path for path in outputs if not is_tiff(path)), None)
-    if wrong is not None:
-        raise ValueError(f"Expected a GeoTIFF with the suffix .tif as output for an image, got {wrong}.")
-    part = part_path(outputs)
-    stride = default_stride(window) if stride is None else stride
-    num_labels = model.config.num_labels
-    if num_labels > NO_CLASS:
-        raise ValueError(f"Expected a model with at most {NO_CLASS} classes for a uint8 output, got {num_labels}.")
+    paths = as_paths(images)
+    outputs = output_paths(output, probabilities, is_tiff, "a GeoTIFF with the suffix .tif as output for an image")
+    rows_path = part_path(outputs)
+    if stride is None:
+        stride = default_stride(window)
+    check_num_labels(model, NO_CLASS)
     if len(paths) != model.images_per_sample:
         raise ValueError(f"Expected {model.images_per_sample} image(s) for {type(model).__name__}, got {len(paths)}.")
     predict = logits_of(model)
     if flip or tuple(scales) != (1.0,):
         predict = augmented(predict, scales, flip)
-
-    with ExitStack() as stack:
-        sources = stack.enter_context(open_images(paths, image_processor))
-        first = sources[0].dataset
-        rows = stack.enter_context(
-            RowFile(
-                part,
-                shape=(1 if probabilities is None else 1 + num_labels, first.width),
-                made_of={
-                    "images": [file_stamp(path) for path in paths],
-                    "model": weights_digest(model),
-                    "image processor": image_processor.to_json_string(),
-                    "window": window,
-                    "stride": stride,
-                    "batch_size": batch_size,
-                    "scales": list(scales),
-                    "flip": flip,
-                    "probabilities": probabilities is not None,
-                },
-            )
-        )
-        progress = stack.enter_context(tqdm(total=first.height, initial=len(rows), unit="row", desc=outputs[0].name))
-        if len(rows) < first.height:
-            bands = predict_bands(
-                lambda *windows: predict(
-                    *(source.inputs(each, do_resize=False).pixel_values for source, each in zip(sources, windows))
-                ),
-                lambda top, bottom: tuple(source.read(top, bottom) for source in sources),
-                (first.height, first.width),
-                window,
-                stride,
-                batch_size,
-                start=len(rows),
-            )
-            for top, band in bands:
-                layers = layers_of(band[0], probabilities is not None)
-                no_data = [source.has_no_data(top, top + band.shape[2]) for source in sources if source.is_masked]
-                if no_data:
-                    is_empty = np.logical_or.reduce(no_data)
-                    layers[:, is_empty] = 0
-                    layers[0, is_empty] = NO_CLASS
-                rows.append(layers.swapaxes(0, 1))
-                progress.update(band.shape[2])
-
-        names = [model.config.id2label[index] for index in range(num_labels)]
-        tab20 = matplotlib.colormaps["tab20"]
-        colors = colors or [tuple(round(255 * part) for part in tab20(index % 20)[:3]) for index in range(num_labels)]
-        nodata = NO_CLASS if any(source.is_masked for source in sources) else None
-        if probabilities is not None:
-            # The mask is a part of the file, because a file beside it would not be renamed with it.
-            with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), open_geotiff(outputs[1], first, count=num_labels) as file:
-                file.scales = [1 / 255] * num_labels
-                file.descriptions = names
-                for top, layers in rows.read(BLOCK):
-                    area = whole_rows(first, top, top + len(layers))
-                    file.write(layers[:, 1:].swapaxes(0, 1), window=area)
-                    if nodata is not None:
-                        file.write_mask(layers[:, 0] != nodata, window=area)
-        with open_geotiff(outputs[0], first, count=1, nodata=nodata) as file:
-            file.write_colormap(1, dict(enumerate(colors)))
-            file.update_tags(classes=json.dumps(names))
-            for top, layers in rows.read(BLOCK):
-                file.write(layers[:, 0], 1, window=whole_rows(first, top, top + len(layers)))
+    num_layers = 1 if probabilities is None else 1 + model.config.num_labels
+    with open_images(paths, image_processor) as sources:
+        made_of = {
+            "images": [file_stamp(path) for path in paths],
+            "model": weights_digest(model),
+            "image processor": image_processor.to_json_string(),
+            "window": window,
+            "stride": stride,
+            "batch_size": batch_size,
+            "scales": list(scales),
+            "flip": flip,
+            "probabilities": probabilities is not None,
+        }
+        with RowFile(rows_path, (num_layers, sources[0].dataset.width), made_of) as rows:
+            predict_rows(predict, sources, rows, window, stride, batch_size, outputs[0].name)
+            write_geotiffs(outputs, rows, sources, class_names_of(model), colors)
     rows.delete()
+
+
+def predict_rows(
+    predict: Predict,
+    sources: Sequence[LargeImage],
+    rows: RowFile,
+    window: int | tuple[int, int],
+    stride: int | tuple[int, int],
+    batch_size: int,
+    description: str,
+) -> None:
+    """Append the layers of [`layers_of`] to `rows`, from the first row of the images that it lacks.
+
+    Args:
+        predict, window, stride, batch_size: see [`sliding_window`].
+        sources: image, or the two of a pair.
+        rows: file of the finished rows, each of shape `(layers, width)`.
+        description: text beside the progress bar.
+    """
+    first_image = sources[0].dataset
+    if len(rows) >= first_image.height:
+        return
+    num_layers, _ = rows.shape
+
+    def predict_processed(*windows: torch.Tensor) -> torch.Tensor:
+        inputs = []
+        for source, source_windows in zip(sources, windows):
+            inputs.append(source.inputs(source_windows, do_resize=False).pixel_values)
+        return predict(*inputs)
+
+    def read(top: int, bottom: int) -> tuple[torch.Tensor, ...]:
+        return tuple(source.read(top, bottom) for source in sources)
+
+    bands = predict_bands(
+        predict_processed,
+        read,
+        size=(first_image.height, first_image.width),
+        window=window,
+        stride=stride,
+        batch_size=batch_size,
+        start=len(rows),
+    )
+    with tqdm(total=first_image.height, initial=len(rows), unit="row", desc=description) as progress:
+        for top, band in bands:
+            layers = layers_of(band[0], with_probabilities=num_layers > 1)
+            height = band.shape[2]
+            no_data = [source.has_no_data(top, top + height) for source in sources if source.is_masked]
+            if no_data:
+                is_empty = np.logical_or.reduce(no_data)
+                layers[:, is_empty] = 0
+                layers[0, is_empty] = NO_CLASS
+            rows.append(layers.swapaxes(0, 1))
+            progress.update(height)
+
+
+def write_geotiffs(
+    outputs: Sequence[Path],
+    rows: RowFile,
+    sources: Sequence[LargeImage],
+    class_names: Sequence[str],
+    colors: Sequence[tuple[int, int, int]] | None,
+) -> None:
+    """Write the GeoTIFF of the classes and, if `outputs` has a second path, that of the probabilities."""
+    first_image = sources[0].dataset
+    is_masked = any(source.is_masked for source in sources)
+    if len(outputs) > 1:
+        num_labels = len(class_names)
+        # The mask is a part of the file, because a file beside it would not be renamed with it.
+        with (
+            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+            open_geotiff(outputs[1], first_image, count=num_labels) as file,
+        ):
+            file.scales = [1 / 255] * num_labels
+            file.descriptions = class_names
+            for top, layers in rows.read(BLOCK):
+                area = whole_rows(first_image, top, top + len(layers))
+                file.write(layers[:, 1:].swapaxes(0, 1), window=area)
+                if is_masked:
+                    file.write_mask(layers[:, 0] != NO_CLASS, window=area)
+    with open_geotiff(outputs[0], first_image, count=1, nodata=NO_CLASS if is_masked else None) as file:
+        colors = colors or default_colors(len(class_names))
+        file.write_colormap(1, dict(enumerate(colors)))
+        file.update_tags(classes=json.dumps(class_names))
+        for top, layers in rows.read(BLOCK):
+            area = whole_rows(first_image, top, top + len(layers))
+            file.write(layers[:, 0], 1, window=area)
+
+
+def default_colors(num_labels: int) -> list[tuple[int, int, int]]:
+    """Return red, green and blue in [0, 255] of each class, from the 20 colors of `tab20`."""
+    tab20 = matplotlib.colormaps["tab20"]
+    colors = []
+    for index in range(num_labels):
+        red, green, blue, _ = tab20(index % 20)
+        colors.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return colors
 
 
 @contextmanager
@@ -366,11 +503,13 @@ def open_geotiff(path: Path, like: DatasetReader, **profile) -> Iterator[Dataset
     """Open a uint8 GeoTIFF for writing, with the georeference of another file. It appears when it is complete."""
     points, points_crs = like.gcps
     if points:
-        profile |= {"gcps": points, "crs": points_crs}
+        profile["gcps"] = points
+        profile["crs"] = points_crs
     elif not like.transform.is_identity:
-        profile |= {"transform": like.transform, "crs": like.crs}
+        profile["transform"] = like.transform
+        profile["crs"] = like.crs
     if like.rpcs:
-        profile |= {"rpcs": like.rpcs}
+        profile["rpcs"] = like.rpcs
     with (
         appears_whole(path) as unfinished,
         rasterio.open(
@@ -443,41 +582,18 @@ def predict_volume(
             the training, the model takes image pairs, or an unfinished run had different arguments.
         FileExistsError: if `output` or `probabilities` exists.
     """
-    paths = [Path(path) for path in ([volumes] if isinstance(volumes, (str, os.PathLike)) else volumes)]
-    outputs = [Path(path) for path in (output, probabilities) if path is not None]
-    wrong = next((path for path in outputs if not path.name.lower().endswith(NIFTI)), None)
-    if wrong is not None:
-        raise ValueError(
-            f"Expected a NIfTI file with the suffix .nii.gz as output for a volume (NIfTI file or DICOM folder), got "
-            f"{wrong}."
-        )
-    part = part_path(outputs)
-    stride = default_stride(window) if stride is None else stride
-    if model.images_per_sample != 1:
-        raise ValueError(
-            f"Expected a model that takes one image for a volume, {type(model).__name__} takes "
-            f"{model.images_per_sample}."
-        )
-    num_labels = model.config.num_labels
-    if num_labels > MAX_CLASSES:
-        raise ValueError(f"Expected a model with at most {MAX_CLASSES} classes for a uint8 output, got {num_labels}.")
-    trained_plane = model.config.volume_plane
-    if plane is None and trained_plane is None:
-        raise ValueError("The plane of the training is unknown. Set `plane` to axial, coronal or sagittal.")
-    if None not in (plane, trained_plane) and plane != trained_plane:
-        raise ValueError(f"Expected the `plane` of the training, {trained_plane}, got {plane}. Remove `plane`.")
-    plane = plane or trained_plane
+    paths = as_paths(volumes)
+    expected = "a NIfTI file with the suffix .nii.gz as output for a volume (NIfTI file or DICOM folder)"
+    outputs = output_paths(output, probabilities, is_nifti, expected)
+    rows_path = part_path(outputs)
+    if stride is None:
+        stride = default_stride(window)
+    check_volume_model(model, plane)
+    plane = plane or model.config.volume_plane
     if intensities is None and percentiles is None:
-        spec = image_processor.input_spec or {}
-        intensities, percentiles = spec.get("window"), spec.get("percentiles")
-        if intensities is None and percentiles is None:
-            raise ValueError(
-                "The image processor has no intensity window or percentiles for volumes. Set `intensities`, such as "
-                "-160 240, or `percentiles` to the values used in training."
-            )
+        intensities, percentiles = intensities_of_training(image_processor)
     check_cut(plane, intensities, percentiles)
     slices = VolumeSlices(paths, plane, intensities, percentiles)
-    volume = slices.volumes[0]
     logits = logits_of(model)
 
     def predict(pixel_values: torch.Tensor) -> torch.Tensor:
@@ -486,7 +602,7 @@ def predict_volume(
     if flip or tuple(scales) != (1.0,):
         predict = augmented(predict, scales, flip)
     made_of = {
-        "volumes": [[file_stamp(file) for file in files_of(path)] for path in paths],
+        "volumes": stamps_of_volumes(paths),
         "model": weights_digest(model),
         "image processor": image_processor.to_json_string(),
         "plane": plane,
@@ -499,17 +615,81 @@ def predict_volume(
         "flip": flip,
         "probabilities": probabilities is not None,
     }
-    layers = 1 if probabilities is None else 1 + num_labels
-    with RowFile(part, (layers, *volume.size(plane)), made_of) as rows:
-        for index in tqdm(range(len(rows), len(slices)), initial=len(rows), total=len(slices), desc=outputs[0].name):
-            pixels = image_processor(slices.image(index), do_resize=False, input_spec=None, return_tensors="pt")
-            rows.append(layers_of(predict(pixels.pixel_values)[0], probabilities is not None)[None])
-        predicted = volume.uncut(np.moveaxis(rows.whole(), 1, -1), plane)
-        names = [model.config.id2label[index] for index in range(num_labels)]
-        if probabilities is not None:
-            save(predicted[..., 1:], volume, outputs[1], names, "estimate", slope=1 / 255)
-        save(predicted[..., 0], volume, outputs[0], names, "label")
+    num_layers = 1 if probabilities is None else 1 + model.config.num_labels
+    with RowFile(rows_path, (num_layers, *slices.volumes[0].size(plane)), made_of) as rows:
+        predict_slices(predict, image_processor, slices, rows, outputs[0].name)
+        write_niftis(outputs, rows, slices.volumes[0], plane, class_names_of(model))
     rows.delete()
+
+
+def is_nifti(path: Path) -> bool:
+    return path.name.lower().endswith(NIFTI)
+
+
+def check_volume_model(model: PreTrainedModel, plane: str | None) -> None:
+    """Raise a `ValueError` if a model cannot predict slices of this plane, by default that of its training."""
+    if model.images_per_sample != 1:
+        raise ValueError(
+            f"Expected a model that takes one image for a volume, {type(model).__name__} takes "
+            f"{model.images_per_sample}."
+        )
+    check_num_labels(model, MAX_CLASSES)
+    trained_plane = model.config.volume_plane
+    if plane is None and trained_plane is None:
+        raise ValueError("The plane of the training is unknown. Set `plane` to axial, coronal or sagittal.")
+    if plane is not None and trained_plane is not None and plane != trained_plane:
+        raise ValueError(f"Expected the `plane` of the training, {trained_plane}, got {plane}. Remove `plane`.")
+
+
+def intensities_of_training(
+    image_processor: BaseImageProcessor,
+) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+    """Return the intensity window and the percentiles of the input spec, one of which is `None`."""
+    spec = image_processor.input_spec or {}
+    intensities = spec.get("window")
+    percentiles = spec.get("percentiles")
+    if intensities is None and percentiles is None:
+        raise ValueError(
+            "The image processor has no intensity window or percentiles for volumes. Set `intensities`, such as "
+            "-160 240, or `percentiles` to the values used in training."
+        )
+    return intensities, percentiles
+
+
+def stamps_of_volumes(paths: Sequence[Path]) -> list[list]:
+    """Return the stamp of each file of each volume."""
+    stamps = []
+    for path in paths:
+        stamps.append([file_stamp(file) for file in files_of(path)])
+    return stamps
+
+
+def predict_slices(
+    predict: Predict,
+    image_processor: BaseImageProcessor,
+    slices: VolumeSlices,
+    rows: RowFile,
+    description: str,
+) -> None:
+    """Append the layers of [`layers_of`] to `rows`, from the first slice that it lacks."""
+    start = len(rows)
+    num_layers = rows.shape[0]
+    for index in tqdm(range(start, len(slices)), initial=start, total=len(slices), desc=description):
+        inputs = image_processor(slices.image(index), do_resize=False, input_spec=None, return_tensors="pt")
+        logits = predict(inputs.pixel_values)[0]
+        layers = layers_of(logits, with_probabilities=num_layers > 1)
+        rows.append(layers[None])
+
+
+def write_niftis(
+    outputs: Sequence[Path], rows: RowFile, volume: Volume, plane: str, class_names: Sequence[str]
+) -> None:
+    """Write the NIfTI file of the classes and, if `outputs` has a second path, that of the probabilities."""
+    slices_with_layers_last = np.moveaxis(rows.whole(), 1, -1)
+    layers = volume.uncut(slices_with_layers_last, plane)
+    if len(outputs) > 1:
+        save(layers[..., 1:], volume, outputs[1], class_names, "estimate", slope=1 / 255)
+    save(layers[..., 0], volume, outputs[0], class_names, "label")
 
 
 def save(values: np.ndarray, volume: Volume, path: Path, names: Sequence[str], intent: str, slope: float = 1.0) -> None:
@@ -527,16 +707,19 @@ def save(values: np.ndarray, volume: Volume, path: Path, names: Sequence[str], i
     header.set_data_dtype(np.uint8)
     header.set_data_offset(0)
     header.set_intent(intent)
-    header["cal_min"] = header["cal_max"] = 0
-    header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", json.dumps({"classes": names}).encode()))
-    kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
-    image = kind(values, volume.affine, header)
+    header["cal_min"] = 0
+    header["cal_max"] = 0
+    comment = json.dumps({"classes": names}).encode()
+    header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", comment))
+    image_class = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
+    image = image_class(values, volume.affine, header)
     image.header.set_slope_inter(slope, 0)
     with appears_whole(path) as unfinished, unfinished.open("wb") as file:
         if path.suffix.lower() == ".gz":
             # Python's default level of 9 takes most of the time of a prediction.
-            with gzip.GzipFile("", "wb", nibabel.openers.Opener.default_compresslevel, file, mtime=0) as packed:
-                image.to_stream(packed)
+            level = nibabel.openers.Opener.default_compresslevel
+            with gzip.GzipFile("", "wb", level, file, mtime=0) as compressed_file:
+                image.to_stream(compressed_file)
         else:
             image.to_stream(file)
 
@@ -552,11 +735,14 @@ def write_submission(trainer: "ViTPSegmentationTrainer", data: "DenseData", sett
     """
     folder = Path(trainer.args.output_dir) / "submission"
     shutil.rmtree(folder, ignore_errors=True)
+    has_class_indices = settings.get("encoding", "mask") == "index"
     samples = data.open([settings["split"]])
     for index, (sample, _) in enumerate(tqdm(samples.rows, desc="Writing masks")):
-        prediction = trainer.predict_labels(samples[index]["images"], is_test=True)
+        mask = trainer.predict_labels(samples[index]["images"], is_test=True)
+        if not has_class_indices:
+            mask = data.encoding.decode(mask)
         path = folder / fill(settings["file"], sample.fields)
         path.parent.mkdir(parents=True, exist_ok=True)
-        mask = prediction if settings.get("encoding", "mask") == "index" else data.encoding.decode(prediction)
         PIL.Image.fromarray(mask).save(path)
-    print(f"Submission for the benchmark server: {shutil.make_archive(str(folder), 'zip', folder)}")
+    archive = shutil.make_archive(str(folder), "zip", folder)
+    print(f"Submission for the benchmark server: {archive}")
