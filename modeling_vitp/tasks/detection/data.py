@@ -319,8 +319,8 @@ class DetectionData(DataSettings):
         places, wrong = [], []
         for item in tqdm(found, desc=f"annotations of {name}", disable=None):
             objects = None
-            if item.found is not None:
-                objects, bad = collect(item.found, self.names, item.size, variant.has_masks, variant.is_oriented)
+            if item.objects is not None:
+                objects, bad = collect(item.objects, self.names, item.size, variant.has_masks, variant.is_oriented)
                 wrong += bad
                 objects = objects.take(shorter_sides(objects, variant.is_oriented) >= self.min_side)
             if wrong and self.bad_objects == "raise":
