@@ -175,7 +175,12 @@ def wind_polygon(rings: Sequence[Sequence[Sequence[float]]]) -> list[list[Sequen
     return wound_rings
 
 
-def write_geojson(rows: Iterable[list[Detection]], image: DatasetReader, names: Sequence[str], path: Path) -> None:
+def write_geojson(
+    rows: Iterable[list[Detection]],
+    image: DatasetReader,
+    names: Sequence[str],
+    path: Path,
+) -> None:
     """Write a GeoJSON file with one feature per object, with the properties `class` and `score`.
 
     Args:
@@ -204,7 +209,12 @@ def write_geojson(rows: Iterable[list[Detection]], image: DatasetReader, names: 
     write_list(path, head, "features", features())
 
 
-def write_coco(rows: Iterable[list[Detection]], image: DatasetReader, names: Sequence[str], path: Path) -> None:
+def write_coco(
+    rows: Iterable[list[Detection]],
+    image: DatasetReader,
+    names: Sequence[str],
+    path: Path,
+) -> None:
     """Write a COCO file with a `score` for each annotation.
 
     `segmentation` has the outlines of the objects, without holes. Oriented boxes also have their `corners`.
@@ -252,7 +262,12 @@ def coco_annotation(detection: Detection, annotation_id: int) -> dict[str, Any]:
     return annotation
 
 
-def write_list(path: Path, head: dict[str, Any], name: str, items: Iterable[dict]) -> None:
+def write_list(
+    path: Path,
+    head: dict[str, Any],
+    name: str,
+    items: Iterable[dict],
+) -> None:
     """Write a JSON object with a list as its last entry. The items are written one per line, without keeping them."""
     # The closing brace of the head is cut off, so that the list becomes its last entry.
     opening = json.dumps(head, ensure_ascii=False)[:-1]
@@ -413,7 +428,12 @@ def detect_row(
     return detections
 
 
-def resizing(image_processor: BaseImageProcessor, height: int, width: int, window: int) -> dict[str, Any]:
+def resizing(
+    image_processor: BaseImageProcessor,
+    height: int,
+    width: int,
+    window: int,
+) -> dict[str, Any]:
     """Return the options of an image processor that resize a part of an image as they resize a whole window.
 
     Args:
@@ -455,7 +475,11 @@ def reader_like(image_processor: BaseImageProcessor, side: int | None) -> ViTPDe
 
 
 def windows_with_data(
-    source: LargeImage, top: int, lefts: list[int], window: int, batch_size: int
+    source: LargeImage,
+    top: int,
+    lefts: list[int],
+    window: int,
+    batch_size: int,
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """Yield batches of the windows of a row: their left borders, and their pixels `(batch, bands, height, width)`."""
     bottom = min(top + window, source.dataset.height)
@@ -494,7 +518,10 @@ def detect(
 
 
 def post_process(
-    image_processor: BaseImageProcessor, outputs: ModelOutput, threshold: float, sizes: list[tuple[int, int]]
+    image_processor: BaseImageProcessor,
+    outputs: ModelOutput,
+    threshold: float,
+    sizes: list[tuple[int, int]],
 ) -> list[dict[str, Any]]:
     """Return the detections in images of `sizes` `(height, width)` as the image processor does for the task.
 
@@ -504,7 +531,10 @@ def post_process(
         return image_processor.post_process_oriented_object_detection(outputs, threshold, target_sizes=sizes)
     if getattr(outputs, "pred_masks", None) is not None:
         return image_processor.post_process_instance_segmentation(
-            outputs, threshold, target_sizes=sizes, return_run_lengths=True
+            outputs,
+            threshold,
+            target_sizes=sizes,
+            return_run_lengths=True,
         )
     return image_processor.post_process_object_detection(outputs, threshold, target_sizes=sizes)
 
@@ -574,7 +604,12 @@ def marked(detection: Detection, window: Window, size: tuple[int, int]) -> Detec
     return {**detection, "cut": cut_sides}
 
 
-def are_parts(places: torch.Tensor, bounds: torch.Tensor, labels: torch.Tensor, cut: torch.Tensor) -> torch.Tensor:
+def are_parts(
+    places: torch.Tensor,
+    bounds: torch.Tensor,
+    labels: torch.Tensor,
+    cut: torch.Tensor,
+) -> torch.Tensor:
     """Return which cut objects are parts of another object of their class that continues beyond the cut.
 
     Args:
@@ -643,7 +678,9 @@ def are_kept(rows: LineFile, nms_threshold: float) -> torch.Tensor:
 
 
 def merge(
-    detections: Sequence[dict[str, torch.Tensor]], starts: Sequence[tuple[int, int]], nms_threshold: float
+    detections: Sequence[dict[str, torch.Tensor]],
+    starts: Sequence[tuple[int, int]],
+    nms_threshold: float,
 ) -> dict[str, torch.Tensor]:
     """Merge the detections in the windows of one image by non-maximum suppression per class.
 
@@ -672,7 +709,10 @@ def merge(
 
 
 def best_of_overlapping(
-    places: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, nms_threshold: float
+    places: torch.Tensor,
+    scores: torch.Tensor,
+    labels: torch.Tensor,
+    nms_threshold: float,
 ) -> torch.Tensor:
     """Return the indices that non-maximum suppression per class keeps, by descending score.
 
@@ -695,7 +735,9 @@ def write_submission(trainer: "ViTPDetectionTrainer", data: DetectionData, setti
 
 
 def detect_whole(
-    trainer: "ViTPDetectionTrainer", samples: ObjectImages, nms_threshold: float
+    trainer: "ViTPDetectionTrainer",
+    samples: ObjectImages,
+    nms_threshold: float,
 ) -> dict[str, dict[str, torch.Tensor]]:
     """Return the merged detections of whole images, by image id."""
     detections_of_image: dict[str, list[dict[str, torch.Tensor]]] = {}
@@ -704,8 +746,8 @@ def detect_whole(
         (detections,) = trainer.detect([samples.image(index)])
         key = "corners" if "corners" in detections else "boxes"
         on_cpu = {name: detections[name].cpu() for name in ("scores", "labels", key)}
-        detections_of_image.setdefault(place.whole, []).append(on_cpu)
-        starts_of_image.setdefault(place.whole, []).append(place.start)
+        detections_of_image.setdefault(place.whole_id, []).append(on_cpu)
+        starts_of_image.setdefault(place.whole_id, []).append(place.start)
     merged_detections = {}
     for image_id, detections in detections_of_image.items():
         merged_detections[image_id] = merge(detections, starts_of_image[image_id], nms_threshold)
