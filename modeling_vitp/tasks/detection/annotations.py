@@ -64,7 +64,11 @@ class AnnotatedFile:
 
 
 def read_files(
-    root: str | Path, form: str, split: ObjectSplit, name: str, class_property: str | None = None
+    root: str | Path,
+    form: str,
+    split: ObjectSplit,
+    name: str,
+    class_property: str | None = None,
 ) -> Iterator[AnnotatedFile]:
     """Yield the images of a split with their objects, sorted by name or in the order of `list`.
 
@@ -131,7 +135,12 @@ def read_files(
         yield AnnotatedFile(key, path, size, objects, case_of_key[key])
 
 
-def listed_keys(root: Path, list_file: Path, images: Mapping[str, Path], annotated: Mapping[str, Any]) -> list[str]:
+def listed_keys(
+    root: Path,
+    list_file: Path,
+    images: Mapping[str, Path],
+    annotated: Mapping[str, Any],
+) -> list[str]:
     """Return the keys of the images in a list of their paths below `root`, or of their names."""
     key_of_path = {path.relative_to(root).as_posix(): key for key, path in images.items()}
     keys = []
@@ -286,7 +295,10 @@ def collect(
 
 
 def checked_corners(
-    item: AnnotatedObject, size: tuple[int, int], with_masks: bool, is_oriented: bool
+    item: AnnotatedObject,
+    size: tuple[int, int],
+    with_masks: bool,
+    is_oriented: bool,
 ) -> Sequence[Point]:
     """Return the corners of the box of an object, after the checks of [`collect`]."""
     if item.corners is not None:
@@ -395,7 +407,10 @@ USUAL = {
 
 
 def read_rows(
-    rows: datasets.Dataset, columns: Mapping[str, str], box_format: str, name: str
+    rows: datasets.Dataset,
+    columns: Mapping[str, str],
+    box_format: str,
+    name: str,
 ) -> Iterator[AnnotatedFile]:
     """Yield the images of a data set of rows with their objects.
 
@@ -445,7 +460,10 @@ def read_rows(
 
 
 def row_objects(
-    lists: Mapping[str, Sequence], names: Sequence[str] | None, box_format: str, where: str
+    lists: Mapping[str, Sequence],
+    names: Sequence[str] | None,
+    box_format: str,
+    where: str,
 ) -> Iterator[AnnotatedObject]:
     lengths = {key: len(values) for key, values in lists.items()}
     if len(set(lengths.values())) > 1:
@@ -492,7 +510,10 @@ def corners_in_row(corners: Sequence, index: int) -> tuple[Point, ...]:
 
 
 def columns_of(
-    features: datasets.Features, settings: Mapping[str, str], name: str, is_oriented: bool = False
+    features: datasets.Features,
+    settings: Mapping[str, str],
+    name: str,
+    is_oriented: bool = False,
 ) -> dict[str, str]:
     """Return the columns for [`read_rows`], see [`~modeling_vitp.data.rows.find_columns`]."""
     available = with_fields(features)

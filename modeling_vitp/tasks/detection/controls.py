@@ -22,7 +22,9 @@ Objects = dict[str, Any]  # `labels`, `scores`, `corners` or `boxes`, and `masks
 
 
 def blind_scores(
-    trainer: ViTPDetectionTrainer, test: ObjectImages, train: ObjectImages | None = None
+    trainer: ViTPDetectionTrainer,
+    test: ObjectImages,
+    train: ObjectImages | None = None,
 ) -> dict[str, float]:
     """Return the best scores on `test` that are reached without looking at its images.
 
@@ -53,7 +55,10 @@ def blind_scores(
 
 
 def best(
-    trainer: ViTPDetectionTrainer, items: list[dict], candidates: Iterable[list[Objects]], name: str
+    trainer: ViTPDetectionTrainer,
+    items: list[dict],
+    candidates: Iterable[list[Objects]],
+    name: str,
 ) -> dict[str, float]:
     """Return the scores of the best candidate predictions, for each metric."""
     references = [reference(item, trainer.task) for item in items]

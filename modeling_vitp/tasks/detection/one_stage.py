@@ -27,7 +27,12 @@ MAPS = ["stride8", "stride16", "stride32"]
 LARGEST_STRIDE = 32
 
 
-def check_settings(detector: str, image_size: int, keep_ratio: bool, input_spec: dict | None) -> None:
+def check_settings(
+    detector: str,
+    image_size: int,
+    keep_ratio: bool,
+    input_spec: dict | None,
+) -> None:
     """Raise a `ValueError` if a detector of transformers does not support the image settings.
 
     Images must be stretched to a square, because these models predict boxes relative to the padded image, and their
@@ -67,7 +72,12 @@ def on_backbone(
     return model
 
 
-def image_processor_for(detector: str, start: str | None, revision: str, side: int) -> BaseImageProcessor:
+def image_processor_for(
+    detector: str,
+    start: str | None,
+    revision: str,
+    side: int,
+) -> BaseImageProcessor:
     """Return the transformers image processor of a detector, with the mean and standard deviation of the start.
 
     The image processor stretches images to a square of `side` pixels.
@@ -77,5 +87,8 @@ def image_processor_for(detector: str, start: str | None, revision: str, side: i
         own = ViTPDetectionImageProcessor.from_backbone(start, revision=revision)
     check_same_bands(f"the image processor of {detector!r}", None, start, own.band_names)
     return DETECTORS[detector][1](
-        size={"height": side, "width": side}, do_normalize=True, image_mean=own.image_mean, image_std=own.image_std
+        size={"height": side, "width": side},
+        do_normalize=True,
+        image_mean=own.image_mean,
+        image_std=own.image_std,
     )

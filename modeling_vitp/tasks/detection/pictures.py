@@ -79,7 +79,12 @@ def draw_objects(axis: Axes, objects: Mapping, colors: Sequence) -> None:
             draw_image(axis, layer)
 
 
-def draw_score(axis: Axes, score: float, position: np.ndarray, color: Sequence[float]) -> None:
+def draw_score(
+    axis: Axes,
+    score: float,
+    position: np.ndarray,
+    color: Sequence[float],
+) -> None:
     """Write a score on the color of its class, moved into the image if its position is outside."""
     # The limits of y are in descending order, because y points down.
     x_low, x_high = sorted(axis.get_xlim())

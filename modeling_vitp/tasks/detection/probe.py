@@ -47,7 +47,12 @@ class DetectionProbe(Probe):
     reads_patches = True
 
     def __init__(
-        self, data: DetectionData, splits: Mapping[str, str], l2: float, depths: int = 1, intervals: bool = False
+        self,
+        data: DetectionData,
+        splits: Mapping[str, str],
+        l2: float,
+        depths: int = 1,
+        intervals: bool = False,
     ):
         if splits["train"] == splits["test"]:
             raise ValueError(f"train_split and test_split must differ, got {splits['train']!r}.")
@@ -168,7 +173,11 @@ class DetectionProbe(Probe):
         return scores
 
     def _score(
-        self, logits: np.ndarray, counts: np.ndarray, case_of_patch: np.ndarray, repeats: list[np.ndarray]
+        self,
+        logits: np.ndarray,
+        counts: np.ndarray,
+        case_of_patch: np.ndarray,
+        repeats: list[np.ndarray],
     ) -> Scores:
         """Return the scores of patches.
 
@@ -204,7 +213,14 @@ class DetectionProbe(Probe):
         number_of_cases = len(repeats[0])
         return Scores(scores, Score(scores[self.main_score], means, number_of_cases))
 
-    def features(self, backbone: Backbone, role: str, image_size: int | None, folder: Path, **loading) -> np.ndarray:
+    def features(
+        self,
+        backbone: Backbone,
+        role: str,
+        image_size: int | None,
+        folder: Path,
+        **loading,
+    ) -> np.ndarray:
         """Return the patch tokens of a split, `train` or `test`, float32 `(images, rows, columns, width)`."""
         samples = copy.copy(self.samples[role])
         spec = backbone.reading(self.data.input_spec)

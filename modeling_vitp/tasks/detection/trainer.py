@@ -188,7 +188,9 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
     # Training
 
     def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+        self,
+        num_training_steps: int,
+        optimizer: torch.optim.Optimizer | None = None,
     ) -> torch.optim.lr_scheduler.LRScheduler:
         args = self.args
         if self.lr_scheduler is None and args.lr_milestones is not None:
@@ -231,7 +233,11 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
     # Evaluation
 
     def draw(
-        self, samples: list[dict[str, Any]], path: Path, maps: Sequence[np.ndarray] = (), is_test: bool = False
+        self,
+        samples: list[dict[str, Any]],
+        path: Path,
+        maps: Sequence[np.ndarray] = (),
+        is_test: bool = False,
     ) -> None:
         detections = [self.detect([sample["image"]], SHOWN)[0] for sample in samples]
         draw_detections(samples, detections, self.names, path, maps, self.band_names)
@@ -351,7 +357,12 @@ TASK_MODELS = {
 }
 
 
-def check_detector(task: str, args: BackboneArguments, do_train: bool, detector: str = VITP) -> None:
+def check_detector(
+    task: str,
+    args: BackboneArguments,
+    do_train: bool,
+    detector: str = VITP,
+) -> None:
     """Check the start of fine-tuning for a detector, see [`~modeling_vitp.tasks.loading.check_start`]."""
     if detector == VITP:
         model_class = TASK_MODELS[task]
@@ -380,7 +391,10 @@ def load_detector(
 
 
 def load_detection_image_processor(
-    args: BackboneArguments, settings: DetectionSettings, input_spec: dict | None, detector: str = VITP
+    args: BackboneArguments,
+    settings: DetectionSettings,
+    input_spec: dict | None,
+    detector: str = VITP,
 ) -> BaseImageProcessor:
     """Load the image processor of a detector for the image size of training and the input spec of the data.
 
@@ -426,7 +440,10 @@ def loss_without_values(model: ViTPForObjectDetection, samples: int, size: int) 
 
 
 def pooled_features(
-    model: ViTPForObjectDetection, finest_map: torch.Tensor, boxes_per_image: int, cells: int
+    model: ViTPForObjectDetection,
+    finest_map: torch.Tensor,
+    boxes_per_image: int,
+    cells: int,
 ) -> torch.Tensor:
     """Return the features of empty boxes in each image, pooled to `cells` x `cells`."""
     scale = 1 / STRIDES[0]
