@@ -99,20 +99,16 @@ def read_files(
         raise ValueError(f"Split {name!r}: image folder not found: {image_folder}.")
     layout = LAYOUTS[form]
     annotations = None if split.annotations is None else root / split.annotations
-    list_file = None if split.list is None else root / split.list
-    source_of_keys = annotations if list_file is None else list_file
     images, annotated = layout.match(root, image_folder, annotations, class_property)
-    if list_file is not None:
-        keys = listed_keys(root, list_file, images, annotated)
-    elif layout.lists_images:
-        keys = sorted(annotated)
+    if split.list is not None:
+        source_of_keys = root / split.list
+        keys = listed_keys(root, source_of_keys, images, annotated)
     else:
-        keys = sorted({*annotated, *images})
-    keys_with_image = [key for key in keys if key in images]
-    settings_of_cases = split.read_cases(root, [images[key] for key in keys_with_image])
-    case_of_key = {key: settings.get("case") for key, settings in zip(keys_with_image, settings_of_cases)}
+        source_of_keys = annotations
+        keys = sorted(annotated if layout.lists_images else {*annotated, *images})
 
-    # All pairs are checked before the first image is read, which may take long.
+    # All pairs are checked before the first image is read, because reading may take long.
+    case_of_key = cases_of_images(root, split, keys, images)
     keys_of_split = []
     for key in keys:
         if key not in images:
@@ -133,6 +129,21 @@ def read_files(
         if annotated[key] is not None:
             objects = layout.read_objects(annotated[key], path, size)
         yield AnnotatedFile(key, path, size, objects, case_of_key[key])
+
+
+def cases_of_images(
+    root: Path,
+    split: ObjectSplit,
+    keys: Sequence[str],
+    images: Mapping[str, Path],
+) -> dict[str, str | None]:
+    """Return the case of each key that has an image, or `None` without a file of cases."""
+    keys_with_image = [key for key in keys if key in images]
+    paths = [images[key] for key in keys_with_image]
+    case_of_key = {}
+    for key, fields in zip(keys_with_image, split.read_cases(root, paths)):
+        case_of_key[key] = fields.get("case")
+    return case_of_key
 
 
 def listed_keys(
@@ -207,9 +218,10 @@ class ImageObjects:
 
         The areas of clipped objects become NaN. Outlines are not clipped.
         """
-        corners = self.corners.clip(window[:2], window[2:])
-        lies_inside = (corners == self.corners).all((1, 2))
-        areas = np.where(lies_inside, self.areas, np.nan)
+        x1, y1, x2, y2 = window
+        corners = self.corners.clip([x1, y1], [x2, y2])
+        is_unchanged = (corners == self.corners).all((1, 2))
+        areas = np.where(is_unchanged, self.areas, np.nan)
         return replace(self, corners=corners, areas=areas)
 
     def boxes(self) -> np.ndarray:
@@ -226,12 +238,14 @@ class ImageObjects:
             window: window of the image, or `None` for the whole image.
         """
         height, width = size
-        left, top, right, bottom = window or (0, 0, width, height)
-        masks = np.zeros((len(self), bottom - top, right - left), np.uint8)
+        if window is None:
+            window = (0, 0, width, height)
+        x1, y1, x2, y2 = window
+        masks = np.zeros((len(self), y2 - y1, x2 - x1), np.uint8)
         for index, outline in enumerate(self.segmentations):
             if outline is not None:
                 mask_of_image = draw_outline(outline, size)
-                masks[index] = mask_of_image[top:bottom, left:right]
+                masks[index] = mask_of_image[y1:y2, x1:x2]
         return masks
 
 
@@ -266,8 +280,10 @@ def collect(
     """
     labels = []
     corners = []
+    difficult = []
+    crowd = []
     areas = []
-    valid_objects = []
+    segmentations = []
     messages = []
     for item in annotated_objects:
         label = classes.index(item.label, item.where)
@@ -281,15 +297,17 @@ def collect(
         has_area = is_number(item.area) and item.area > 0
         labels.append(label)
         corners.append(points)
+        difficult.append(item.is_difficult)
+        crowd.append(item.is_crowd)
         areas.append(item.area if has_area else np.nan)
-        valid_objects.append(item)
+        segmentations.append(item.segmentation if with_masks else None)
     objects = ImageObjects(
         labels=np.array(labels, np.int64),
         corners=np.array(corners, np.float64).reshape(-1, 4, 2),
-        difficult=np.array([item.is_difficult for item in valid_objects], bool),
-        crowd=np.array([item.is_crowd for item in valid_objects], bool),
+        difficult=np.array(difficult, bool),
+        crowd=np.array(crowd, bool),
         areas=np.array(areas, np.float64),
-        segmentations=tuple(item.segmentation if with_masks else None for item in valid_objects),
+        segmentations=tuple(segmentations),
     )
     return objects, messages
 
@@ -316,26 +334,32 @@ def checked_corners(
     return points
 
 
-def check_box(item: AnnotatedObject, points: Sequence[Point], size: tuple[int, int]) -> None:
+def check_box(
+    item: AnnotatedObject,
+    points: Sequence[Point],
+    size: tuple[int, int],
+) -> None:
     """Raise a `ValueError` unless a box with these corners has an area and lies at least partly in the image."""
     height, width = size
     xs, ys = zip(*points)
-    box_in_message = list(item.box) if item.corners is None else [list(point) for point in points]
-    if not all(is_number(coordinate) for coordinate in (*xs, *ys, *item.box)):
-        raise ValueError(f"the box {box_in_message} must have finite numbers.")
-    left, top, right, bottom = item.box
-    doubled_area = 0  # By the shoelace formula. Positions are relative to the box, for precision far from the origin.
-    for k in range(4):
-        previous_x = xs[k - 1] - left
-        previous_y = ys[k - 1] - top
-        x = xs[k] - left
-        y = ys[k] - top
+    shape = list(item.box) if item.corners is None else [list(point) for point in points]
+    if not all(map(is_number, (*xs, *ys, *item.box))):
+        raise ValueError(f"the box {shape} must have finite numbers.")
+    x1, y1, x2, y2 = item.box
+    longest_side = max(x2 - x1, y2 - y1)
+    # The shoelace formula. Positions are relative to the box, which keeps the precision far from the origin.
+    doubled_area = 0
+    for index in range(4):
+        previous_x = xs[index - 1] - x1
+        previous_y = ys[index - 1] - y1
+        x = xs[index] - x1
+        y = ys[index] - y1
         doubled_area += previous_x * y - x * previous_y
-    longest_side = max(right - left, bottom - top)
-    if right <= left or bottom <= top or abs(doubled_area) <= FLAT * longest_side**2:
-        raise ValueError(f"the box {box_in_message} has no area.")
+    is_flat = abs(doubled_area) <= FLAT * longest_side**2
+    if x2 <= x1 or y2 <= y1 or is_flat:
+        raise ValueError(f"the box {shape} has no area.")
     if max(xs) <= 0 or max(ys) <= 0 or min(xs) >= width or min(ys) >= height:
-        raise ValueError(f"the box {box_in_message} lies outside the image of {width} x {height} pixels.")
+        raise ValueError(f"the box {shape} lies outside the image of {width} x {height} pixels.")
 
 
 def check_outline(outline: list | dict | None, size: tuple[int, int]) -> None:
@@ -361,12 +385,13 @@ def check_run_lengths(outline: dict, size: tuple[int, int]) -> None:
 
 def check_polygon(polygon: Any, outline: list, size: tuple[int, int]) -> None:
     height, width = size
-    if not (isinstance(polygon, (list, tuple)) and all(map(is_number, polygon))):
+    is_list_of_numbers = isinstance(polygon, (list, tuple)) and all(map(is_number, polygon))
+    if not is_list_of_numbers:
         raise ValueError(f"expected a list of polygons [x1, y1, x2, y2, …] as outline, got {str(outline)[:60]}.")
     if len(polygon) < 6 or len(polygon) % 2:
         raise ValueError(f"expected a polygon of at least three points, got {str(polygon)[:60]}.")
-    limit = 10 * max(size)
-    if not all(abs(coordinate) <= limit for coordinate in polygon):
+    farthest = max(max(polygon), -min(polygon))
+    if farthest > 10 * max(size):
         raise ValueError(f"the polygon {str(polygon)[:60]} is far outside the image of {width} x {height} pixels.")
 
 
@@ -377,19 +402,23 @@ def smallest_rectangle(outline: Sequence[Sequence[float]] | dict) -> tuple[Point
         outline: polygons [x1, y1, x2, y2, …], or run lengths with `size`, whose pixels are squares of side 1.
     """
     if isinstance(outline, dict):
-        rows, columns = np.nonzero(draw_outline(outline, outline["size"]))
+        mask = draw_outline(outline, outline["size"])
+        rows, columns = np.nonzero(mask)
         if not len(rows):
             raise ValueError("the run lengths have no pixel of the object.")
         pixels = np.stack([columns, rows], 1)
         corners_of_pixel = np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
-        points = (pixels[:, None] + corners_of_pixel).reshape(-1, 2).astype(float)
+        points = pixels[:, None] + corners_of_pixel
+        points = points.reshape(-1, 2).astype(float)
     else:
-        points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in outline])
+        polygons = [np.reshape(polygon, (-1, 2)) for polygon in outline]
+        points = np.concatenate(polygons)
     # Positions are relative to the outline, because OpenCV computes in float32.
     start = points.min(0)
     relative_points = (points - start).astype(np.float32)
-    corners = cv2.boxPoints(cv2.minAreaRect(relative_points)) + start
-    return tuple((x, y) for x, y in corners.tolist())
+    rectangle = cv2.minAreaRect(relative_points)
+    corners = cv2.boxPoints(rectangle) + start
+    return tuple(map(tuple, corners.tolist()))
 
 
 # Usual names of columns. A name with a dot is a field of a column with all objects of an image.
@@ -424,39 +453,49 @@ def read_rows(
     Raises:
         ValueError: if a row is invalid, or if two rows have the same id.
     """
-    columns_of_objects = {key: column for key, column in columns.items() if key not in ("image", "id")}
+    columns_of_objects = dict(columns)
+    image_column = columns_of_objects.pop("image")
+    id_column = columns_of_objects.pop("id", None)
     stored_columns = set()
     for column in columns.values():
         if column in rows.features:
             stored_columns.add(column)
         else:
             stored_columns.add(column.split(".")[0])  # It is a field of this column.
-    label_feature = with_fields(rows.features).get(columns.get("labels"))
-    element_feature = getattr(label_feature, "feature", label_feature)
-    class_names = getattr(element_feature, "names", None)
+    class_names = names_of_labels(rows.features, columns)
     cases = cases_of_rows(rows)
     index_of_id = {}
     for index, row in enumerate(rows.select_columns(sorted(stored_columns))):
-        row_id = str(values_of(row, columns["id"]) if "id" in columns else index)
+        row_id = str(index) if id_column is None else str(values_of(row, id_column))
         if row_id in index_of_id:
             raise ValueError(
-                f"Split {name!r}: rows {index_of_id[row_id]} and {index} have the same {columns['id']!r}, {row_id}. "
+                f"Split {name!r}: rows {index_of_id[row_id]} and {index} have the same {id_column!r}, {row_id}. "
                 "Use unique ids, or set another column as `id` in `columns`."
             )
         index_of_id[row_id] = index
-        where = f"row {row_id} of split {name!r}"
+        row_name = f"row {row_id} of split {name!r}"
         try:
-            image = row[columns["image"]]
+            image = row[image_column]
             if image is None:
-                raise ValueError(f"the column {columns['image']!r} is empty.")
+                raise ValueError(f"the column {image_column!r} is empty.")
             size = image_size(image)
             lists = {key: values_of(row, column) for key, column in columns_of_objects.items()}
             if "area" in lists and lists["area"] is None:
                 del lists["area"]
-            objects = list(row_objects(lists, class_names, box_format, where))
+            objects = list(row_objects(lists, class_names, box_format, row_name))
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{where}: {error}") from error
-        yield AnnotatedFile(row_id, index, size, objects, cases[index] if cases else None)
+            raise ValueError(f"{row_name}: {error}") from error
+        case = cases[index] if cases else None
+        yield AnnotatedFile(row_id, index, size, objects, case)
+
+
+def names_of_labels(features: datasets.Features, columns: Mapping[str, str]) -> list[str] | None:
+    """Return the class names that the feature of the labels has, or `None` without such names."""
+    if "labels" not in columns:
+        return None
+    feature = with_fields(features).get(columns["labels"])
+    element_feature = getattr(feature, "feature", feature)  # The labels of an image are a list.
+    return getattr(element_feature, "names", None)
 
 
 def row_objects(

@@ -51,14 +51,23 @@ class Sample:
 def resized(sample: Sample, size: int, keep_ratio: bool = True) -> Sample:
     """Resize a sample to fit into a square of `size` pixels, or stretch it to the square without `keep_ratio`."""
     height, width = sample.size
-    resized_height, resized_width = resized_size(sample.size, size, keep_ratio)
-    scale = torch.tensor([resized_width / width, resized_height / height])
+    new_height, new_width = resized_size(sample.size, size, keep_ratio)
+    scale = torch.tensor([new_width / width, new_height / height])
     masks = sample.masks
     if masks is not None:
         # torchvision's resize of masks is not used, because it shifts masks by up to a pixel.
-        masks = F.resize_image(masks, [resized_height, resized_width], InterpolationMode.NEAREST_EXACT)
+        masks = F.resize_image(
+            masks,
+            [new_height, new_width],
+            InterpolationMode.NEAREST_EXACT,
+        )
+    image = F.resize_image(
+        sample.image,
+        [new_height, new_width],
+        antialias=True,
+    )
     return Sample(
-        image=F.resize_image(sample.image, [resized_height, resized_width], antialias=True),
+        image=image,
         corners=sample.corners * scale,
         labels=sample.labels,
         masks=masks,
@@ -80,13 +89,16 @@ def flipped(sample: Sample, horizontally: bool, vertically: bool) -> Sample:
     if vertically:
         axes.append(-2)
     height, width = sample.size
-    image_size = torch.tensor([width, height])
+    mirrored_corners = torch.tensor([width, height]) - sample.corners
     is_flipped = torch.tensor([horizontally, vertically])
+    masks = sample.masks
+    if masks is not None:
+        masks = masks.flip(axes)
     return Sample(
         image=sample.image.flip(axes),
-        corners=torch.where(is_flipped, image_size - sample.corners, sample.corners),
+        corners=torch.where(is_flipped, mirrored_corners, sample.corners),
         labels=sample.labels,
-        masks=None if sample.masks is None else sample.masks.flip(axes),
+        masks=masks,
     )
 
 
@@ -100,7 +112,12 @@ def turned(sample: Sample, angle: float) -> Sample:
     center = torch.tensor([width / 2, height / 2])
     cos = math.cos(math.radians(angle))
     sin = math.sin(math.radians(angle))
-    rotation = torch.tensor([[cos, -sin], [sin, cos]])
+    rotation = torch.tensor(
+        [
+            [cos, -sin],
+            [sin, cos],
+        ]
+    )
     masks = sample.masks
     if masks is not None:
         masks = F.rotate_image(masks, angle, InterpolationMode.NEAREST)
@@ -141,7 +158,11 @@ def stays(sample: Sample) -> torch.Tensor:
     return is_inside.all(1) & (shorter_sides > MIN_TURNED_SIDE)
 
 
-def moved(item: dict[str, Any], matrix: torch.Tensor, is_oriented: bool) -> dict[str, Any]:
+def moved(
+    item: dict[str, Any],
+    matrix: torch.Tensor,
+    is_oriented: bool,
+) -> dict[str, Any]:
     """Move the objects of an evaluation sample as [`~modeling_vitp.images.corruptions.corrupt`] moves its image.
 
     As in [`turned`], objects are removed if their center leaves the image, and with masks also if no pixel is visible,
@@ -162,21 +183,27 @@ def moved(item: dict[str, Any], matrix: torch.Tensor, is_oriented: bool) -> dict
     item["valid"] = move_labels(whole_image, matrix, False)
     if "corners" not in item:
         return item
+
+    # The matrix is for coordinates in [-1, 1].
     size = torch.tensor([width, height])
     linear_part = matrix[:, :2]
-    # The matrix is for coordinates in [-1, 1].
-    corners = 2 * item["corners"].double() / size - 1
-    corners = (corners @ linear_part.T + matrix[:, 2] + 1) / 2 * size
+    offset = matrix[:, 2]
+    normalized_corners = 2 * item["corners"].double() / size - 1
+    moved_corners = normalized_corners @ linear_part.T + offset
+    corners = (moved_corners + 1) / 2 * size
+
     is_kept = lie_in(corners.mean(1), item["valid"])
-    lies_inside = ((corners >= 0) & (corners <= size)).all(2).all(1)
-    item["area"] = torch.where(lies_inside, item["area"] * torch.linalg.det(linear_part), torch.nan)
+    is_unclipped = ((corners >= 0) & (corners <= size)).all(2).all(1)
+    scaled_areas = item["area"] * torch.linalg.det(linear_part)
+    item["area"] = torch.where(is_unclipped, scaled_areas, torch.nan)
     if not is_oriented:
         boxes = enclosing_boxes(corners)
         if "masks" in item:
-            item["masks"] = move_labels(item["masks"], matrix, 0)
-            is_visible = item["masks"].flatten(1).bool().any(1)
-            boxes[is_visible] = boxes_around(item["masks"][is_visible]).double()
+            masks = move_labels(item["masks"], matrix, 0)
+            is_visible = masks.flatten(1).bool().any(1)
+            boxes[is_visible] = boxes_around(masks[is_visible]).double()
             is_kept &= is_visible
+            item["masks"] = masks
         corners = corners_of(boxes).clamp(torch.zeros(2), size)
     item["corners"] = corners.float()
     is_kept |= item["crowd"]  # A crowd region still covers objects without annotation where it is visible.
@@ -190,10 +217,10 @@ def lie_in(centers: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """Return whether points x, y, `(n, 2)`, lie in valid pixels, bool of shape `(height, width)`."""
     height, width = valid.shape
     columns, rows = centers.floor().long().unbind(1)
-    is_inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
     # Points outside have no pixel, and are looked up at the border instead.
-    nearest_rows = rows.clamp(0, height - 1)
     nearest_columns = columns.clamp(0, width - 1)
+    nearest_rows = rows.clamp(0, height - 1)
+    is_inside = (columns == nearest_columns) & (rows == nearest_rows)
     return is_inside & valid[nearest_rows, nearest_columns]
 
 
@@ -259,9 +286,12 @@ def targets(sample: Sample, is_oriented: bool) -> dict[str, torch.Tensor]:
         boxes = enclosing_boxes(sample.corners)
     else:
         boxes = sample.corners.new_zeros(0, 4)
-    low, high = boxes.unflatten(1, (2, 2)).clamp(torch.zeros(2), image_size).unbind(1)
-    clipped_boxes = torch.cat([(low + high) / 2, high - low], 1)
-    labels["boxes"] = clipped_boxes / image_size.repeat(2)
+    points = boxes.unflatten(1, (2, 2))
+    clipped_points = points.clamp(torch.zeros(2), image_size)
+    low, high = clipped_points.unbind(1)
+    centers = (low + high) / 2
+    sides = high - low
+    labels["boxes"] = torch.cat([centers, sides], 1) / image_size.repeat(2)
     if sample.masks is not None:
         labels["masks"] = sample.masks
     return labels

@@ -61,13 +61,20 @@ def best(
     name: str,
 ) -> dict[str, float]:
     """Return the scores of the best candidate predictions, for each metric."""
-    references = [reference(item, trainer.task) for item in items]
-    image_ids = [item["id"] for item in items]
+    references = []
+    image_ids = []
+    for item in items:
+        references.append(reference(item, trainer.task))
+        image_ids.append(item["id"])
     best_scores: dict[str, dict] = {}
     for candidate in candidates:
         predictions = [in_pixels(objects, item) for objects, item in zip(candidate, items)]
         for prefix, metric in trainer.metrics.items():
-            scores = metric.compute(predictions=predictions, references=references, image_ids=image_ids)
+            scores = metric.compute(
+                predictions=predictions,
+                references=references,
+                image_ids=image_ids,
+            )
             main_score = "map_50" if "map_50" in scores else metric.main_score
             is_better = operator.gt if metric.greater_is_better(main_score) else operator.lt
             if prefix not in best_scores or is_better(scores[main_score], best_scores[prefix][main_score]):
@@ -107,10 +114,15 @@ def grid(samples: list[Objects], cells: int) -> Objects:
     classes = labels.unique()
     boxes_of_classes = []
     for label in classes:
-        half = sides[labels == label].median(0).values / 2
-        boxes_of_classes.append(torch.cat([centers - half, centers + half], 1))
+        sides_of_class = sides[labels == label]
+        half = sides_of_class.median(0).values / 2
+        boxes_of_class = torch.cat([centers - half, centers + half], 1)
+        boxes_of_classes.append(boxes_of_class)
     boxes = torch.cat(boxes_of_classes)
-    objects = {"labels": classes.repeat_interleave(len(centers)), "scores": torch.ones(len(boxes))}
+    objects = {
+        "labels": classes.repeat_interleave(len(centers)),
+        "scores": torch.ones(len(boxes)),
+    }
     if key == "corners":
         objects["corners"] = corners_of(boxes)
         return objects
@@ -125,10 +137,11 @@ def filled_boxes(boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     height, width = size
     rows = (torch.arange(height) + 0.5) / height
     columns = (torch.arange(width) + 0.5) / width
-    x1, y1, x2, y2 = boxes[:, :, None].unbind(1)
+    x1, y1, x2, y2 = boxes.T[:, :, None]
     is_row_inside = (rows > y1) & (rows < y2)
     is_column_inside = (columns > x1) & (columns < x2)
-    return (is_row_inside[:, :, None] & is_column_inside[:, None]).to(torch.uint8)
+    is_inside = is_row_inside[:, :, None] & is_column_inside[:, None]
+    return is_inside.to(torch.uint8)
 
 
 def relative(objects: Objects, item: dict) -> Objects:
@@ -141,8 +154,9 @@ def relative(objects: Objects, item: dict) -> Objects:
         if name not in objects:
             continue
         if name == "masks" and isinstance(objects["masks"], list):
-            masks = np.array([mask_of(mask) for mask in objects["masks"]], np.uint8)
-            relative_objects["masks"] = torch.from_numpy(masks.reshape(-1, height, width))
+            masks = [mask_of(mask) for mask in objects["masks"]]
+            stacked_masks = np.array(masks, np.uint8).reshape(-1, height, width)
+            relative_objects["masks"] = torch.from_numpy(stacked_masks)
         else:
             relative_objects[name] = objects[name].cpu()
     return stretched(relative_objects, (1 / height, 1 / width))

@@ -6,6 +6,7 @@ import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from itertools import chain, compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -284,6 +285,25 @@ def write_list(
 WRITERS = {".geojson": write_geojson, ".json": write_coco}
 
 
+@dataclass(frozen=True)
+class WindowSettings:
+    """Settings of the detection in the windows of an image, see [`detect_large`]."""
+
+    window: int
+    stride: int
+    batch_size: int
+    threshold: float
+
+    def __post_init__(self):
+        if not 1 <= self.stride <= self.window or self.batch_size < 1:
+            raise ValueError(
+                f"`stride` must be in [1, {self.window}], the window, and `batch_size` at least 1, got "
+                f"stride={self.stride}, batch_size={self.batch_size}."
+            )
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"`threshold` must be in [0, 1], got {self.threshold}.")
+
+
 @torch.inference_mode()
 def detect_large(
     model: PreTrainedModel,
@@ -341,16 +361,13 @@ def detect_large(
     unfinished_rows = part_path([output])
     side = resized_side(image_processor)
     window = window or side or WINDOW
-    stride = max(3 * window // 4, 1) if stride is None else stride
-    if not 1 <= stride <= window or batch_size < 1:
-        raise ValueError(
-            f"`stride` must be in [1, {window}], the window, and `batch_size` at least 1, got {stride=}, {batch_size=}."
-        )
+    if stride is None:
+        stride = max(3 * window // 4, 1)
+    settings = WindowSettings(window, stride, batch_size, threshold)
     if nms_threshold is None:
         nms_threshold = getattr(model.config, "nms_threshold", NMS_THRESHOLD)
-    for name, value in (("threshold", threshold), ("nms_threshold", nms_threshold)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"`{name}` must be in [0, 1], got {value}.")
+    if not 0 <= nms_threshold <= 1:
+        raise ValueError(f"`nms_threshold` must be in [0, 1], got {nms_threshold}.")
     if isinstance(image_processor, ViTPDetectionImageProcessor):
         reader = image_processor
     else:
@@ -361,41 +378,15 @@ def detect_large(
         (source,) = stack.enter_context(open_images([path], reader))
         if output.suffix == ".geojson":
             Ground(source.dataset)  # Raises an error before the computation starts.
-        settings_of_rows = {
+        source_of_rows = {
             "image": file_stamp(path),
             "model": weights_digest(model),
             "image processor": image_processor.to_json_string(),
-            "window": window,
-            "stride": stride,
-            "batch_size": batch_size,
-            "threshold": threshold,
+            **asdict(settings),
             "merging": CUT_SHARE,
         }
-        rows = stack.enter_context(LineFile(unfinished_rows, settings_of_rows))
-        height, width = source.dataset.shape
-        tops = window_starts(height, window, stride)
-        lefts = window_starts(width, window, stride)
-        progress = tqdm(
-            total=len(tops) * len(lefts),
-            initial=len(rows) * len(lefts),
-            unit="window",
-            desc=output.name,
-        )
-        stack.enter_context(progress)
-        for top in tops[len(rows) :]:
-            row = detect_row(
-                model,
-                image_processor,
-                source,
-                top=top,
-                lefts=lefts,
-                window=window,
-                batch_size=batch_size,
-                threshold=threshold,
-            )
-            rows.append(row)
-            progress.update(len(lefts))
-
+        rows = stack.enter_context(LineFile(unfinished_rows, source_of_rows))
+        detect_rows(model, image_processor, source, settings, rows, description=output.name)
         names = [model.config.id2label[index] for index in range(model.config.num_labels)]
         write = WRITERS[output.suffix]
         with appears_whole(output) as unfinished_output:
@@ -403,23 +394,46 @@ def detect_large(
     rows.delete()
 
 
+def detect_rows(
+    model: PreTrainedModel,
+    image_processor: BaseImageProcessor,
+    source: LargeImage,
+    settings: WindowSettings,
+    rows: LineFile,
+    description: str,
+) -> None:
+    """Append the objects of each row of windows that `rows` lacks, see [`detect_row`]."""
+    height, width = source.dataset.shape
+    tops = window_starts(height, settings.window, settings.stride)
+    lefts = window_starts(width, settings.window, settings.stride)
+    progress = tqdm(
+        total=len(tops) * len(lefts),
+        initial=len(rows) * len(lefts),
+        unit="window",
+        desc=description,
+    )
+    with progress:
+        for top in tops[len(rows) :]:
+            row = detect_row(model, image_processor, source, settings, top, lefts)
+            rows.append(row)
+            progress.update(len(lefts))
+
+
 def detect_row(
     model: PreTrainedModel,
     image_processor: BaseImageProcessor,
     source: LargeImage,
-    *,
+    settings: WindowSettings,
     top: int,
     lefts: list[int],
-    window: int,
-    batch_size: int,
-    threshold: float,
 ) -> list[Detection]:
     """Return the objects in a row of windows, in pixels of the image, with `cut` of [`marked`]."""
+    window = settings.window
     detections = []
-    for window_lefts, windows in windows_with_data(source, top, lefts, window, batch_size):
+    for window_lefts, windows in windows_with_data(source, top, lefts, window, settings.batch_size):
         height, width = windows.shape[-2:]
         inputs = source.inputs(windows, **resizing(image_processor, height, width, window))
-        objects_of_windows = detect(model, image_processor, inputs, (height, width), threshold)
+        objects_of_windows = detect(model, image_processor, inputs, (height, width), settings.threshold)
         for left, window_objects in zip(window_lefts, objects_of_windows):
             area = (left, top, left + window, top + window)
             for detection in window_objects:
@@ -484,11 +498,15 @@ def windows_with_data(
     """Yield batches of the windows of a row: their left borders, and their pixels `(batch, bands, height, width)`."""
     bottom = min(top + window, source.dataset.height)
     pixels = source.read(top, bottom)
+    lefts_with_data = lefts
     if source.is_masked:
         is_empty = source.has_no_data(top, bottom)
-        lefts = [left for left in lefts if not is_empty[:, left : left + window].all()]
-    for first in range(0, len(lefts), batch_size):
-        batch_lefts = lefts[first : first + batch_size]
+        lefts_with_data = []
+        for left in lefts:
+            if not is_empty[:, left : left + window].all():
+                lefts_with_data.append(left)
+    for first in range(0, len(lefts_with_data), batch_size):
+        batch_lefts = lefts_with_data[first : first + batch_size]
         windows = [pixels[..., left : left + window] for left in batch_lefts]
         yield batch_lefts, torch.cat(windows)
 
@@ -528,7 +546,11 @@ def post_process(
     Masks are run lengths, see [`~modeling_vitp.image_processing_vitp_detection.mask_of`].
     """
     if getattr(outputs, "pred_corners", None) is not None:
-        return image_processor.post_process_oriented_object_detection(outputs, threshold, target_sizes=sizes)
+        return image_processor.post_process_oriented_object_detection(
+            outputs,
+            threshold,
+            target_sizes=sizes,
+        )
     if getattr(outputs, "pred_masks", None) is not None:
         return image_processor.post_process_instance_segmentation(
             outputs,
@@ -536,7 +558,11 @@ def post_process(
             target_sizes=sizes,
             return_run_lengths=True,
         )
-    return image_processor.post_process_object_detection(outputs, threshold, target_sizes=sizes)
+    return image_processor.post_process_object_detection(
+        outputs,
+        threshold,
+        target_sizes=sizes,
+    )
 
 
 def objects_of(window_output: dict[str, Any]) -> Iterator[Detection]:
@@ -596,8 +622,9 @@ def marked(detection: Detection, window: Window, size: tuple[int, int]) -> Detec
     """
     height, width = size
     image_sides = (0, 0, width, height)
+    object_sides = bounds_of(detection)
     cut_sides = []
-    for window_side, image_side, object_side, outward in zip(window, image_sides, bounds_of(detection), OUTWARDS):
+    for window_side, image_side, object_side, outward in zip(window, image_sides, object_sides, OUTWARDS):
         is_image_border = window_side == image_side
         distance_outside = outward * (object_side - window_side)
         cut_sides.append(not is_image_border and distance_outside >= -1)
@@ -618,25 +645,28 @@ def are_parts(
         labels: class indices, `(n,)`.
         cut: sides at which the objects are cut, bool `(n, 4)`.
     """
-    rotated = rectangles(places) if places.ndim == 3 else None
+    is_rotated = places.ndim == 3
+    if is_rotated:
+        rotated_boxes = rectangles(places)
     outwards = torch.tensor(OUTWARDS)
+    low = bounds[:, :2]
+    high = bounds[:, 2:]
     is_part = torch.zeros(len(places), dtype=torch.bool)
     for index in cut.any(1).nonzero().flatten().tolist():
-        box = bounds[index]
-        cut_sides = cut[index]
-        reaches_further = (bounds - box) * outwards > 1
-        continues = reaches_further[:, cut_sides].all(1)
-        low = bounds[:, :2].maximum(box[:2])
-        high = bounds[:, 2:].minimum(box[2:])
-        shared_areas = (high - low).clamp(min=0).prod(1)
-        is_candidate = (labels == labels[index]) & (shared_areas > 0) & continues
-        if rotated is None:
-            object_area = (box[2:] - box[:2]).prod()
-            shared_areas = shared_areas[is_candidate]
+        reaches_further = (bounds - bounds[index]) * outwards > 1
+        continues = reaches_further[:, cut[index]].all(1)
+        shared_sides = high.minimum(high[index]) - low.maximum(low[index])
+        shared_areas = shared_sides.clamp(min=0).prod(1)
+        has_same_label = labels == labels[index]
+        is_candidate = has_same_label & (shared_areas > 0) & continues
+        if is_rotated:
+            candidates = rotated_boxes[is_candidate]
+            repeated_box = rotated_boxes[index].expand(len(candidates), -1)
+            shared_areas = intersections(repeated_box, candidates)
+            object_area = rotated_boxes[index, 2:4].prod()
         else:
-            object_area = rotated[index, 2:4].prod()
-            candidates = rotated[is_candidate]
-            shared_areas = intersections(rotated[index].expand(len(candidates), -1), candidates)
+            shared_areas = shared_areas[is_candidate]
+            object_area = (high[index] - low[index]).prod()
         is_part[index] = (shared_areas >= CUT_SHARE * object_area).any()
     return is_part
 
@@ -653,17 +683,22 @@ def merged(rows: LineFile, nms_threshold: float) -> Iterator[list[Detection]]:
 
 def are_kept(rows: LineFile, nms_threshold: float) -> torch.Tensor:
     """Return which objects of all rows remain after [`merged`]."""
-    columns: dict[str, list[torch.Tensor]] = {"score": [], "label": [], "cut": [], "place": [], "bounds": []}
+    columns: dict[str, list[torch.Tensor]] = {}
     for row in rows:
         if not row:
             continue
         place_key = "corners" if "corners" in row[0] else "box"
-        row_columns = {name: [detection[name] for detection in row] for name in ("score", "label", "cut")}
-        row_columns["place"] = [detection[place_key] for detection in row]
-        row_columns["bounds"] = [bounds_of(detection) for detection in row]
-        for name, column in row_columns.items():
-            columns[name].append(torch.tensor(column, dtype=torch.float64))
-    if not columns["score"]:
+        columns_of_row = {
+            "score": [detection["score"] for detection in row],
+            "label": [detection["label"] for detection in row],
+            "cut": [detection["cut"] for detection in row],
+            "place": [detection[place_key] for detection in row],
+            "bounds": [bounds_of(detection) for detection in row],
+        }
+        # Tensors need less memory than the lists of all rows would.
+        for name, column in columns_of_row.items():
+            columns.setdefault(name, []).append(torch.tensor(column, dtype=torch.float64))
+    if not columns:
         return torch.zeros(0, dtype=torch.bool)
     scores = torch.cat(columns["score"])
     labels = torch.cat(columns["label"])
@@ -671,7 +706,12 @@ def are_kept(rows: LineFile, nms_threshold: float) -> torch.Tensor:
     places = torch.cat(columns["place"])
     bounds = torch.cat(columns["bounds"])
     best = best_of_overlapping(places, scores, labels, nms_threshold)
-    is_part = are_parts(places[best], bounds[best], labels[best], cut[best])
+    is_part = are_parts(
+        places[best],
+        bounds[best],
+        labels[best],
+        cut[best],
+    )
     is_kept = torch.zeros(len(scores), dtype=torch.bool)
     is_kept[best[~is_part]] = True
     return is_kept
@@ -694,18 +734,26 @@ def merge(
         Detections in pixels of the image, by descending score.
     """
     key = "corners" if "corners" in detections[0] else "boxes"
-    places_in_image = []
+    scores_of_windows = []
+    labels_of_windows = []
+    places_of_windows = []
     for window_detections, start in zip(detections, starts, strict=True):
         places = window_detections[key]
         offset = torch.tensor(start, dtype=places.dtype, device=places.device)
         if key == "boxes":
             offset = offset.repeat(2)
-        places_in_image.append(places + offset)
-    scores = torch.cat([window_detections["scores"] for window_detections in detections])
-    labels = torch.cat([window_detections["labels"] for window_detections in detections])
-    places = torch.cat(places_in_image)
+        scores_of_windows.append(window_detections["scores"])
+        labels_of_windows.append(window_detections["labels"])
+        places_of_windows.append(places + offset)
+    scores = torch.cat(scores_of_windows)
+    labels = torch.cat(labels_of_windows)
+    places = torch.cat(places_of_windows)
     best = best_of_overlapping(places.double(), scores.double(), labels, nms_threshold)
-    return {"scores": scores[best], "labels": labels[best], key: places[best]}
+    return {
+        "scores": scores[best],
+        "labels": labels[best],
+        key: places[best],
+    }
 
 
 def best_of_overlapping(
@@ -745,12 +793,17 @@ def detect_whole(
     for index, place in enumerate(samples.places):
         (detections,) = trainer.detect([samples.image(index)])
         key = "corners" if "corners" in detections else "boxes"
-        on_cpu = {name: detections[name].cpu() for name in ("scores", "labels", key)}
+        on_cpu = {
+            "scores": detections["scores"].cpu(),
+            "labels": detections["labels"].cpu(),
+            key: detections[key].cpu(),
+        }
         detections_of_image.setdefault(place.whole_id, []).append(on_cpu)
         starts_of_image.setdefault(place.whole_id, []).append(place.start)
     merged_detections = {}
-    for image_id, detections in detections_of_image.items():
-        merged_detections[image_id] = merge(detections, starts_of_image[image_id], nms_threshold)
+    for image_id, detections_of_windows in detections_of_image.items():
+        starts = starts_of_image[image_id]
+        merged_detections[image_id] = merge(detections_of_windows, starts, nms_threshold)
     return merged_detections
 
 
@@ -801,11 +854,18 @@ def first_at_top_left(corners: np.ndarray) -> np.ndarray:
     """
     if not len(corners):
         return corners.reshape(0, 4, 2)
-    left, top = corners.min(1).T
-    right, bottom = corners.max(1).T
-    upright_corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
-    upright = np.array(upright_corners).transpose(2, 0, 1)
-    rotations = np.stack([np.roll(corners, -start, 1) for start in range(4)])
-    distances = np.linalg.norm(rotations - upright, axis=-1).sum(-1)  # Shape (4, n).
+    x1, y1 = corners.min(1).T
+    x2, y2 = corners.max(1).T
+    upright = np.array(
+        [
+            [x1, y1],
+            [x2, y1],
+            [x2, y2],
+            [x1, y2],
+        ]
+    )
+    upright = upright.transpose(2, 0, 1)  # From the shape (4, 2, n) to (n, 4, 2).
+    candidates = np.stack([np.roll(corners, -start, 1) for start in range(4)])
+    distances = np.linalg.norm(candidates - upright, axis=-1).sum(-1)  # Shape (4, n).
     nearest = distances.argmin(0)
-    return rotations[nearest, np.arange(len(corners))]
+    return candidates[nearest, np.arange(len(corners))]
