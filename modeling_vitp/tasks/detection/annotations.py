@@ -325,8 +325,8 @@ def checked_corners(
         check_outline(item.segmentation, size)
         points = smallest_rectangle(item.segmentation)
     else:
-        left, top, right, bottom = item.box
-        points = ((left, top), (right, top), (right, bottom), (left, bottom))
+        x1, y1, x2, y2 = item.box
+        points = ((x1, y1), (x2, y1), (x2, y2), (x1, y2))
     check_box(item, points, size)
     is_crowd_without_outline = item.is_crowd and item.segmentation is None
     if with_masks and not is_crowd_without_outline:

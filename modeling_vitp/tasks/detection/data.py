@@ -80,8 +80,8 @@ class Place:
         if self.window is None:
             height, width = self.size
             return (width, height)
-        left, top, right, bottom = self.window
-        return (right - left, bottom - top)
+        x1, y1, x2, y2 = self.window
+        return (x2 - x1, y2 - y1)
 
 
 class ObjectImages(torch.utils.data.Dataset):
@@ -307,15 +307,15 @@ class DetectionData(DataSettings):
         with_masks = parts[0].with_masks
         places = []
         if parts[0].rows is None:
-            for part in parts:
-                places += part.places
+            for samples in parts:
+                places += samples.places
             return ObjectImages(places, self.input_spec, with_masks)
         previous_rows = 0
-        for part in parts:
-            for place in part.places:
+        for samples in parts:
+            for place in samples.places:
                 places.append(replace(place, image=place.image + previous_rows))
-            previous_rows += len(part.rows)
-        rows = datasets.concatenate_datasets([part.rows for part in parts])
+            previous_rows += len(samples.rows)
+        rows = datasets.concatenate_datasets([samples.rows for samples in parts])
         return ObjectImages(places, self.input_spec, with_masks, rows, parts[0].column)
 
     def _open(self, name: str, task: str) -> ObjectImages:
@@ -468,9 +468,9 @@ def cut_into_windows(
             objects_in_window = objects.take(is_inside)
             if not is_oriented:
                 objects_in_window = objects_in_window.clipped_to(window)
-        left, top, *_ = window
+        x, y, *_ = window
         yield Place(
-            id=f"{image.id}__{tile.size}__{left}___{top}",
+            id=f"{image.id}__{tile.size}__{x}___{y}",
             whole_id=image.id,
             image=image.image,
             size=image.size,

@@ -65,16 +65,21 @@ def draw_image(axis: Axes, image: np.ndarray) -> None:
 
 
 def draw_objects(axis: Axes, objects: Mapping, colors: Sequence) -> None:
+    """Draw the boxes of objects, and their scores and masks if they have some."""
+    labels = objects["labels"].tolist()
     for index, points in enumerate(outlines(objects)):
-        color = colors[int(objects["labels"][index])]
-        axis.add_patch(Polygon(points, fill=False, edgecolor=color, linewidth=1))
+        color = colors[labels[index]]
+        box = Polygon(points, fill=False, edgecolor=color, linewidth=1)
+        axis.add_patch(box)
         if "scores" in objects:
-            draw_score(axis, float(objects["scores"][index]), points[0], color)
+            score = float(objects["scores"][index])
+            draw_score(axis, score, points[0], color)
         if "masks" in objects:
             mask = objects["masks"][index]
             if isinstance(mask, dict):
                 mask = mask_of(mask)
-            layer = np.zeros((*np.shape(mask), 4))
+            height, width = mask.shape
+            layer = np.zeros((height, width, 4))
             layer[np.asarray(mask) > 0] = (*color[:3], 0.4)
             draw_image(axis, layer)
 

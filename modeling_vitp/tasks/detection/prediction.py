@@ -56,8 +56,8 @@ def outline(detection: Detection) -> list[Polygon]:
     if "corners" in detection:
         corners = detection["corners"]
     else:
-        left, top, right, bottom = detection["box"]
-        corners = [[left, top], [right, top], [right, bottom], [left, bottom]]
+        x1, y1, x2, y2 = detection["box"]
+        corners = [[x1, y1], [x2, y1], [x2, y2], [x1, y2]]
     ring = [*corners, corners[0]]
     return [[ring]]
 
@@ -134,7 +134,12 @@ class Ground:
         """
         geometries = [self.geometry(polygons) for polygons in outlines]
         if self.crs and geometries:
-            geometries = transform_geom(self.crs, WGS84, geometries, precision=DECIMALS)
+            geometries = transform_geom(
+                self.crs,
+                WGS84,
+                geometries,
+                precision=DECIMALS,
+            )
         return [wind_rings(geometry) for geometry in geometries]
 
     def geometry(self, polygons: list[Polygon]) -> dict[str, Any]:
@@ -247,12 +252,12 @@ def coco_annotation(detection: Detection, annotation_id: int) -> dict[str, Any]:
         ring = np.round(polygon[0][:-1], PIXEL_DECIMALS)  # COCO does not repeat the first point.
         outer_rings.append(ring)
         area += float(areas(ring[None])[0])
-    left, top, right, bottom = bounds_of(detection)
+    x1, y1, x2, y2 = bounds_of(detection)
     annotation = {
         "id": annotation_id,
         "image_id": 1,
         "category_id": detection["label"] + 1,
-        "bbox": np.round([left, top, right - left, bottom - top], PIXEL_DECIMALS).tolist(),
+        "bbox": np.round([x1, y1, x2 - x1, y2 - y1], PIXEL_DECIMALS).tolist(),
         "area": round(area, PIXEL_DECIMALS),
         "iscrowd": 0,
         "segmentation": [ring.flatten().tolist() for ring in outer_rings],

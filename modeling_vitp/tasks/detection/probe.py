@@ -124,7 +124,12 @@ class DetectionProbe(Probe):
             columns, rows = patches.T
             is_single = ~objects.crowd
             # Unlike `+=`, `add.at` counts every one of several centers in one patch.
-            np.add.at(image_counts, (rows[is_single], columns[is_single], objects.labels[is_single]), 1)
+            places_of_centers = (
+                rows[is_single],
+                columns[is_single],
+                objects.labels[is_single],
+            )
+            np.add.at(image_counts, places_of_centers, 1)
             has_center = image_counts.any(-1)
             image_counts[..., -1] = ~has_center
             image_counts[rows[objects.crowd], columns[objects.crowd]] = 0
@@ -225,18 +230,21 @@ class DetectionProbe(Probe):
         samples = copy.copy(self.samples[role])
         spec = backbone.reading(self.data.input_spec)
         samples.spec = None if spec is None else InputSpec.from_dict(spec)
-        images_and_windows = [(place.image, place.window) for place in samples.places]
-        if samples.rows is None:
-            images = [place.image for place in samples.places]
-        else:
+        images = []
+        images_and_windows = []
+        for place in samples.places:
+            images.append(place.image)
+            images_and_windows.append((place.image, place.window))
+        if samples.rows is not None:
             images = samples.rows
+        state = state_of(images, samples.column, images_and_windows, spec)
         return extract_maps(
             backbone,
             len(samples),
             samples.image,
             self.depths,
             image_size,
-            state_of(images, samples.column, images_and_windows, spec),
+            state,
             folder,
             description=f"{backbone.name}, {role}",
             **loading,

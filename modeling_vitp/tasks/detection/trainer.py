@@ -79,14 +79,13 @@ class TrainingSamples(AugmentedSamples):
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     """Return a batch. Images and masks are padded at the right and at the bottom to the largest size."""
-    bands = len(items[0]["pixel_values"])
-    largest_height = max(item["pixel_values"].shape[1] for item in items)
-    largest_width = max(item["pixel_values"].shape[2] for item in items)
+    sizes = [item["pixel_values"].shape for item in items]
+    bands, largest_height, largest_width = np.max(sizes, axis=0).tolist()
     pixel_values = torch.zeros(len(items), bands, largest_height, largest_width)
     pixel_mask = torch.zeros(len(items), largest_height, largest_width, dtype=torch.int64)
     labels = []
     for index, item in enumerate(items):
-        height, width = item["pixel_values"].shape[1:]
+        _, height, width = item["pixel_values"].shape
         pixel_values[index, :, :height, :width] = item["pixel_values"]
         pixel_mask[index, :height, :width] = 1
         labels_of_item = dict(item["labels"])
@@ -94,7 +93,11 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
             padding = (0, largest_width - width, 0, largest_height - height)
             labels_of_item["masks"] = torch.nn.functional.pad(labels_of_item["masks"], padding)
         labels.append(labels_of_item)
-    return {"pixel_values": pixel_values, "pixel_mask": pixel_mask, "labels": labels}
+    return {
+        "pixel_values": pixel_values,
+        "pixel_mask": pixel_mask,
+        "labels": labels,
+    }
 
 
 class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
@@ -239,7 +242,9 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
         maps: Sequence[np.ndarray] = (),
         is_test: bool = False,
     ) -> None:
-        detections = [self.detect([sample["image"]], SHOWN)[0] for sample in samples]
+        detections = []
+        for sample in samples:
+            detections += self.detect([sample["image"]], SHOWN)
         draw_detections(samples, detections, self.names, path, maps, self.band_names)
 
     @torch.no_grad()
@@ -285,15 +290,19 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
             detections = self.detect([item["image"] for item in items])
             predictions = []
             references = []
+            image_ids = []
+            case_ids = []
             for item, detections_of_image in zip(items, detections):
                 predictions.append(without_padding(detections_of_image, item))
                 references.append(reference(item, self.task))
+                image_ids.append(item["id"])
+                case_ids.append(item["case"])
             for metric in self.metrics.values():
                 metric.add_batch(
                     predictions=predictions,
                     references=references,
-                    image_ids=[item["id"] for item in items],
-                    case_ids=[item["case"] for item in items],
+                    image_ids=image_ids,
+                    case_ids=case_ids,
                 )
         scores = {}
         for prefix, metric in self.metrics.items():
@@ -450,6 +459,7 @@ def pooled_features(
     if isinstance(model, ViTPForOrientedObjectDetection):
         boxes = torch.zeros(boxes_per_image, 5)
         return torch.cat([align_in_image(features[None], boxes, cells, scale) for features in finest_map])
-    number = len(finest_map) * boxes_per_image
-    image_indices = torch.zeros(number, dtype=torch.long)
-    return model.align(finest_map, torch.zeros(number, 4), image_indices, cells, scale)
+    number_of_boxes = len(finest_map) * boxes_per_image
+    boxes = torch.zeros(number_of_boxes, 4)
+    image_indices = torch.zeros(number_of_boxes, dtype=torch.long)
+    return model.align(finest_map, boxes, image_indices, cells, scale)
