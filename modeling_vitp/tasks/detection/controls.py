@@ -94,7 +94,8 @@ def layouts(task: str, train: ObjectImages) -> Iterator[Objects]:
         item = train[index * len(train) // number]
         samples.append(relative(reference(item, task), item))
     for sample in samples:
-        yield {**sample, "scores": torch.ones(len(sample["labels"]))}
+        scores = torch.ones(len(sample["labels"]))
+        yield {**sample, "scores": scores}
     for cells in GRIDS:
         yield grid(samples, cells)
 

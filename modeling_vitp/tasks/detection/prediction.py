@@ -210,7 +210,11 @@ def write_geojson(
                     "class": names[detection["label"]],
                     "score": round(detection["score"], SCORE_DECIMALS),
                 }
-                yield {"type": "Feature", "properties": properties, "geometry": geometry}
+                yield {
+                    "type": "Feature",
+                    "properties": properties,
+                    "geometry": geometry,
+                }
 
     write_list(path, head, "features", features())
 
@@ -581,7 +585,11 @@ def objects_of(window_output: dict[str, Any]) -> Iterator[Detection]:
         key = "box"
         places = window_output["boxes"].tolist()
     for index, place in enumerate(places):
-        detection = {"label": labels[index], "score": scores[index], key: place}
+        detection = {
+            "label": labels[index],
+            "score": scores[index],
+            key: place,
+        }
         if "masks" in window_output:
             mask = mask_of(window_output["masks"][index])
             detection["polygons"] = polygons_of(mask)

@@ -67,7 +67,12 @@ class TrainingSamples(AugmentedSamples):
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
         item, generator = self.sample(index)
-        sample = Sample(item["image"], item["corners"], item["labels"], item.get("masks"))
+        sample = Sample(
+            image=item["image"],
+            corners=item["corners"],
+            labels=item["labels"],
+            masks=item.get("masks"),
+        )
         sample = sample.take(~item["crowd"])
         sample = self.augmentation(sample, generator)
         return {
@@ -176,7 +181,10 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
         )
         metric = metric or VARIANTS[task].default_metric
         metric_options = metric_options or {}
-        self.metric_settings = {"metric": metric, "metric_options": metric_options}
+        self.metric_settings = {
+            "metric": metric,
+            "metric_options": metric_options,
+        }
         self.metrics = self._load_metrics(metric, metric_options)
         self.metric = list(self.metrics.values())[-1]
 
