@@ -85,7 +85,7 @@ def test_malformed_object_row_is_named(tmp_path):
     def read(rows):
         columns = columns_of(rows.features, {}, "train")
         for item in read_rows(rows, columns, "xywh", "train"):
-            objects, wrong = collect(item.found, classes, item.size, "masks" in columns)
+            objects, wrong = collect(item.objects, classes, item.size, "masks" in columns)
             if wrong:
                 raise ValueError(wrong[0])
             objects.masks(item.size)

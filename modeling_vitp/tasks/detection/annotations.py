@@ -52,19 +52,23 @@ class AnnotatedFile:
         id: id of the image.
         image: path of the file, or index of the row.
         size: height and width of the image.
-        found: annotated objects, or `None` without annotation, as in the test split of a benchmark.
+        objects: annotated objects, or `None` without annotation, as in the test split of a benchmark.
         case: case, such as the scene, of the image, or `None` if the image is one.
     """
 
     id: str
     image: Path | int
     size: tuple[int, int]
-    found: list[AnnotatedObject] | None
+    objects: list[AnnotatedObject] | None
     case: str | None = None
 
 
 def read_files(
-    root: str | Path, form: str, split: ObjectSplit, name: str, class_property: str | None = None
+    root: str | Path,
+    form: str,
+    split: ObjectSplit,
+    name: str,
+    class_property: str | None = None,
 ) -> Iterator[AnnotatedFile]:
     """Yield the images of a split with their objects, sorted by name or in the order of `list`.
 
@@ -88,44 +92,81 @@ def read_files(
             annotation has no image, or two files have the same name.
     """
     root = Path(root)
+    image_folder = root / split.images
     if not root.is_dir():
         raise ValueError(f"data: `root` not found: {root}. Expected an existing folder.")
-    if not (root / split.images).is_dir():
-        raise ValueError(f"Split {name!r}: image folder not found: {root / split.images}.")
+    if not image_folder.is_dir():
+        raise ValueError(f"Split {name!r}: image folder not found: {image_folder}.")
     layout = LAYOUTS[form]
     annotations = None if split.annotations is None else root / split.annotations
-    images, annotated = layout.match(root, root / split.images, annotations, class_property)
-    listed = None
+    images, annotated = layout.match(root, image_folder, annotations, class_property)
     if split.list is not None:
-        lines = read_list(root / split.list)
-        by_path = {path.relative_to(root).as_posix(): key for key, path in images.items()}
-        listed = [
-            by_path.get(line) or (key if (key := without_suffix(line)) in annotated else file_stem(line))
-            for line in lines
-        ]
-        if len(set(listed)) < len(listed):
-            raise ValueError(f"{root / split.list} lists {max(listed, key=listed.count)!r} twice.")
-    if listed is None:
-        chosen = sorted(annotated if layout.lists_images else {*annotated, *images})
+        source_of_keys = root / split.list
+        keys = listed_keys(root, source_of_keys, images, annotated)
     else:
-        chosen = listed
-    known = [key for key in chosen if key in images]
-    cases = dict(zip(known, split.read_cases(root, [images[key] for key in known])))
-    of_case = {key: case.get("case", images[key].stem) for key, case in cases.items()}
-    chosen = [key for key in chosen if key not in images or split.has_case(of_case[key])]
-    for key in chosen:
+        source_of_keys = annotations
+        keys = sorted(annotated if layout.lists_images else {*annotated, *images})
+
+    # All pairs are checked before the first image is read, because reading may take long.
+    case_of_key = cases_of_images(root, split, keys, images)
+    keys_of_split = []
+    for key in keys:
         if key not in images:
-            where = root / (split.annotations if listed is None else split.list)
-            raise ValueError(f"No image for {key!r} of {where} in {root / split.images}.")
+            raise ValueError(f"No image for {key!r} of {source_of_keys} in {image_folder}.")
+        case = case_of_key[key]
+        if not split.has_case(images[key].stem if case is None else case):
+            continue
         if key not in annotated:
-            raise ValueError(f"No annotation for {images[key]} in {root / split.annotations}.")
-    for key in chosen:
+            raise ValueError(f"No annotation for {images[key]} in {annotations}.")
+        keys_of_split.append(key)
+
+    for key in keys_of_split:
         path = below(root, images[key].relative_to(root))
         check_file(path)
         check_upright(path)
         size = stored_size(path)
-        found = None if annotated[key] is None else layout.read_objects(annotated[key], path, size)
-        yield AnnotatedFile(key, path, size, found, **cases[key])
+        objects = None
+        if annotated[key] is not None:
+            objects = layout.read_objects(annotated[key], path, size)
+        yield AnnotatedFile(key, path, size, objects, case_of_key[key])
+
+
+def cases_of_images(
+    root: Path,
+    split: ObjectSplit,
+    keys: Sequence[str],
+    images: Mapping[str, Path],
+) -> dict[str, str | None]:
+    """Return the case of each key that has an image, or `None` without a file of cases."""
+    keys_with_image = [key for key in keys if key in images]
+    paths = [images[key] for key in keys_with_image]
+    case_of_key = {}
+    for key, fields in zip(keys_with_image, split.read_cases(root, paths)):
+        case_of_key[key] = fields.get("case")
+    return case_of_key
+
+
+def listed_keys(
+    root: Path,
+    list_file: Path,
+    images: Mapping[str, Path],
+    annotated: Mapping[str, Any],
+) -> list[str]:
+    """Return the keys of the images in a list of their paths below `root`, or of their names."""
+    key_of_path = {path.relative_to(root).as_posix(): key for key, path in images.items()}
+    keys = []
+    for line in read_list(list_file):
+        name = without_suffix(line)
+        if line in key_of_path:
+            keys.append(key_of_path[line])
+        elif name in annotated:
+            keys.append(name)
+        else:
+            keys.append(file_stem(line))
+    if len(set(keys)) < len(keys):
+        most_frequent = max(keys, key=keys.count)
+        raise ValueError(f"{list_file} lists {most_frequent!r} twice.")
+    return keys
 
 
 # Largest area of a box that counts as empty, relative to the square of its longer extent, to allow for rounding.
@@ -155,30 +196,39 @@ class ImageObjects:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, chosen: np.ndarray) -> "ImageObjects":
+    def take(self, selection: np.ndarray) -> "ImageObjects":
         """Return the objects that are selected by a mask or by indices."""
-        indices = np.arange(len(self))[chosen]
-        names = ("labels", "corners", "difficult", "crowd", "areas")
-        arrays = {name: getattr(self, name)[indices] for name in names}
-        return ImageObjects(**arrays, segmentations=tuple(self.segmentations[index] for index in indices))
+        indices = np.arange(len(self))[selection]
+        return ImageObjects(
+            labels=self.labels[indices],
+            corners=self.corners[indices],
+            difficult=self.difficult[indices],
+            crowd=self.crowd[indices],
+            areas=self.areas[indices],
+            segmentations=tuple(self.segmentations[index] for index in indices),
+        )
 
     def moved_to(self, left: int, top: int) -> "ImageObjects":
         """Return the objects in the coordinates of a window that starts at `left`, `top`. Outlines are not moved."""
-        return replace(self, corners=self.corners - np.array([left, top]))
+        window_start = np.array([left, top])
+        return replace(self, corners=self.corners - window_start)
 
     def clipped_to(self, window: Window) -> "ImageObjects":
         """Return the objects with upright boxes clipped to a window.
 
         The areas of clipped objects become NaN. Outlines are not clipped.
         """
-        left, top, right, bottom = window
-        corners = self.corners.clip([left, top], [right, bottom])
-        is_whole = (corners == self.corners).all((1, 2))
-        return replace(self, corners=corners, areas=np.where(is_whole, self.areas, np.nan))
+        x1, y1, x2, y2 = window
+        corners = self.corners.clip([x1, y1], [x2, y2])
+        is_unchanged = (corners == self.corners).all((1, 2))
+        areas = np.where(is_unchanged, self.areas, np.nan)
+        return replace(self, corners=corners, areas=areas)
 
     def boxes(self) -> np.ndarray:
         """Return the upright boxes around the objects, x1, y1, x2, y2, float64 of shape `(n, 4)`."""
-        return np.concatenate([self.corners.min(1), self.corners.max(1)], 1).reshape(-1, 4)
+        low = self.corners.min(1)
+        high = self.corners.max(1)
+        return np.concatenate([low, high], 1).reshape(-1, 4)
 
     def masks(self, size: tuple[int, int], window: Window | None = None) -> np.ndarray:
         """Return instance masks, uint8 of shape `(n, height, width)`. Objects without an outline have an empty mask.
@@ -187,11 +237,15 @@ class ImageObjects:
             size: height and width of the image.
             window: window of the image, or `None` for the whole image.
         """
-        left, top, right, bottom = window or (0, 0, *size[::-1])
-        masks = np.zeros((len(self), bottom - top, right - left), np.uint8)
-        for mask, outline in zip(masks, self.segmentations):
+        height, width = size
+        if window is None:
+            window = (0, 0, width, height)
+        x1, y1, x2, y2 = window
+        masks = np.zeros((len(self), y2 - y1, x2 - x1), np.uint8)
+        for index, outline in enumerate(self.segmentations):
             if outline is not None:
-                mask[:] = draw_outline(outline, size)[top:bottom, left:right]
+                mask_of_image = draw_outline(outline, size)
+                masks[index] = mask_of_image[y1:y2, x1:x2]
         return masks
 
 
@@ -202,7 +256,7 @@ def draw_outline(outline: list | dict, size: tuple[int, int]) -> np.ndarray:
 
 
 def collect(
-    found: Sequence[AnnotatedObject],
+    annotated_objects: Sequence[AnnotatedObject],
     classes: ClassNames,
     size: tuple[int, int],
     with_masks: bool = False,
@@ -211,7 +265,7 @@ def collect(
     """Check the annotated objects of an image and convert them to arrays.
 
     Args:
-        found: annotated objects.
+        annotated_objects: annotated objects.
         classes: class names of the model.
         size: height and width of the image.
         with_masks: whether every object needs an outline.
@@ -224,74 +278,121 @@ def collect(
     Raises:
         ValueError: if the class of an object is unknown.
     """
-    labels, corners, kept, wrong = [], [], [], []
-    for item in found:
+    labels = []
+    corners = []
+    difficult = []
+    crowd = []
+    areas = []
+    segmentations = []
+    messages = []
+    for item in annotated_objects:
         label = classes.index(item.label, item.where)
         if label is None:
             continue
-        left, top, right, bottom = item.box
-        points = item.corners or ((left, top), (right, top), (right, bottom), (left, bottom))
         try:
-            if is_oriented and item.corners is None and item.segmentation:
-                check_outline(item.segmentation, size)
-                points = smallest_rectangle(item.segmentation)
-            check_box(item, points, size)
-            if with_masks and not (item.is_crowd and item.segmentation is None):
-                check_outline(item.segmentation, size)
+            points = checked_corners(item, size, with_masks, is_oriented)
         except (ValueError, TypeError) as error:
-            wrong.append(f"{item.where}: {error}")
+            messages.append(f"{item.where}: {error}")
             continue
+        has_area = is_number(item.area) and item.area > 0
         labels.append(label)
         corners.append(points)
-        kept.append(item)
+        difficult.append(item.is_difficult)
+        crowd.append(item.is_crowd)
+        areas.append(item.area if has_area else np.nan)
+        segmentations.append(item.segmentation if with_masks else None)
     objects = ImageObjects(
-        np.array(labels, np.int64),
-        np.array(corners, np.float64).reshape(-1, 4, 2),
-        np.array([item.is_difficult for item in kept], bool),
-        np.array([item.is_crowd for item in kept], bool),
-        np.array([item.area if is_number(item.area) and item.area > 0 else np.nan for item in kept], np.float64),
-        tuple(item.segmentation if with_masks else None for item in kept),
+        labels=np.array(labels, np.int64),
+        corners=np.array(corners, np.float64).reshape(-1, 4, 2),
+        difficult=np.array(difficult, bool),
+        crowd=np.array(crowd, bool),
+        areas=np.array(areas, np.float64),
+        segmentations=tuple(segmentations),
     )
-    return objects, wrong
+    return objects, messages
 
 
-def check_box(item: AnnotatedObject, points: Sequence[Point], size: tuple[int, int]) -> None:
+def checked_corners(
+    item: AnnotatedObject,
+    size: tuple[int, int],
+    with_masks: bool,
+    is_oriented: bool,
+) -> Sequence[Point]:
+    """Return the corners of the box of an object, after the checks of [`collect`]."""
+    if item.corners is not None:
+        points = item.corners
+    elif is_oriented and item.segmentation:
+        check_outline(item.segmentation, size)
+        points = smallest_rectangle(item.segmentation)
+    else:
+        x1, y1, x2, y2 = item.box
+        points = ((x1, y1), (x2, y1), (x2, y2), (x1, y2))
+    check_box(item, points, size)
+    is_crowd_without_outline = item.is_crowd and item.segmentation is None
+    if with_masks and not is_crowd_without_outline:
+        check_outline(item.segmentation, size)
+    return points
+
+
+def check_box(
+    item: AnnotatedObject,
+    points: Sequence[Point],
+    size: tuple[int, int],
+) -> None:
     """Raise a `ValueError` unless a box with these corners has an area and lies at least partly in the image."""
+    height, width = size
     xs, ys = zip(*points)
-    shown = list(item.box) if item.corners is None else [list(point) for point in points]
+    shape = list(item.box) if item.corners is None else [list(point) for point in points]
     if not all(map(is_number, (*xs, *ys, *item.box))):
-        raise ValueError(f"the box {shown} must have finite numbers.")
-    left, top, right, bottom = item.box
-    doubled = sum((xs[k - 1] - left) * (ys[k] - top) - (xs[k] - left) * (ys[k - 1] - top) for k in range(4))
-    if right <= left or bottom <= top or abs(doubled) <= FLAT * max(right - left, bottom - top) ** 2:
-        raise ValueError(f"the box {shown} has no area.")
-    if max(xs) <= 0 or max(ys) <= 0 or min(xs) >= size[1] or min(ys) >= size[0]:
-        raise ValueError(f"the box {shown} lies outside the image of {size[1]} x {size[0]} pixels.")
+        raise ValueError(f"the box {shape} must have finite numbers.")
+    x1, y1, x2, y2 = item.box
+    longest_side = max(x2 - x1, y2 - y1)
+    # The shoelace formula. Positions are relative to the box, which keeps the precision far from the origin.
+    doubled_area = 0
+    for index in range(4):
+        previous_x = xs[index - 1] - x1
+        previous_y = ys[index - 1] - y1
+        x = xs[index] - x1
+        y = ys[index] - y1
+        doubled_area += previous_x * y - x * previous_y
+    is_flat = abs(doubled_area) <= FLAT * longest_side**2
+    if x2 <= x1 or y2 <= y1 or is_flat:
+        raise ValueError(f"the box {shape} has no area.")
+    if max(xs) <= 0 or max(ys) <= 0 or min(xs) >= width or min(ys) >= height:
+        raise ValueError(f"the box {shape} lies outside the image of {width} x {height} pixels.")
 
 
 def check_outline(outline: list | dict | None, size: tuple[int, int]) -> None:
     """Raise a `ValueError` unless an outline is polygons of at least three points, or run lengths of the image size."""
-    height, width = size
     if not outline:
         raise ValueError("the object has no outline (`segmentation`) for its mask.")
     if isinstance(outline, dict):
-        if tuple(outline.get("size", ())) != size or "counts" not in outline:
-            raise ValueError(
-                f"expected run lengths with `counts` and the size {list(size)}, got {outline.get('size')}."
-            )
-        try:
-            draw_outline(outline, size)
-        except (ValueError, RuntimeError) as error:
-            counts = str(outline["counts"])[:60]
-            raise ValueError(f"the run lengths {counts!r} do not encode a mask of size {list(size)}.") from error
-        return
-    for polygon in outline:
-        if not (isinstance(polygon, (list, tuple)) and all(map(is_number, polygon))):
-            raise ValueError(f"expected a list of polygons [x1, y1, x2, y2, …] as outline, got {str(outline)[:60]}.")
-        if len(polygon) < 6 or len(polygon) % 2:
-            raise ValueError(f"expected a polygon of at least three points, got {str(polygon)[:60]}.")
-        if not all(abs(value) <= 10 * max(size) for value in polygon):
-            raise ValueError(f"the polygon {str(polygon)[:60]} is far outside the image of {width} x {height} pixels.")
+        check_run_lengths(outline, size)
+    else:
+        for polygon in outline:
+            check_polygon(polygon, outline, size)
+
+
+def check_run_lengths(outline: dict, size: tuple[int, int]) -> None:
+    if tuple(outline.get("size", ())) != size or "counts" not in outline:
+        raise ValueError(f"expected run lengths with `counts` and the size {list(size)}, got {outline.get('size')}.")
+    try:
+        draw_outline(outline, size)
+    except (ValueError, RuntimeError) as error:
+        counts = str(outline["counts"])[:60]
+        raise ValueError(f"the run lengths {counts!r} do not encode a mask of size {list(size)}.") from error
+
+
+def check_polygon(polygon: Any, outline: list, size: tuple[int, int]) -> None:
+    height, width = size
+    is_list_of_numbers = isinstance(polygon, (list, tuple)) and all(map(is_number, polygon))
+    if not is_list_of_numbers:
+        raise ValueError(f"expected a list of polygons [x1, y1, x2, y2, …] as outline, got {str(outline)[:60]}.")
+    if len(polygon) < 6 or len(polygon) % 2:
+        raise ValueError(f"expected a polygon of at least three points, got {str(polygon)[:60]}.")
+    farthest = max(max(polygon), -min(polygon))
+    if farthest > 10 * max(size):
+        raise ValueError(f"the polygon {str(polygon)[:60]} is far outside the image of {width} x {height} pixels.")
 
 
 def smallest_rectangle(outline: Sequence[Sequence[float]] | dict) -> tuple[Point, ...]:
@@ -301,15 +402,23 @@ def smallest_rectangle(outline: Sequence[Sequence[float]] | dict) -> tuple[Point
         outline: polygons [x1, y1, x2, y2, …], or run lengths with `size`, whose pixels are squares of side 1.
     """
     if isinstance(outline, dict):
-        pixels = np.argwhere(draw_outline(outline, outline["size"]))[:, None, ::-1]
-        points = (pixels + np.array([(0, 0), (1, 0), (1, 1), (0, 1)])).reshape(-1, 2).astype(float)
-        if not len(points):
+        mask = draw_outline(outline, outline["size"])
+        rows, columns = np.nonzero(mask)
+        if not len(rows):
             raise ValueError("the run lengths have no pixel of the object.")
+        pixels = np.stack([columns, rows], 1)
+        corners_of_pixel = np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
+        points = pixels[:, None] + corners_of_pixel
+        points = points.reshape(-1, 2).astype(float)
     else:
-        points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in outline])
-    start = points.min(0)  # OpenCV computes in float32.
-    corners = cv2.boxPoints(cv2.minAreaRect((points - start).astype(np.float32)))
-    return tuple(map(tuple, (corners + start).tolist()))
+        polygons = [np.reshape(polygon, (-1, 2)) for polygon in outline]
+        points = np.concatenate(polygons)
+    # Positions are relative to the outline, because OpenCV computes in float32.
+    start = points.min(0)
+    relative_points = (points - start).astype(np.float32)
+    rectangle = cv2.minAreaRect(relative_points)
+    corners = cv2.boxPoints(rectangle) + start
+    return tuple(map(tuple, corners.tolist()))
 
 
 # Usual names of columns. A name with a dot is a field of a column with all objects of an image.
@@ -327,7 +436,10 @@ USUAL = {
 
 
 def read_rows(
-    rows: datasets.Dataset, columns: Mapping[str, str], box_format: str, name: str
+    rows: datasets.Dataset,
+    columns: Mapping[str, str],
+    box_format: str,
+    name: str,
 ) -> Iterator[AnnotatedFile]:
     """Yield the images of a data set of rows with their objects.
 
@@ -341,94 +453,139 @@ def read_rows(
     Raises:
         ValueError: if a row is invalid, or if two rows have the same id.
     """
-    lists = {key: column for key, column in columns.items() if key not in ("image", "id")}
-    needed = {column if column in rows.features else column.split(".")[0] for column in columns.values()}
-    labels = with_fields(rows.features).get(columns.get("labels"))
-    names = getattr(getattr(labels, "feature", labels), "names", None)
-    seen, cases = {}, cases_of_rows(rows)
-    for index, row in enumerate(rows.select_columns(sorted(needed))):
-        row_id = str(values_of(row, columns["id"]) if "id" in columns else index)
-        where = f"row {row_id} of split {name!r}"
-        if (first := seen.setdefault(row_id, index)) != index:
+    columns_of_objects = dict(columns)
+    image_column = columns_of_objects.pop("image")
+    id_column = columns_of_objects.pop("id", None)
+    stored_columns = set()
+    for column in columns.values():
+        if column in rows.features:
+            stored_columns.add(column)
+        else:
+            stored_columns.add(column.split(".")[0])  # It is a field of this column.
+    class_names = names_of_labels(rows.features, columns)
+    cases = cases_of_rows(rows)
+    index_of_id = {}
+    for index, row in enumerate(rows.select_columns(sorted(stored_columns))):
+        row_id = str(index) if id_column is None else str(values_of(row, id_column))
+        if row_id in index_of_id:
             raise ValueError(
-                f"Split {name!r}: rows {first} and {index} have the same {columns['id']!r}, {row_id}. Use unique ids, "
-                "or set another column as `id` in `columns`."
+                f"Split {name!r}: rows {index_of_id[row_id]} and {index} have the same {id_column!r}, {row_id}. "
+                "Use unique ids, or set another column as `id` in `columns`."
             )
+        index_of_id[row_id] = index
+        row_name = f"row {row_id} of split {name!r}"
         try:
-            if row[columns["image"]] is None:
-                raise ValueError(f"the column {columns['image']!r} is empty.")
-            size = image_size(row[columns["image"]])
-            values = {key: values_of(row, column) for key, column in lists.items()}
-            if values.get("area", ()) is None:
-                del values["area"]
-            found = list(row_objects(values, names, box_format, where))
+            image = row[image_column]
+            if image is None:
+                raise ValueError(f"the column {image_column!r} is empty.")
+            size = image_size(image)
+            lists = {key: values_of(row, column) for key, column in columns_of_objects.items()}
+            if "area" in lists and lists["area"] is None:
+                del lists["area"]
+            objects = list(row_objects(lists, class_names, box_format, row_name))
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{where}: {error}") from error
-        yield AnnotatedFile(row_id, index, size, found, cases and cases[index])
+            raise ValueError(f"{row_name}: {error}") from error
+        case = cases[index] if cases else None
+        yield AnnotatedFile(row_id, index, size, objects, case)
+
+
+def names_of_labels(features: datasets.Features, columns: Mapping[str, str]) -> list[str] | None:
+    """Return the class names that the feature of the labels has, or `None` without such names."""
+    if "labels" not in columns:
+        return None
+    feature = with_fields(features).get(columns["labels"])
+    element_feature = getattr(feature, "feature", feature)  # The labels of an image are a list.
+    return getattr(element_feature, "names", None)
 
 
 def row_objects(
-    values: Mapping[str, Sequence], names: Sequence[str] | None, box_format: str, where: str
+    lists: Mapping[str, Sequence],
+    names: Sequence[str] | None,
+    box_format: str,
+    where: str,
 ) -> Iterator[AnnotatedObject]:
-    lengths = {key: len(value) for key, value in values.items()}
+    lengths = {key: len(values) for key, values in lists.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"expected lists of the same length for the objects, got {lengths}.")
-    for index in range(next(iter(lengths.values()))):
-        item = {key: value[index] for key, value in values.items()}
-        label = item.get("labels", 0)
+    number_of_objects = max(lengths.values())
+    for index in range(number_of_objects):
+        fields = {key: values[index] for key, values in lists.items()}
+        label = fields.get("labels", 0)
         if names is not None and isinstance(label, int):
             if not 0 <= label < len(names):
                 raise ValueError(f"object {index}: expected a label in [0, {len(names)}), got {label}.")
             label = names[label]
         corners = None
-        if "corners" in item:
-            flat = [number for part in item["corners"] for number in (part if isinstance(part, list) else [part])]
-            corners = tuple(zip(flat[::2], flat[1::2], strict=True))
-            if len(corners) != 4:
-                raise ValueError(f"object {index}: expected four corners of two numbers, got {len(flat)} numbers.")
-            box = (min(flat[::2]), min(flat[1::2]), max(flat[::2]), max(flat[1::2]))
+        if "corners" in fields:
+            corners = corners_in_row(fields["corners"], index)
+            xs, ys = zip(*corners)
+            box = (min(xs), min(ys), max(xs), max(ys))
         else:
-            left, top, right, bottom = item["boxes"]
-            box = (left, top, left + right, top + bottom) if box_format == "xywh" else (left, top, right, bottom)
+            x, y, third, fourth = fields["boxes"]
+            box = (x, y, x + third, y + fourth) if box_format == "xywh" else (x, y, third, fourth)
         yield AnnotatedObject(
-            f"{where}, object {index}",
-            label,
-            box,
-            corners,
-            read_flag(item.get("difficult"), "difficult"),
-            read_flag(item.get("crowd"), "crowd"),
-            item.get("area"),
-            segmentation=item.get("masks"),
+            where=f"{where}, object {index}",
+            label=label,
+            box=box,
+            corners=corners,
+            is_difficult=read_flag(fields.get("difficult"), "difficult"),
+            is_crowd=read_flag(fields.get("crowd"), "crowd"),
+            area=fields.get("area"),
+            segmentation=fields.get("masks"),
         )
 
 
+def corners_in_row(corners: Sequence, index: int) -> tuple[Point, ...]:
+    """Return the corners of the object at `index`, which are four points or eight numbers."""
+    coordinates = []
+    for point_or_number in corners:
+        if isinstance(point_or_number, list):
+            coordinates += point_or_number
+        else:
+            coordinates.append(point_or_number)
+    if len(coordinates) != 8:
+        raise ValueError(f"object {index}: expected four corners of two numbers, got {len(coordinates)} numbers.")
+    return tuple(zip(coordinates[::2], coordinates[1::2]))
+
+
 def columns_of(
-    features: datasets.Features, settings: Mapping[str, str], name: str, is_oriented: bool = False
+    features: datasets.Features,
+    settings: Mapping[str, str],
+    name: str,
+    is_oriented: bool = False,
 ) -> dict[str, str]:
     """Return the columns for [`read_rows`], see [`~modeling_vitp.data.rows.find_columns`]."""
-    known = with_fields(features)
-    columns = find_columns(known, USUAL, settings, name)
+    available = with_fields(features)
+    columns = find_columns(available, USUAL, settings, name)
     if "image" not in columns:
-        raise missing_column(known, "image", name)
-    if not {"boxes", "corners"} & columns.keys():
-        raise missing_column(known, "boxes", name)
-    if {"boxes", "corners"} <= columns.keys():
+        raise missing_column(available, "image", name)
+    has_boxes = "boxes" in columns
+    has_corners = "corners" in columns
+    if not has_boxes and not has_corners:
+        raise missing_column(available, "boxes", name)
+    if has_boxes and has_corners:
         del columns["boxes" if is_oriented else "corners"]
     return columns
 
 
 def with_fields(features: datasets.Features) -> dict[str, Any]:
     """Return the features of columns and of their fields, such as `objects.bbox`, by name."""
-    inner = {name: getattr(feature, "feature", feature) for name, feature in features.items()}
-    parts = {name: fields for name, fields in inner.items() if isinstance(fields, dict)}
-    fields = {f"{name}.{field}": kind for name, fields in parts.items() for field, kind in fields.items()}
-    return fields | dict(features)
+    features_by_name = {}
+    for name, feature in features.items():
+        fields = getattr(feature, "feature", feature)  # A list of mappings has them in its elements.
+        if isinstance(fields, dict):
+            for field, kind in fields.items():
+                features_by_name[f"{name}.{field}"] = kind
+    features_by_name.update(features)
+    return features_by_name
 
 
 def values_of(row: Mapping, column: str) -> list:
     """Return the values of a column, or of a field of its objects (a mapping of lists, or a list of mappings)."""
     if column in row:
         return row[column]
-    top, _, field = column.partition(".")
-    value = row[top]
-    return value[field] if isinstance(value, Mapping) else [item[field] for item in value]
+    objects_column, _, field = column.partition(".")
+    objects = row[objects_column]
+    if isinstance(objects, Mapping):
+        return objects[field]
+    return [fields[field] for fields in objects]

@@ -43,36 +43,63 @@ class Sample:
     def size(self) -> tuple[int, int]:
         return tuple(self.image.shape[-2:])
 
-    def take(self, chosen: torch.Tensor) -> "Sample":
-        masks = None if self.masks is None else self.masks[chosen]
-        return Sample(self.image, self.corners[chosen], self.labels[chosen], masks)
+    def take(self, selection: torch.Tensor) -> "Sample":
+        masks = None if self.masks is None else self.masks[selection]
+        return Sample(self.image, self.corners[selection], self.labels[selection], masks)
 
 
 def resized(sample: Sample, size: int, keep_ratio: bool = True) -> Sample:
     """Resize a sample to fit into a square of `size` pixels, or stretch it to the square without `keep_ratio`."""
-    old, new = sample.size, resized_size(sample.size, size, keep_ratio)
-    return Sample(
-        F.resize_image(sample.image, list(new), antialias=True),
-        sample.corners * torch.tensor([new[1] / old[1], new[0] / old[0]]),
-        sample.labels,
+    height, width = sample.size
+    new_height, new_width = resized_size(sample.size, size, keep_ratio)
+    scale = torch.tensor([new_width / width, new_height / height])
+    masks = sample.masks
+    if masks is not None:
         # torchvision's resize of masks is not used, because it shifts masks by up to a pixel.
-        None if sample.masks is None else F.resize_image(sample.masks, list(new), InterpolationMode.NEAREST_EXACT),
+        masks = F.resize_image(
+            masks,
+            [new_height, new_width],
+            InterpolationMode.NEAREST_EXACT,
+        )
+    image = F.resize_image(
+        sample.image,
+        [new_height, new_width],
+        antialias=True,
+    )
+    return Sample(
+        image=image,
+        corners=sample.corners * scale,
+        labels=sample.labels,
+        masks=masks,
     )
 
 
 def resized_size(image_size: tuple[int, int], size: int, keep_ratio: bool) -> tuple[int, int]:
     """Return height and width of an image after [`resized`]."""
-    return fitted_size(image_size, size, size) if keep_ratio else (size, size)
+    if keep_ratio:
+        return fitted_size(image_size, size, size)
+    return (size, size)
 
 
 def flipped(sample: Sample, horizontally: bool, vertically: bool) -> Sample:
     """Flip a sample. In continuous coordinates, x becomes width - x."""
-    axes = [axis for axis, flips in ((-1, horizontally), (-2, vertically)) if flips]
+    axes = []
+    if horizontally:
+        axes.append(-1)
+    if vertically:
+        axes.append(-2)
     height, width = sample.size
-    flips = torch.tensor([horizontally, vertically])
-    corners = torch.where(flips, torch.tensor([width, height]) - sample.corners, sample.corners)
-    masks = None if sample.masks is None else sample.masks.flip(axes)
-    return Sample(sample.image.flip(axes), corners, sample.labels, masks)
+    mirrored_corners = torch.tensor([width, height]) - sample.corners
+    is_flipped = torch.tensor([horizontally, vertically])
+    masks = sample.masks
+    if masks is not None:
+        masks = masks.flip(axes)
+    return Sample(
+        image=sample.image.flip(axes),
+        corners=torch.where(is_flipped, mirrored_corners, sample.corners),
+        labels=sample.labels,
+        masks=masks,
+    )
 
 
 def turned(sample: Sample, angle: float) -> Sample:
@@ -83,18 +110,30 @@ def turned(sample: Sample, angle: float) -> Sample:
     """
     height, width = sample.size
     center = torch.tensor([width / 2, height / 2])
-    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-    turned = Sample(
-        F.rotate_image(sample.image, angle, InterpolationMode.BILINEAR),
-        (sample.corners - center) @ torch.tensor([[cos, -sin], [sin, cos]]) + center,
-        sample.labels,
-        None if sample.masks is None else F.rotate_image(sample.masks, angle, InterpolationMode.NEAREST),
+    cos = math.cos(math.radians(angle))
+    sin = math.sin(math.radians(angle))
+    rotation = torch.tensor(
+        [
+            [cos, -sin],
+            [sin, cos],
+        ]
     )
-    turned = turned.take(stays(turned))
-    if turned.masks is None:
-        return turned
-    turned = turned.take(turned.masks.flatten(1).any(1).bool())
-    return replace(turned, corners=corners_of(boxes_around(turned.masks)))
+    masks = sample.masks
+    if masks is not None:
+        masks = F.rotate_image(masks, angle, InterpolationMode.NEAREST)
+    rotated = Sample(
+        image=F.rotate_image(sample.image, angle, InterpolationMode.BILINEAR),
+        corners=(sample.corners - center) @ rotation + center,
+        labels=sample.labels,
+        masks=masks,
+    )
+    rotated = rotated.take(stays(rotated))
+    if rotated.masks is None:
+        return rotated
+    is_visible = rotated.masks.flatten(1).any(1).bool()
+    rotated = rotated.take(is_visible)
+    boxes = boxes_around(rotated.masks)
+    return replace(rotated, corners=corners_of(boxes))
 
 
 def boxes_around(masks: torch.Tensor) -> torch.Tensor:
@@ -112,12 +151,18 @@ def stays(sample: Sample) -> torch.Tensor:
     if not len(sample.corners):
         return torch.zeros(0, dtype=torch.bool)
     boxes = smallest_rectangles(sample.corners)
+    centers = boxes[:, :2]
+    shorter_sides = boxes[:, 3]
     height, width = sample.size
-    centers = (boxes[:, :2] > 0) & (boxes[:, :2] < torch.tensor([width, height]))
-    return centers.all(1) & (boxes[:, 3] > MIN_TURNED_SIDE)
+    is_inside = (centers > 0) & (centers < torch.tensor([width, height]))
+    return is_inside.all(1) & (shorter_sides > MIN_TURNED_SIDE)
 
 
-def moved(item: dict[str, Any], matrix: torch.Tensor, is_oriented: bool) -> dict[str, Any]:
+def moved(
+    item: dict[str, Any],
+    matrix: torch.Tensor,
+    is_oriented: bool,
+) -> dict[str, Any]:
     """Move the objects of an evaluation sample as [`~modeling_vitp.images.corruptions.corrupt`] moves its image.
 
     As in [`turned`], objects are removed if their center leaves the image, and with masks also if no pixel is visible,
@@ -133,35 +178,50 @@ def moved(item: dict[str, Any], matrix: torch.Tensor, is_oriented: bool) -> dict
         Item with the moved objects and `valid`, bool of shape `(height, width)`, false for pixels from the padding.
     """
     height, width = item["image"].shape[-2:]
-    item = {**item, "valid": move_labels(torch.ones(height, width, dtype=torch.bool), matrix, False)}
+    whole_image = torch.ones(height, width, dtype=torch.bool)
+    item = dict(item)
+    item["valid"] = move_labels(whole_image, matrix, False)
     if "corners" not in item:
         return item
+
+    # The matrix is for coordinates in [-1, 1].
     size = torch.tensor([width, height])
-    corners = 2 * item["corners"].double() / size - 1
-    corners = (corners @ matrix[:, :2].T + matrix[:, 2] + 1) / 2 * size
+    linear_part = matrix[:, :2]
+    offset = matrix[:, 2]
+    normalized_corners = 2 * item["corners"].double() / size - 1
+    moved_corners = normalized_corners @ linear_part.T + offset
+    corners = (moved_corners + 1) / 2 * size
+
     is_kept = lie_in(corners.mean(1), item["valid"])
-    is_whole = ((corners >= 0) & (corners <= size)).all(2).all(1)
-    item["area"] = torch.where(is_whole, item["area"] * torch.linalg.det(matrix[:, :2]), torch.nan)
+    is_unclipped = ((corners >= 0) & (corners <= size)).all(2).all(1)
+    scaled_areas = item["area"] * torch.linalg.det(linear_part)
+    item["area"] = torch.where(is_unclipped, scaled_areas, torch.nan)
     if not is_oriented:
         boxes = enclosing_boxes(corners)
         if "masks" in item:
-            item["masks"] = move_labels(item["masks"], matrix, 0)
-            is_visible = item["masks"].flatten(1).bool().any(1)
-            boxes[is_visible] = boxes_around(item["masks"][is_visible]).double()
+            masks = move_labels(item["masks"], matrix, 0)
+            is_visible = masks.flatten(1).bool().any(1)
+            boxes[is_visible] = boxes_around(masks[is_visible]).double()
             is_kept &= is_visible
+            item["masks"] = masks
         corners = corners_of(boxes).clamp(torch.zeros(2), size)
     item["corners"] = corners.float()
     is_kept |= item["crowd"]  # A crowd region still covers objects without annotation where it is visible.
-    names = ("labels", "corners", "difficult", "crowd", "area", "masks")
-    return item | {name: item[name][is_kept] for name in names if name in item}
+    for name in ("labels", "corners", "difficult", "crowd", "area", "masks"):
+        if name in item:
+            item[name] = item[name][is_kept]
+    return item
 
 
 def lie_in(centers: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """Return whether points x, y, `(n, 2)`, lie in valid pixels, bool of shape `(height, width)`."""
     height, width = valid.shape
-    x, y = centers.floor().long().unbind(1)
-    is_inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    return is_inside & valid[y.clamp(0, height - 1), x.clamp(0, width - 1)]
+    columns, rows = centers.floor().long().unbind(1)
+    # Points outside have no pixel, and are looked up at the border instead.
+    nearest_columns = columns.clamp(0, width - 1)
+    nearest_rows = rows.clamp(0, height - 1)
+    is_inside = (columns == nearest_columns) & (rows == nearest_rows)
+    return is_inside & valid[nearest_rows, nearest_columns]
 
 
 class Augmentation:
@@ -182,18 +242,30 @@ class Augmentation:
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         """Return the augmented sample. A rotation that would remove all objects is not applied."""
-        draw, turns, angle, quarters = torch.rand(4, generator=generator).tolist()
         settings = self.settings
+        flip_draw, rotation_draw, angle_draw, quarters_draw = torch.rand(4, generator=generator).tolist()
         sample = resized(sample, settings.image_size, settings.keep_ratio)
-        horizontal, vertical = settings.horizontal_flip, settings.vertical_flip
-        if draw < horizontal + vertical + settings.diagonal_flip:
-            is_vertical = draw >= horizontal
-            sample = flipped(sample, not horizontal <= draw < horizontal + vertical, is_vertical)
-        if turns < settings.rotation:
-            is_right = torch.isin(sample.labels, self.right_angle_classes).any()
-            angle = 90.0 * int(4 * quarters) if is_right else 360 * angle - 180
+
+        # One draw selects at most one flip: [0, 1) is divided into horizontal, vertical, diagonal and no flip.
+        horizontal_end = settings.horizontal_flip
+        vertical_end = horizontal_end + settings.vertical_flip
+        diagonal_end = vertical_end + settings.diagonal_flip
+        if flip_draw < horizontal_end:
+            sample = flipped(sample, horizontally=True, vertically=False)
+        elif flip_draw < vertical_end:
+            sample = flipped(sample, horizontally=False, vertically=True)
+        elif flip_draw < diagonal_end:
+            sample = flipped(sample, horizontally=True, vertically=True)
+
+        if rotation_draw < settings.rotation:
+            if torch.isin(sample.labels, self.right_angle_classes).any():
+                angle = 90.0 * int(4 * quarters_draw)
+            else:
+                angle = 360 * angle_draw - 180
             rotated = turned(sample, angle)
-            sample = rotated if len(rotated.labels) or not len(sample.labels) else sample
+            loses_all_objects = len(sample.labels) > 0 and len(rotated.labels) == 0
+            if not loses_all_objects:
+                sample = rotated
         return sample
 
 
@@ -205,10 +277,21 @@ def targets(sample: Sample, is_oriented: bool) -> dict[str, torch.Tensor]:
     masks.
     """
     height, width = sample.size
+    image_size = torch.tensor([width, height])
     labels = {"class_labels": sample.labels}
     if is_oriented:
-        return labels | {"corners": sample.corners / torch.tensor([width, height])}
-    boxes = enclosing_boxes(sample.corners) if len(sample.labels) else sample.corners.new_zeros(0, 4)
-    low, high = boxes.unflatten(1, (2, 2)).clamp(torch.zeros(2), torch.tensor([width, height])).unbind(1)
-    boxes = torch.cat([(low + high) / 2, high - low], 1) / torch.tensor([width, height, width, height])
-    return labels | {"boxes": boxes} | ({} if sample.masks is None else {"masks": sample.masks})
+        labels["corners"] = sample.corners / image_size
+        return labels
+    if len(sample.labels):
+        boxes = enclosing_boxes(sample.corners)
+    else:
+        boxes = sample.corners.new_zeros(0, 4)
+    points = boxes.unflatten(1, (2, 2))
+    clipped_points = points.clamp(torch.zeros(2), image_size)
+    low, high = clipped_points.unbind(1)
+    centers = (low + high) / 2
+    sides = high - low
+    labels["boxes"] = torch.cat([centers, sides], 1) / image_size.repeat(2)
+    if sample.masks is not None:
+        labels["masks"] = sample.masks
+    return labels

@@ -18,7 +18,7 @@ from ...command.settings import NonNegativeFloat, from_mapping
 from ...data.classes import ClassNames
 from ...data.files import FileSample, hold_out
 from ...data.folders import UNSPLIT
-from ...data.layouts import LAYOUTS, layouts_about, recognize_layout
+from ...data.layouts import LAYOUTS, ObjectLayout, layouts_about, recognize_layout
 from ...data.rows import check_image_columns, content_of, encoded_rows
 from ...data.settings import DataSettings
 from ...data.windows import inside, object_windows
@@ -51,7 +51,7 @@ class Place:
 
     Args:
         id: id of the sample.
-        whole: id of the whole image, equal to `id` without a window.
+        whole_id: id of the whole image, equal to `id` without a window.
         image: path of the file, or index of the row.
         size: height and width of the whole image.
         window: window of the image, or `None` for the whole image.
@@ -60,7 +60,7 @@ class Place:
     """
 
     id: str
-    whole: str
+    whole_id: str
     image: Path | int
     size: tuple[int, int]
     window: Window | None
@@ -70,7 +70,18 @@ class Place:
     @property
     def start(self) -> tuple[int, int]:
         """Position x, y of the top left corner of the sample in the image."""
-        return self.window[:2] if self.window else (0, 0)
+        if self.window is None:
+            return (0, 0)
+        return self.window[:2]
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Width and height of the sample in pixels of the image."""
+        if self.window is None:
+            height, width = self.size
+            return (width, height)
+        x1, y1, x2, y2 = self.window
+        return (x2 - x1, y2 - y1)
 
 
 class ObjectImages(torch.utils.data.Dataset):
@@ -97,7 +108,8 @@ class ObjectImages(torch.utils.data.Dataset):
         rows: datasets.Dataset | None = None,
         column: str = "image",
     ):
-        self.places, self.with_masks = list(places), with_masks
+        self.places = list(places)
+        self.with_masks = with_masks
         self.spec = None if input_spec is None else InputSpec.from_dict(input_spec)
         self.rows = None if rows is None else rows.select_columns([column])
         self.column = column
@@ -105,16 +117,22 @@ class ObjectImages(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.places)
 
-    def subset(self, chosen: Sequence[int]) -> "ObjectImages":
+    def subset(self, indices: Sequence[int]) -> "ObjectImages":
         """Return a data set with the samples at the given indices."""
         subset = copy.copy(self)
-        subset.places = [self.places[index] for index in chosen]
+        subset.places = [self.places[index] for index in indices]
         return subset
 
     def count(self, names: Sequence[str]) -> dict[str, int]:
         """Return the number of objects of each class, by class name, without crowd objects."""
-        labels = [place.objects.labels[~place.objects.crowd] for place in self.places if place.objects is not None]
-        return dict(zip(names, np.bincount(np.concatenate(labels), minlength=len(names)).tolist()))
+        labels_of_samples = []
+        for place in self.places:
+            if place.objects is not None:
+                is_single = ~place.objects.crowd
+                labels_of_samples.append(place.objects.labels[is_single])
+        labels = np.concatenate(labels_of_samples)
+        counts = np.bincount(labels, minlength=len(names))
+        return dict(zip(names, counts.tolist()))
 
     def hash_of_objects(self) -> str:
         """Return the SHA-256 hash of the annotations of all samples."""
@@ -123,55 +141,65 @@ class ObjectImages(torch.utils.data.Dataset):
             objects = place.objects
             segmentations = None if objects is None else objects.segmentations
             digest.update(f"{place.id}\0{place.window}\0{segmentations}\0".encode())
-            for array in () if objects is None else (objects.labels, objects.corners, objects.difficult, objects.crowd):
-                digest.update(array.tobytes())
+            if objects is not None:
+                digest.update(objects.labels.tobytes())
+                digest.update(objects.corners.tobytes())
+                digest.update(objects.difficult.tobytes())
+                digest.update(objects.crowd.tobytes())
         return digest.hexdigest()
 
     def files_or_rows(self) -> dict[str, Any]:
         """Return the image files or rows, and the hash of the annotations, to detect changes."""
-        images = sorted({place.image for place in self.places}) if self.rows is None else self.rows
+        if self.rows is None:
+            images = sorted({place.image for place in self.places})
+        else:
+            images = self.rows
         return {"images": images, "objects": self.hash_of_objects()}
 
     def image(self, index: int) -> torch.Tensor:
         """Return the image of a sample without its objects."""
         place = self.places[index]
         if isinstance(place.image, Path):
-            name, picture = str(place.image), read_image(place.image, place.window, self.spec)
+            name = str(place.image)
+            picture = read_image(place.image, place.window, self.spec)
             spec = ranged(self.spec, place.image, place.window is not None)
         else:
-            name, picture, spec = self._row(place)
+            name = f"Row {place.id}"
+            picture, spec = self._read_row(place)
         try:
             return to_pixels(picture, spec)
         except (OSError, ValueError) as error:
             raise ValueError(f"{name}: {error}") from error
 
-    def _row(self, place: Place) -> tuple[str, Picture, InputSpec | None]:
-        name = f"Row {place.id}"
+    def _read_row(self, place: Place) -> tuple[Picture, InputSpec | None]:
+        """Return the image of a row, cut to the window, and the input spec with the value range of the whole image."""
         try:
             content = content_of(self.rows[place.image][self.column])
             picture = read_picture(content, self.spec)
             spec = ranged(self.spec, content, place.window is not None)
         except Exception as error:  # Pillow raises many error types for a broken file.
-            raise ValueError(f"{name}: the image cannot be read: {error}") from error
+            raise ValueError(f"Row {place.id}: the image cannot be read: {error}") from error
         if place.window is None:
-            return name, picture, spec
-        return name, cut(picture, place.window) if isinstance(picture, np.ndarray) else picture.crop(place.window), spec
+            return picture, spec
+        if isinstance(picture, np.ndarray):
+            return cut(picture, place.window), spec
+        return picture.crop(place.window), spec
 
     def __getitem__(self, index: int) -> dict:
-        place, image = self.places[index], self.image(index)
-        item = {"id": place.id, "case": place.case, "image": image}
-        if place.objects is None:
-            return item
+        place = self.places[index]
+        item = {"id": place.id, "case": place.case, "image": self.image(index)}
         objects = place.objects
-        item |= {
-            "labels": torch.from_numpy(objects.labels),
-            "corners": torch.from_numpy(objects.moved_to(*place.start).corners).float(),
-            "difficult": torch.from_numpy(objects.difficult),
-            "crowd": torch.from_numpy(objects.crowd),
-            "area": torch.from_numpy(objects.areas),
-        }
+        if objects is None:
+            return item
+        corners = objects.moved_to(*place.start).corners
+        item["labels"] = torch.from_numpy(objects.labels)
+        item["corners"] = torch.from_numpy(corners).float()
+        item["difficult"] = torch.from_numpy(objects.difficult)
+        item["crowd"] = torch.from_numpy(objects.crowd)
+        item["area"] = torch.from_numpy(objects.areas)
         if self.with_masks:
-            item["masks"] = torch.from_numpy(objects.masks(place.size, place.window))
+            masks = objects.masks(place.size, place.window)
+            item["masks"] = torch.from_numpy(masks)
         return item
 
 
@@ -228,8 +256,8 @@ class DetectionData(DataSettings):
             raise ValueError(f"Expected format to be one of {', '.join(formats)}, got {self.format!r}.")
         if self.root is not None and self.format is None:
             raise ValueError(f"`format` is required for annotation files. Options: {', '.join(formats)}.")
-        options = () if self.format is None else LAYOUTS[self.format].options
-        if self.class_property is not None and "class_property" not in options:
+        options_of_format = [] if self.format is None else LAYOUTS[self.format].options
+        if self.class_property is not None and "class_property" not in options_of_format:
             raise ValueError(f"`class_property` is for `format: geojson`, got the format {self.format!r}.")
         self.names = ClassNames(self.classes, self.leave_out)
 
@@ -239,49 +267,56 @@ class DetectionData(DataSettings):
         name = recognize_layout(root, formats)
         if name is None:
             raise cls.unknown_layout(root, f"annotations in one of the formats {', '.join(formats)}")
-        has_property = class_property is not None and "class_property" in LAYOUTS[name].options
-        options = {"class_property": class_property} if has_property else {}
-        layout, splits = LAYOUTS[name](root, **options), {}
-        for split, images in layout.splits().items():
-            annotation_files = {layout.annotation_file(image_id, path) for image_id, (path,) in images.items()} - {None}
-            settings = {"images": common_folder((path for (path,) in images.values()), root)}
-            if layout.has_shared_files and len(annotation_files) == 1:
-                (file,) = annotation_files
-                settings["annotations"] = file.relative_to(root).as_posix()
-            elif annotation_files:
-                settings["annotations"] = common_folder(annotation_files, root)
-            list_file = layout.split_list(split)
-            if list_file is not None:
-                settings["list"] = list_file.relative_to(root).as_posix()
-            splits[split] = settings
+        options = {}
+        if class_property is not None and "class_property" in LAYOUTS[name].options:
+            options["class_property"] = class_property
+        layout = LAYOUTS[name](root, **options)
+        splits = {}
+        stems = {}
+        for split, files_of_images in layout.splits().items():
+            images = {image_id: path for image_id, (path,) in files_of_images.items()}
+            splits[split] = inferred_split(layout, split, images, root)
+            stems[split] = [path.stem for path in images.values()]
         if splits.keys() in ({"train"}, {UNSPLIT}):
-            (settings,), (images,) = splits.values(), layout.splits().values()
-            splits = hold_out(settings, (path.stem for (path,) in images.values()))
-        classes = {label.casefold(): label for label in layout.class_names()}
-        found = {"root": str(root), "format": name, "splits": splits, "classes": list(classes.values())}
-        found_property = getattr(layout, "class_property", None)
-        return found if found_property is None else found | {"class_property": found_property}
+            (split,) = splits
+            splits = hold_out(splits[split], stems[split])
+        # Names that differ in upper and lower case only are one class.
+        class_of_name = {label.casefold(): label for label in layout.class_names()}
+        settings = {
+            "root": str(root),
+            "format": name,
+            "splits": splits,
+            "classes": list(class_of_name.values()),
+        }
+        inferred_property = getattr(layout, "class_property", None)
+        if inferred_property is not None:
+            settings["class_property"] = inferred_property
+        return settings
 
     def without_tiles(self) -> "DetectionData":
         """Return the same settings with whole images in all splits."""
-        splits = {
-            name: {key: value for key, value in split.items() if key != "tile"} if isinstance(split, Mapping) else split
-            for name, split in self.splits.items()
-        }
+        splits = {}
+        for name, settings in self.splits.items():
+            if isinstance(settings, Mapping):
+                settings = dict(settings)
+                settings.pop("tile", None)
+            splits[name] = settings
         return replace(self, splits=splits)
 
     def _join(self, parts: list[ObjectImages]) -> ObjectImages:
-        first = parts[0]
-        if first.rows is None:
-            return ObjectImages([place for part in parts for place in part.places], self.input_spec, first.with_masks)
-        starts = np.cumsum([0, *(len(part.rows) for part in parts)])
-        places = [
-            replace(place, image=place.image + int(start))
-            for part, start in zip(parts, starts)
-            for place in part.places
-        ]
-        rows = datasets.concatenate_datasets([part.rows for part in parts])
-        return ObjectImages(places, self.input_spec, first.with_masks, rows, first.column)
+        with_masks = parts[0].with_masks
+        places = []
+        if parts[0].rows is None:
+            for samples in parts:
+                places += samples.places
+            return ObjectImages(places, self.input_spec, with_masks)
+        previous_rows = 0
+        for samples in parts:
+            for place in samples.places:
+                places.append(replace(place, image=place.image + previous_rows))
+            previous_rows += len(samples.rows)
+        rows = datasets.concatenate_datasets([samples.rows for samples in parts])
+        return ObjectImages(places, self.input_spec, with_masks, rows, parts[0].column)
 
     def _open(self, name: str, task: str) -> ObjectImages:
         """Return the samples of a split. All annotations are read and checked.
@@ -290,47 +325,61 @@ class DetectionData(DataSettings):
             name: name of the split.
             task: `"horizontal"`, `"oriented"` or `"instances"`, which requires outlines.
         """
+        with_masks = VARIANTS[task].has_masks
         if self.dataset_name is None:
             split = from_mapping(ObjectSplit, self.split_settings(name), f"Split {name!r}")
-            found = read_files(self.root, self.format, split, name, self.class_property)
-            return ObjectImages(self._places(found, split.tile, task, name), self.input_spec, VARIANTS[task].has_masks)
-        split, rows, columns = self._read(name, task)
+            images = read_files(self.root, self.format, split, name, self.class_property)
+            places = self._places(images, split.tile, task, name)
+            return ObjectImages(places, self.input_spec, with_masks)
+        split, rows, columns = self._read_split(name, task)
         if "labels" not in columns and len(self.names.names) > 1:
             raise ValueError(
                 f"Split {name!r} has no column of labels for the classes {self.names.names}. Found: "
                 f"{', '.join(sorted(rows.features))}. Set `columns`, such as {{labels: objects.FIELD}}."
             )
-        found = read_rows(rows, columns, self.box_format, name)
-        places = self._places(found, split.tile, task, name)
-        return ObjectImages(places, self.input_spec, VARIANTS[task].has_masks, rows, columns["image"])
+        images = read_rows(rows, columns, self.box_format, name)
+        places = self._places(images, split.tile, task, name)
+        return ObjectImages(places, self.input_spec, with_masks, rows, columns["image"])
 
-    def _read(self, name: str, task: str) -> tuple[RowSplit, datasets.Dataset, dict[str, str]]:
+    def _read_split(self, name: str, task: str) -> tuple[RowSplit, datasets.Dataset, dict[str, str]]:
         """Return the settings, the rows and the columns of a split of `dataset_name`."""
         settings = self.split_settings(name)
-        settings = settings if isinstance(settings, Mapping) else {"split": settings}
+        if not isinstance(settings, Mapping):
+            settings = {"split": settings}
         split = from_mapping(RowSplit, settings, f"Split {name!r}")
         rows = encoded_rows(self.load_rows(split.split))
-        columns = columns_of(rows.features, self.columns or {}, name, VARIANTS[task].is_oriented)
+        is_oriented = VARIANTS[task].is_oriented
+        columns = columns_of(rows.features, self.columns or {}, name, is_oriented)
         check_image_columns(rows, [columns["image"]], name)
         return split, rows, columns
 
-    def _places(self, found: Iterator[AnnotatedFile], tile: ObjectTiles | None, task: str, name: str) -> list[Place]:
-        variant = VARIANTS[task]
-        places, wrong = [], []
-        for item in tqdm(found, desc=f"annotations of {name}", disable=None):
+    def _places(
+        self,
+        images: Iterator[AnnotatedFile],
+        tile: ObjectTiles | None,
+        task: str,
+        name: str,
+    ) -> list[Place]:
+        """Return the samples of a split with their checked objects."""
+        is_oriented = VARIANTS[task].is_oriented
+        with_masks = VARIANTS[task].has_masks
+        places = []
+        messages = []
+        for image in tqdm(images, desc=f"annotations of {name}", disable=None):
             objects = None
-            if item.found is not None:
-                objects, bad = collect(item.found, self.names, item.size, variant.has_masks, variant.is_oriented)
-                wrong += bad
-                objects = objects.take(shorter_sides(objects, variant.is_oriented) >= self.min_side)
-            if wrong and self.bad_objects == "raise":
-                raise ValueError(f"{wrong[0]} Repair it, or set `bad_objects: skip` in `data` to skip such objects.")
-            places += list(cut_into_windows(item, objects, tile, variant.is_oriented))
+            if image.objects is not None:
+                objects, messages_of_image = collect(image.objects, self.names, image.size, with_masks, is_oriented)
+                messages += messages_of_image
+                is_large_enough = shorter_sides(objects, is_oriented) >= self.min_side
+                objects = objects.take(is_large_enough)
+            if messages and self.bad_objects == "raise":
+                raise ValueError(f"{messages[0]} Repair it, or set `bad_objects: skip` in `data` to skip such objects.")
+            places += cut_into_windows(image, objects, tile, is_oriented)
         if not places:
             raise ValueError(f"Split {name!r} has no images.")
-        if wrong:
-            shown = " ".join(wrong[:MOST_SHOWN])
-            logger.warning("Split %s: skipping %d invalid object(s): %s", name, len(wrong), shown)
+        if messages:
+            examples = " ".join(messages[:MOST_SHOWN])
+            logger.warning("Split %s: skipping %d invalid object(s): %s", name, len(messages), examples)
         return places
 
     def check_disjoint(self, names: Sequence[str], task: str) -> None:
@@ -339,26 +388,58 @@ class DetectionData(DataSettings):
         Unless the configuration allows it, images with equal content under different names are an error too.
         """
         if self.root is None:
-            stored = {name: self._read(name, task)[1:] for name in names}
-            self.check_splits({name: (rows, [columns["image"]]) for name, (rows, columns) in stored.items()})
+            rows_and_columns = {}
+            for name in names:
+                _, rows, columns = self._read_split(name, task)
+                rows_and_columns[name] = (rows, [columns["image"]])
+            self.check_splits(rows_and_columns)
             return
         samples = {}
         for name in names:
-            images = {place.image: {"case": place.case} for place in self._open(name, task).places}
             has_cases = "cases" in self.split_settings(name)
-            samples[name] = [
-                FileSample(image.stem, case if has_cases else {}, (image,), None) for image, case in images.items()
-            ]
+            case_of_image = {place.image: place.case for place in self._open(name, task).places}
+            samples[name] = []
+            for image, case in case_of_image.items():
+                fields = {"case": case} if has_cases else {}
+                samples[name].append(FileSample(image.stem, fields, (image,), None))
         self.check_files(samples)
+
+
+def inferred_split(
+    layout: ObjectLayout,
+    split: str,
+    images: Mapping[str, Path],
+    root: Path,
+) -> dict[str, str]:
+    """Return the settings of a split of a folder, with the images by their ids."""
+    annotation_files = set()
+    for image_id, path in images.items():
+        annotation_file = layout.annotation_file(image_id, path)
+        if annotation_file is not None:
+            annotation_files.add(annotation_file)
+    settings = {"images": common_folder(images.values(), root)}
+    if layout.has_shared_files and len(annotation_files) == 1:
+        (annotation_file,) = annotation_files
+        settings["annotations"] = annotation_file.relative_to(root).as_posix()
+    elif annotation_files:
+        settings["annotations"] = common_folder(annotation_files, root)
+    list_file = layout.split_list(split)
+    if list_file is not None:
+        settings["list"] = list_file.relative_to(root).as_posix()
+    return settings
 
 
 def common_folder(paths: Iterable[Path], root: Path) -> str:
     """Return the deepest folder that contains all files, relative to a root."""
-    return Path(os.path.commonpath([path.parent for path in paths])).relative_to(root).as_posix()
+    folder = os.path.commonpath([path.parent for path in paths])
+    return Path(folder).relative_to(root).as_posix()
 
 
 def cut_into_windows(
-    item: AnnotatedFile, objects: ImageObjects | None, tile: ObjectTiles | None, is_oriented: bool
+    image: AnnotatedFile,
+    objects: ImageObjects | None,
+    tile: ObjectTiles | None,
+    is_oriented: bool,
 ) -> Iterator[Place]:
     """Yield the samples of an image: the whole image, or its windows, whose ids contain their position.
 
@@ -366,18 +447,37 @@ def cut_into_windows(
     crowd regions, any part is enough. Upright boxes are clipped to the window. Oriented boxes may reach beyond it,
     because a clipped oriented box is not a rectangle.
     """
-    case = item.id if item.case is None else item.case
+    case = image.id if image.case is None else image.case
     if tile is None:
-        yield Place(item.id, item.id, item.image, item.size, None, objects, case)
+        yield Place(
+            id=image.id,
+            whole_id=image.id,
+            image=image.image,
+            size=image.size,
+            window=None,
+            objects=objects,
+            case=case,
+        )
         return
-    for window in object_windows(item.size, tile.size, tile.overlap, tile.min_image_share):
-        inner = objects
+    for window in object_windows(image.size, tile.size, tile.overlap, tile.min_image_share):
+        objects_in_window = None
         if objects is not None:
-            least = np.where(objects.crowd, 0, tile.min_object_share).clip(np.finfo(float).tiny)
-            inner = objects.take(inside(objects.corners, window, tile.size, least))
-            inner = inner if is_oriented else inner.clipped_to(window)
-        name = f"{item.id}__{tile.size}__{window[0]}___{window[1]}"
-        yield Place(name, item.id, item.image, item.size, window, inner, case)
+            # An object without any part in the window has the share 0, which must not be enough.
+            min_shares = np.where(objects.crowd, 0, tile.min_object_share).clip(np.finfo(float).tiny)
+            is_inside = inside(objects.corners, window, tile.size, min_shares)
+            objects_in_window = objects.take(is_inside)
+            if not is_oriented:
+                objects_in_window = objects_in_window.clipped_to(window)
+        x, y, *_ = window
+        yield Place(
+            id=f"{image.id}__{tile.size}__{x}___{y}",
+            whole_id=image.id,
+            image=image.image,
+            size=image.size,
+            window=window,
+            objects=objects_in_window,
+            case=case,
+        )
 
 
 def shorter_sides(objects: ImageObjects, is_oriented: bool) -> np.ndarray:
@@ -385,9 +485,11 @@ def shorter_sides(objects: ImageObjects, is_oriented: bool) -> np.ndarray:
     if not len(objects):
         return np.zeros(0)
     if is_oriented:
-        return smallest_rectangles(torch.from_numpy(objects.corners))[:, 3].numpy()
+        rotated_boxes = smallest_rectangles(torch.from_numpy(objects.corners))
+        return rotated_boxes[:, 3].numpy()
     boxes = objects.boxes()
-    return (boxes[:, 2:] - boxes[:, :2]).min(1)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return sides.min(1)
 
 
 def with_few_empty(samples: ObjectImages, share: float, seed: int) -> ObjectImages:
@@ -401,16 +503,28 @@ def with_few_empty(samples: ObjectImages, share: float, seed: int) -> ObjectImag
     Raises:
         ValueError: if no sample has objects, or if a sample has no annotation.
     """
-    unknown = [place.id for place in samples.places if place.objects is None]
-    if unknown:
-        raise ValueError(f"Expected annotations for every training sample, {unknown[0]} has none.")
-    full = [index for index, place in enumerate(samples.places) if not place.objects.crowd.all()]
-    empty = sorted(set(range(len(samples))) - set(full))
-    most = len(empty) if share >= 1 else int(len(full) * share / (1 - share))
-    order = torch.randperm(len(empty), generator=keyed_generator(seed, "images without objects")).tolist()
-    chosen = sorted(full + [empty[index] for index in order[:most]])
+    full = []
+    empty = []
+    for index, place in enumerate(samples.places):
+        if place.objects is None:
+            raise ValueError(f"Expected annotations for every training sample, {place.id} has none.")
+        # An image with crowd regions only has no object to train on.
+        if place.objects.crowd.all():
+            empty.append(index)
+        else:
+            full.append(index)
     if not full:
         raise ValueError("The training data has no objects. Check `splits` and `leave_out` in `data`.")
-    number = len(chosen) - len(full)
-    logger.info("Training on %d images with objects and %d of %d without objects.", len(full), number, len(empty))
-    return samples.subset(chosen)
+    if share >= 1:
+        limit = len(empty)
+    else:
+        limit = int(len(full) * share / (1 - share))
+    order = torch.randperm(len(empty), generator=keyed_generator(seed, "images without objects"))
+    selected_empty = [empty[position] for position in order[:limit].tolist()]
+    logger.info(
+        "Training on %d images with objects and %d of %d without objects.",
+        len(full),
+        len(selected_empty),
+        len(empty),
+    )
+    return samples.subset(sorted(full + selected_empty))

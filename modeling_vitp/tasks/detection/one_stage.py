@@ -27,7 +27,12 @@ MAPS = ["stride8", "stride16", "stride32"]
 LARGEST_STRIDE = 32
 
 
-def check_settings(detector: str, image_size: int, keep_ratio: bool, input_spec: dict | None) -> None:
+def check_settings(
+    detector: str,
+    image_size: int,
+    keep_ratio: bool,
+    input_spec: dict | None,
+) -> None:
     """Raise a `ValueError` if a detector of transformers does not support the image settings.
 
     Images must be stretched to a square, because these models predict boxes relative to the padded image, and their
@@ -56,26 +61,40 @@ def on_backbone(
     **settings: Any,
 ) -> PreTrainedModel:
     """Build one of [`DETECTORS`] on a backbone, like [`~modeling_vitp.ViTPForObjectDetection.from_backbone`]."""
-    pretrained = open_neck(backbone, neck, image_size, {**(backbone_kwargs or {}), "out_features": MAPS})
+    backbone_kwargs = {**(backbone_kwargs or {}), "out_features": MAPS}
+    pretrained = open_neck(backbone, neck, image_size, backbone_kwargs)
     if "encoder_in_channels" in vars(model_class.config_class):
-        settings = {"encoder_in_channels": pretrained.channels, **settings}
-    label2id = {label: index for index, label in id2label.items()}
-    model = model_class(
-        model_class.config_class(backbone_config=pretrained.config, id2label=id2label, label2id=label2id, **settings)
+        settings.setdefault("encoder_in_channels", pretrained.channels)
+    config = model_class.config_class(
+        backbone_config=pretrained.config,
+        id2label=id2label,
+        label2id={label: index for index, label in id2label.items()},
+        **settings,
     )
+    model = model_class(config)
     model.model.backbone.model = pretrained
     return model
 
 
-def image_processor_for(detector: str, start: str | None, revision: str, side: int) -> BaseImageProcessor:
+def image_processor_for(
+    detector: str,
+    start: str | None,
+    revision: str,
+    side: int,
+) -> BaseImageProcessor:
     """Return the transformers image processor of a detector, with the mean and standard deviation of the start.
 
     The image processor stretches images to a square of `side` pixels.
     """
-    own = ViTPDetectionImageProcessor()
-    if start is not None:
-        own = ViTPDetectionImageProcessor.from_backbone(start, revision=revision)
-    check_same_bands(f"the image processor of {detector!r}", None, start, own.band_names)
-    return DETECTORS[detector][1](
-        size={"height": side, "width": side}, do_normalize=True, image_mean=own.image_mean, image_std=own.image_std
+    if start is None:
+        pretrained = ViTPDetectionImageProcessor()
+    else:
+        pretrained = ViTPDetectionImageProcessor.from_backbone(start, revision=revision)
+    check_same_bands(f"the image processor of {detector!r}", None, start, pretrained.band_names)
+    _, image_processor_class = DETECTORS[detector]
+    return image_processor_class(
+        size={"height": side, "width": side},
+        do_normalize=True,
+        image_mean=pretrained.image_mean,
+        image_std=pretrained.image_std,
     )

@@ -39,20 +39,17 @@ def draw_detections(
     columns = 1 + is_annotated + bool(components)
     figure = Figure(figsize=(4 * columns, 4 * len(samples)), layout="constrained")
     axes = figure.subplots(len(samples), columns, squeeze=False)
-    for axis, colored in zip(axes[:, -1], components):
-        axis.imshow(colored, interpolation="nearest")
+    for axis, component_image in zip(axes[:, -1], components):
+        axis.imshow(component_image, interpolation="nearest")
         axis.set_title("backbone", fontsize=8)
         axis.axis("off")
-    for row, sample, detected in zip(axes, samples, detections):
-        panels = [("detected", detected)]
+    for row, sample, detections_of_image in zip(axes, samples, detections):
+        image = shown(sample["image"], band_names)
+        panels = [("detected", detections_of_image)]
         if is_annotated:
-            annotated = {name: sample[name] for name in ("labels", "corners", "masks") if name in sample}
-            panels.insert(0, ("annotated", annotated))
+            panels.insert(0, ("annotated", sample))
         for axis, (title, objects) in zip(row, panels):
-            height, width = sample["image"].shape[-2:]
-            axis.imshow(
-                shown(sample["image"], band_names), interpolation="nearest", extent=(0, width, height, 0)
-            )  # continuous coordinates, as those of the objects
+            draw_image(axis, image)
             axis.set_title(f"{sample['id']}: {title}", fontsize=8)
             axis.axis("off")
             draw_objects(axis, objects, colors)
@@ -61,25 +58,59 @@ def draw_detections(
     figure.savefig(path, dpi=120)
 
 
+def draw_image(axis: Axes, image: np.ndarray) -> None:
+    """Draw an image in continuous coordinates, as those of the objects are."""
+    height, width = image.shape[:2]
+    axis.imshow(image, interpolation="nearest", extent=(0, width, height, 0))
+
+
 def draw_objects(axis: Axes, objects: Mapping, colors: Sequence) -> None:
-    scores = objects.get("scores", [None] * len(objects["labels"]))
-    for index, (label, score, points) in enumerate(zip(objects["labels"].tolist(), scores, outlines(objects))):
-        axis.add_patch(Polygon(points, fill=False, edgecolor=colors[label], linewidth=1))
-        if score is not None:
-            position = np.clip(points[0], *np.sort([axis.get_xlim(), axis.get_ylim()]).T)
-            background = (*colors[label][:3], 0.6)
-            text = axis.text(
-                *position, f"{float(score):.2f}", fontsize=5, color="white", backgroundcolor=background, clip_on=True
-            )
-            text.set_in_layout(False)
+    """Draw the boxes of objects, and their scores and masks if they have some."""
+    labels = objects["labels"].tolist()
+    for index, points in enumerate(outlines(objects)):
+        color = colors[labels[index]]
+        box = Polygon(points, fill=False, edgecolor=color, linewidth=1)
+        axis.add_patch(box)
+        if "scores" in objects:
+            score = float(objects["scores"][index])
+            draw_score(axis, score, points[0], color)
         if "masks" in objects:
             mask = objects["masks"][index]
-            mask = mask_of(mask) if isinstance(mask, dict) else mask
-            layer = np.zeros((*np.shape(mask), 4))
-            layer[np.asarray(mask) > 0] = (*colors[label][:3], 0.4)
-            axis.imshow(layer, interpolation="nearest", extent=(0, layer.shape[1], layer.shape[0], 0))
+            if isinstance(mask, dict):
+                mask = mask_of(mask)
+            height, width = mask.shape
+            layer = np.zeros((height, width, 4))
+            layer[np.asarray(mask) > 0] = (*color[:3], 0.4)
+            draw_image(axis, layer)
+
+
+def draw_score(
+    axis: Axes,
+    score: float,
+    position: np.ndarray,
+    color: Sequence[float],
+) -> None:
+    """Write a score on the color of its class, moved into the image if its position is outside."""
+    # The limits of y are in descending order, because y points down.
+    x_low, x_high = sorted(axis.get_xlim())
+    y_low, y_high = sorted(axis.get_ylim())
+    x, y = np.clip(position, [x_low, y_low], [x_high, y_high])
+    text = axis.text(
+        x,
+        y,
+        f"{score:.2f}",
+        fontsize=5,
+        color="white",
+        backgroundcolor=(*color[:3], 0.6),
+        clip_on=True,
+    )
+    text.set_in_layout(False)
 
 
 def outlines(objects: Mapping) -> np.ndarray:
     """Return the corners of the boxes, `(n, 4, 2)`."""
-    return (objects["corners"] if "corners" in objects else corners_of(objects["boxes"])).cpu().numpy()
+    if "corners" in objects:
+        corners = objects["corners"]
+    else:
+        corners = corners_of(objects["boxes"])
+    return corners.cpu().numpy()

@@ -6,7 +6,8 @@ import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from itertools import count
+from dataclasses import asdict, dataclass
+from itertools import chain, compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 # Detected object: `label`, `score`, `box` (x1, y1, x2, y2) or `corners` (four x, y) in pixels of the image, and
 # `polygons` for instances.
-Found = dict[str, Any]
+Detection = dict[str, Any]
 # Outline and holes, each a closed ring of x, y.
 Polygon = list[list[list[float]]]
 
@@ -48,34 +49,45 @@ DECIMALS = 9  # Of coordinates, a tenth of a millimeter if they are degrees.
 PIXEL_DECIMALS, SCORE_DECIMALS = 3, 6
 
 
-def outline(found: Found) -> list[Polygon]:
+def outline(detection: Detection) -> list[Polygon]:
     """Return the polygons of the mask of an object, or the polygon of its box."""
-    if "polygons" in found:
-        return found["polygons"]
-    if "corners" in found:
-        corners = found["corners"]
+    if "polygons" in detection:
+        return detection["polygons"]
+    if "corners" in detection:
+        corners = detection["corners"]
     else:
-        left, top, right, bottom = found["box"]
-        corners = [[left, top], [right, top], [right, bottom], [left, bottom]]
-    return [[[*corners, corners[0]]]]
+        x1, y1, x2, y2 = detection["box"]
+        corners = [[x1, y1], [x2, y1], [x2, y2], [x1, y2]]
+    ring = [*corners, corners[0]]
+    return [[ring]]
 
 
-def polygons_of(mask: np.ndarray, left: int = 0, top: int = 0) -> list[Polygon]:
+def polygons_of(mask: np.ndarray) -> list[Polygon]:
     """Return the outlines of the connected parts of a mask, along pixel edges.
 
     Parts that touch at a corner only are separate.
 
     Args:
         mask: bool of shape `(height, width)`.
-        left, top: position of the mask in its image.
     """
-    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    rows = np.flatnonzero(mask.any(1))
+    columns = np.flatnonzero(mask.any(0))
     if not len(rows):
         return []
-    mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    left, top = left + int(columns[0]), top + int(rows[0])
-    parts = shapes(mask.astype(np.uint8), mask=mask, connectivity=4)
-    return [[[[left + x, top + y] for x, y in ring] for ring in part["coordinates"]] for part, _ in parts]
+    # Only the rectangle around the object is searched, because most masks are far larger than their object.
+    top = int(rows[0])
+    left = int(columns[0])
+    mask = mask[top : rows[-1] + 1, left : columns[-1] + 1]
+    polygons = []
+    for geometry, _ in shapes(mask.astype(np.uint8), mask=mask, connectivity=4):
+        rings = [shifted(ring, left, top) for ring in geometry["coordinates"]]
+        polygons.append(rings)
+    return polygons
+
+
+def shifted(points: Sequence[Sequence[float]], left: float, top: float) -> list[list[float]]:
+    """Return points x, y moved by `left`, `top`."""
+    return [[left + x, top + y] for x, y in points]
 
 
 class Ground:
@@ -93,18 +105,22 @@ class Ground:
     """
 
     def __init__(self, image: DatasetReader):
-        points, crs = image.gcps
-        self.transformer = GCPTransformer(points) if points else AffineTransformer(image.transform)
-        self.crs = crs if points else image.crs
+        points, points_crs = image.gcps
+        if points:
+            self.transformer = GCPTransformer(points)
+            self.crs = points_crs
+        else:
+            self.transformer = AffineTransformer(image.transform)
+            self.crs = image.crs
         if self.crs:
             self.coordinate_system = f"longitude and latitude on WGS 84 ({WGS84})"
         elif points or not image.transform.is_identity:
             self.coordinate_system = "unknown coordinates of the image, which has no CRS"
         else:
             self.coordinate_system = "pixels of the image, x to the right and y down from the top left corner"
-        corners = outline({"box": [0, 0, image.width, image.height]})
+        whole_image = outline({"box": [0, 0, image.width, image.height]})
         try:
-            self.geometries([corners])
+            self.geometries([whole_image])
         except Exception as error:  # GDAL raises many error types.
             raise ValueError(
                 f"{image.name}: the coordinates cannot be transformed to longitude and latitude ({error}). Use the "
@@ -118,40 +134,63 @@ class Ground:
         """
         geometries = [self.geometry(polygons) for polygons in outlines]
         if self.crs and geometries:
-            geometries = transform_geom(self.crs, WGS84, geometries, precision=DECIMALS)
+            geometries = transform_geom(
+                self.crs,
+                WGS84,
+                geometries,
+                precision=DECIMALS,
+            )
         return [wind_rings(geometry) for geometry in geometries]
 
     def geometry(self, polygons: list[Polygon]) -> dict[str, Any]:
-        transformed = [[self.transform(ring) for ring in polygon] for polygon in polygons]
+        transformed = []
+        for polygon in polygons:
+            rings = [self.transform(ring) for ring in polygon]
+            transformed.append(rings)
         if len(transformed) == 1:
             return {"type": "Polygon", "coordinates": transformed[0]}
         return {"type": "MultiPolygon", "coordinates": transformed}
 
     def transform(self, ring: list[list[float]]) -> list[list[float]]:
         xs, ys = np.transpose(ring).round(PIXEL_DECIMALS)
-        return np.stack(self.transformer.xy(ys, xs, offset="ul"), 1).round(DECIMALS).tolist()
+        coordinates = self.transformer.xy(ys, xs, offset="ul")
+        return np.stack(coordinates, 1).round(DECIMALS).tolist()
 
 
 def wind_rings(geometry: dict[str, Any]) -> dict[str, Any]:
     """Return a geometry with counterclockwise outer rings and clockwise holes, for y upwards."""
-
-    def ring(points: Sequence[Sequence[float]], is_hole: bool) -> list[Sequence[float]]:
-        x, y = np.transpose(points)
-        turns_left = (x[:-1] * y[1:] - x[1:] * y[:-1]).sum() > 0
-        return list(points) if turns_left != is_hole else list(points)[::-1]
-
-    def polygon(rings: Sequence) -> list:
-        return [ring(points, index > 0) for index, points in enumerate(rings)]
-
-    parts = geometry["coordinates"]
-    return {**geometry, "coordinates": polygon(parts) if geometry["type"] == "Polygon" else list(map(polygon, parts))}
+    if geometry["type"] == "Polygon":
+        coordinates = wind_polygon(geometry["coordinates"])
+    else:
+        coordinates = [wind_polygon(rings) for rings in geometry["coordinates"]]
+    return {**geometry, "coordinates": coordinates}
 
 
-def write_geojson(parts: Iterable[list[Found]], image: DatasetReader, names: Sequence[str], path: Path) -> None:
+def wind_polygon(rings: Sequence[Sequence[Sequence[float]]]) -> list[list[Sequence[float]]]:
+    """Return the rings of a polygon, the first one counterclockwise and the holes after it clockwise."""
+    wound_rings = []
+    for index, ring in enumerate(rings):
+        is_hole = index > 0
+        x, y = np.transpose(ring)
+        doubled_area = (x[:-1] * y[1:] - x[1:] * y[:-1]).sum()  # Positive if the ring is counterclockwise.
+        is_counterclockwise = doubled_area > 0
+        points = list(ring)
+        if is_counterclockwise == is_hole:
+            points.reverse()
+        wound_rings.append(points)
+    return wound_rings
+
+
+def write_geojson(
+    rows: Iterable[list[Detection]],
+    image: DatasetReader,
+    names: Sequence[str],
+    path: Path,
+) -> None:
     """Write a GeoJSON file with one feature per object, with the properties `class` and `score`.
 
     Args:
-        parts: detected objects, in several lists.
+        rows: detected objects, in several lists.
         image: open image file.
         names: names of the classes.
         path: path of the file to write.
@@ -164,58 +203,114 @@ def write_geojson(parts: Iterable[list[Found]], image: DatasetReader, names: Seq
     }
 
     def features() -> Iterator[dict]:
-        for part in parts:
-            for found, geometry in zip(part, ground.geometries([outline(found) for found in part])):
-                properties = {"class": names[found["label"]], "score": round(found["score"], SCORE_DECIMALS)}
-                yield {"type": "Feature", "properties": properties, "geometry": geometry}
+        for row in rows:
+            geometries = ground.geometries([outline(detection) for detection in row])
+            for detection, geometry in zip(row, geometries):
+                properties = {
+                    "class": names[detection["label"]],
+                    "score": round(detection["score"], SCORE_DECIMALS),
+                }
+                yield {
+                    "type": "Feature",
+                    "properties": properties,
+                    "geometry": geometry,
+                }
 
     write_list(path, head, "features", features())
 
 
-def write_coco(parts: Iterable[list[Found]], image: DatasetReader, names: Sequence[str], path: Path) -> None:
+def write_coco(
+    rows: Iterable[list[Detection]],
+    image: DatasetReader,
+    names: Sequence[str],
+    path: Path,
+) -> None:
     """Write a COCO file with a `score` for each annotation.
 
     `segmentation` has the outlines of the objects, without holes. Oriented boxes also have their `corners`.
 
     Args:
-        parts, image, names, path: see [`write_geojson`].
+        rows, image, names, path: see [`write_geojson`].
     """
-    head = {
-        "images": [{"id": 1, "file_name": Path(image.name).name, "width": image.width, "height": image.height}],
-        "categories": [{"id": label, "name": name} for label, name in enumerate(names, 1)],
+    image_entry = {
+        "id": 1,
+        "file_name": Path(image.name).name,
+        "width": image.width,
+        "height": image.height,
     }
+    categories = [{"id": label, "name": name} for label, name in enumerate(names, 1)]
+    head = {"images": [image_entry], "categories": categories}
 
     def annotations() -> Iterator[dict]:
-        number = count(1)
-        for part in parts:
-            for found in part:
-                rings = [np.round(polygon[0][:-1], PIXEL_DECIMALS) for polygon in outline(found)]
-                left, top, right, bottom = bounds_of(found)
-                annotation = {
-                    "id": next(number),
-                    "image_id": 1,
-                    "category_id": found["label"] + 1,
-                    "bbox": np.round([left, top, right - left, bottom - top], PIXEL_DECIMALS).tolist(),
-                    "area": round(sum(float(areas(ring[None])[0]) for ring in rings), PIXEL_DECIMALS),
-                    "iscrowd": 0,
-                    "segmentation": [ring.flatten().tolist() for ring in rings],
-                    "score": round(found["score"], SCORE_DECIMALS),
-                }
-                yield annotation | ({"corners": rings[0].tolist()} if "corners" in found else {})
+        for annotation_id, detection in enumerate(chain.from_iterable(rows), 1):
+            yield coco_annotation(detection, annotation_id)
 
     write_list(path, head, "annotations", annotations())
 
 
-def write_list(path: Path, head: dict[str, Any], name: str, items: Iterable[dict]) -> None:
+def coco_annotation(detection: Detection, annotation_id: int) -> dict[str, Any]:
+    """Return the annotation of an object in the COCO format."""
+    outer_rings = []
+    area = 0
+    for polygon in outline(detection):
+        ring = np.round(polygon[0][:-1], PIXEL_DECIMALS)  # COCO does not repeat the first point.
+        outer_rings.append(ring)
+        area += float(areas(ring[None])[0])
+    x1, y1, x2, y2 = bounds_of(detection)
+    annotation = {
+        "id": annotation_id,
+        "image_id": 1,
+        "category_id": detection["label"] + 1,
+        "bbox": np.round([x1, y1, x2 - x1, y2 - y1], PIXEL_DECIMALS).tolist(),
+        "area": round(area, PIXEL_DECIMALS),
+        "iscrowd": 0,
+        "segmentation": [ring.flatten().tolist() for ring in outer_rings],
+        "score": round(detection["score"], SCORE_DECIMALS),
+    }
+    if "corners" in detection:
+        annotation["corners"] = outer_rings[0].tolist()
+    return annotation
+
+
+def write_list(
+    path: Path,
+    head: dict[str, Any],
+    name: str,
+    items: Iterable[dict],
+) -> None:
     """Write a JSON object with a list as its last entry. The items are written one per line, without keeping them."""
+    # The closing brace of the head is cut off, so that the list becomes its last entry.
+    opening = json.dumps(head, ensure_ascii=False)[:-1]
     with open(path, "w", encoding="utf-8") as file:
-        file.write(f'{json.dumps(head, ensure_ascii=False)[:-1]}, "{name}": [')
-        for index, item in enumerate(items):
-            file.write((",\n" if index else "\n") + json.dumps(item, ensure_ascii=False, allow_nan=False))
+        file.write(f'{opening}, "{name}": [')
+        separator = "\n"
+        for item in items:
+            file.write(separator)
+            file.write(json.dumps(item, ensure_ascii=False, allow_nan=False))
+            separator = ",\n"
         file.write("\n]}\n")
 
 
 WRITERS = {".geojson": write_geojson, ".json": write_coco}
+
+
+@dataclass(frozen=True)
+class WindowSettings:
+    """Settings of the detection in the windows of an image, see [`detect_large`]."""
+
+    window: int
+    stride: int
+    batch_size: int
+    threshold: float
+
+    def __post_init__(self):
+        if not 1 <= self.stride <= self.window or self.batch_size < 1:
+            raise ValueError(
+                f"`stride` must be in [1, {self.window}], the window, and `batch_size` at least 1, got "
+                f"stride={self.stride}, batch_size={self.batch_size}."
+            )
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"`threshold` must be in [0, 1], got {self.threshold}.")
 
 
 @torch.inference_mode()
@@ -268,93 +363,161 @@ def detect_large(
             longitude and latitude, or an unfinished run had different arguments.
         FileExistsError: if `output` exists.
     """
-    path, output = Path(image), Path(output)
+    path = Path(image)
+    output = Path(output)
     if output.suffix not in WRITERS:
         raise ValueError(f"Expected an output with the suffix .geojson, or .json for COCO format, got {output}.")
-    part = part_path([output])
+    unfinished_rows = part_path([output])
     side = resized_side(image_processor)
     window = window or side or WINDOW
-    stride = max(3 * window // 4, 1) if stride is None else stride
-    if not 1 <= stride <= window or batch_size < 1:
-        raise ValueError(
-            f"`stride` must be in [1, {window}], the window, and `batch_size` at least 1, got {stride=}, {batch_size=}."
-        )
+    if stride is None:
+        stride = max(3 * window // 4, 1)
+    settings = WindowSettings(window, stride, batch_size, threshold)
     if nms_threshold is None:
         nms_threshold = getattr(model.config, "nms_threshold", NMS_THRESHOLD)
-    is_ours = isinstance(image_processor, ViTPDetectionImageProcessor)
-    reader = image_processor if is_ours else reader_like(image_processor, side)
-    for name, value in (("threshold", threshold), ("nms_threshold", nms_threshold)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"`{name}` must be in [0, 1], got {value}.")
+    if not 0 <= nms_threshold <= 1:
+        raise ValueError(f"`nms_threshold` must be in [0, 1], got {nms_threshold}.")
+    if isinstance(image_processor, ViTPDetectionImageProcessor):
+        reader = image_processor
+    else:
+        reader = reader_like(image_processor, side)
     model.eval()
 
     with ExitStack() as stack:
         (source,) = stack.enter_context(open_images([path], reader))
         if output.suffix == ".geojson":
             Ground(source.dataset)  # Raises an error before the computation starts.
-        made_of = {
+        source_of_rows = {
             "image": file_stamp(path),
             "model": weights_digest(model),
             "image processor": image_processor.to_json_string(),
-            "window": window,
-            "stride": stride,
-            "batch_size": batch_size,
-            "threshold": threshold,
+            **asdict(settings),
             "merging": CUT_SHARE,
         }
-        lines = stack.enter_context(LineFile(part, made_of))
-        height, width = source.dataset.shape
-        tops, lefts = (window_starts(length, window, stride) for length in (height, width))
-        progress = stack.enter_context(
-            tqdm(total=len(tops) * len(lefts), initial=len(lines) * len(lefts), unit="window", desc=output.name)
-        )
-        for top in tops[len(lines) :]:
-            found = []
-            for starts, windows in windows_with_data(source, top, lefts, window, batch_size):
-                size = tuple(windows.shape[-2:])
-                resizing = {"do_resize": False}
-                if side is not None and is_ours:
-                    resized = (max(1, round(length * side / window)) for length in size)
-                    resizing = {"do_resize": True, "size": dict(zip(("height", "width"), resized))}
-                elif side is not None:
-                    resizing = {"do_resize": True}
-                objects = detect(model, image_processor, source.inputs(windows, **resizing), size, threshold)
-                for left, detected in zip(starts, objects):
-                    area = (left, top, left + window, top + window)
-                    found += [marked(moved(item, left, top), area, (height, width)) for item in detected]
-            lines.append(found)
+        rows = stack.enter_context(LineFile(unfinished_rows, source_of_rows))
+        detect_rows(model, image_processor, source, settings, rows, description=output.name)
+        names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+        write = WRITERS[output.suffix]
+        with appears_whole(output) as unfinished_output:
+            write(merged(rows, nms_threshold), source.dataset, names, unfinished_output)
+    rows.delete()
+
+
+def detect_rows(
+    model: PreTrainedModel,
+    image_processor: BaseImageProcessor,
+    source: LargeImage,
+    settings: WindowSettings,
+    rows: LineFile,
+    description: str,
+) -> None:
+    """Append the objects of each row of windows that `rows` lacks, see [`detect_row`]."""
+    height, width = source.dataset.shape
+    tops = window_starts(height, settings.window, settings.stride)
+    lefts = window_starts(width, settings.window, settings.stride)
+    progress = tqdm(
+        total=len(tops) * len(lefts),
+        initial=len(rows) * len(lefts),
+        unit="window",
+        desc=description,
+    )
+    with progress:
+        for top in tops[len(rows) :]:
+            row = detect_row(model, image_processor, source, settings, top, lefts)
+            rows.append(row)
             progress.update(len(lefts))
 
-        names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-        with appears_whole(output) as unfinished:
-            WRITERS[output.suffix](merged(lines, nms_threshold), source.dataset, names, unfinished)
-    lines.delete()
+
+def detect_row(
+    model: PreTrainedModel,
+    image_processor: BaseImageProcessor,
+    source: LargeImage,
+    settings: WindowSettings,
+    top: int,
+    lefts: list[int],
+) -> list[Detection]:
+    """Return the objects in a row of windows, in pixels of the image, with `cut` of [`marked`]."""
+    window = settings.window
+    detections = []
+    for window_lefts, windows in windows_with_data(source, top, lefts, window, settings.batch_size):
+        height, width = windows.shape[-2:]
+        inputs = source.inputs(windows, **resizing(image_processor, height, width, window))
+        objects_of_windows = detect(model, image_processor, inputs, (height, width), settings.threshold)
+        for left, window_objects in zip(window_lefts, objects_of_windows):
+            area = (left, top, left + window, top + window)
+            for detection in window_objects:
+                in_image = moved(detection, left, top)
+                detections.append(marked(in_image, area, source.dataset.shape))
+    return detections
+
+
+def resizing(
+    image_processor: BaseImageProcessor,
+    height: int,
+    width: int,
+    window: int,
+) -> dict[str, Any]:
+    """Return the options of an image processor that resize a part of an image as they resize a whole window.
+
+    Args:
+        image_processor: image processor of the model.
+        height, width: size of the part, smaller than a window in images smaller than a window.
+        window: side of the windows.
+    """
+    side = resized_side(image_processor)
+    if side is None:
+        return {"do_resize": False}
+    if not isinstance(image_processor, ViTPDetectionImageProcessor):
+        return {"do_resize": True}
+    size = {
+        "height": max(1, round(height * side / window)),
+        "width": max(1, round(width * side / window)),
+    }
+    return {"do_resize": True, "size": size}
 
 
 def resized_side(image_processor: BaseImageProcessor) -> int | None:
     """Return the side to which an image processor resizes a square image, or `None` if it does not resize."""
-    return min(filter(None, dict(image_processor.size).values())) if image_processor.do_resize else None
+    if not image_processor.do_resize:
+        return None
+    sides = dict(image_processor.size).values()
+    return min(side for side in sides if side)
 
 
 def reader_like(image_processor: BaseImageProcessor, side: int | None) -> ViTPDetectionImageProcessor:
     """Return an image processor for bands with the pixel values of an image processor of transformers."""
-    shared = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "resample")
-    size = {"height": side, "width": side}
-    return ViTPDetectionImageProcessor(size=size, **{name: getattr(image_processor, name) for name in shared})
+    return ViTPDetectionImageProcessor(
+        size={"height": side, "width": side},
+        do_rescale=image_processor.do_rescale,
+        rescale_factor=image_processor.rescale_factor,
+        do_normalize=image_processor.do_normalize,
+        image_mean=image_processor.image_mean,
+        image_std=image_processor.image_std,
+        resample=image_processor.resample,
+    )
 
 
 def windows_with_data(
-    source: LargeImage, top: int, lefts: list[int], window: int, batch_size: int
+    source: LargeImage,
+    top: int,
+    lefts: list[int],
+    window: int,
+    batch_size: int,
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """Yield batches of the windows of a row: their left borders, and their pixels `(batch, bands, height, width)`."""
     bottom = min(top + window, source.dataset.height)
-    rows = source.read(top, bottom)
+    pixels = source.read(top, bottom)
+    lefts_with_data = lefts
     if source.is_masked:
-        empty = source.has_no_data(top, bottom)
-        lefts = [left for left in lefts if not empty[:, left : left + window].all()]
-    for first in range(0, len(lefts), batch_size):
-        batch = lefts[first : first + batch_size]
-        yield batch, torch.cat([rows[..., left : left + window] for left in batch])
+        is_empty = source.has_no_data(top, bottom)
+        lefts_with_data = []
+        for left in lefts:
+            if not is_empty[:, left : left + window].all():
+                lefts_with_data.append(left)
+    for first in range(0, len(lefts_with_data), batch_size):
+        batch_lefts = lefts_with_data[first : first + batch_size]
+        windows = [pixels[..., left : left + window] for left in batch_lefts]
+        yield batch_lefts, torch.cat(windows)
 
 
 def detect(
@@ -363,7 +526,7 @@ def detect(
     inputs: dict[str, torch.Tensor],
     size: tuple[int, int],
     threshold: float,
-) -> list[list[Found]]:
+) -> list[list[Detection]]:
     """Return the objects of each window of a batch, in pixels of the window. Instances with an empty mask are removed.
 
     Args:
@@ -373,75 +536,120 @@ def detect(
         size: height and width of the windows before resizing.
         threshold: score above which objects are returned.
     """
-    outputs = model(inputs["pixel_values"].to(model.device, model.dtype), inputs["pixel_mask"].to(model.device))
-    sizes = [size] * len(inputs["pixel_values"])
-    return [list(objects_of(result)) for result in post_process(image_processor, outputs, threshold, sizes)]
+    pixel_values = inputs["pixel_values"].to(model.device, model.dtype)
+    pixel_mask = inputs["pixel_mask"].to(model.device)
+    outputs = model(pixel_values, pixel_mask)
+    sizes = [size] * len(pixel_values)
+    processed = post_process(image_processor, outputs, threshold, sizes)
+    return [list(objects_of(window_output)) for window_output in processed]
 
 
 def post_process(
-    image_processor: BaseImageProcessor, outputs: ModelOutput, threshold: float, sizes: list[tuple[int, int]]
+    image_processor: BaseImageProcessor,
+    outputs: ModelOutput,
+    threshold: float,
+    sizes: list[tuple[int, int]],
 ) -> list[dict[str, Any]]:
     """Return the detections in images of `sizes` `(height, width)` as the image processor does for the task.
 
     Masks are run lengths, see [`~modeling_vitp.image_processing_vitp_detection.mask_of`].
     """
     if getattr(outputs, "pred_corners", None) is not None:
-        return image_processor.post_process_oriented_object_detection(outputs, threshold, target_sizes=sizes)
+        return image_processor.post_process_oriented_object_detection(
+            outputs,
+            threshold,
+            target_sizes=sizes,
+        )
     if getattr(outputs, "pred_masks", None) is not None:
         return image_processor.post_process_instance_segmentation(
-            outputs, threshold, target_sizes=sizes, return_run_lengths=True
+            outputs,
+            threshold,
+            target_sizes=sizes,
+            return_run_lengths=True,
         )
-    return image_processor.post_process_object_detection(outputs, threshold, target_sizes=sizes)
+    return image_processor.post_process_object_detection(
+        outputs,
+        threshold,
+        target_sizes=sizes,
+    )
 
 
-def objects_of(result: dict[str, Any]) -> Iterator[Found]:
+def objects_of(window_output: dict[str, Any]) -> Iterator[Detection]:
     """Yield the objects in the post-processed output of a window."""
-    key, name = ("corners", "corners") if "corners" in result else ("boxes", "box")
-    values = [result[part].tolist() for part in ("labels", "scores", key)]
-    for index, (label, score, box) in enumerate(zip(*values)):
-        found = {"label": label, "score": score, name: box}
-        if "masks" in result:
-            found["polygons"] = polygons_of(mask_of(result["masks"][index]))
-            if not found["polygons"]:
+    labels = window_output["labels"].tolist()
+    scores = window_output["scores"].tolist()
+    if "corners" in window_output:
+        key = "corners"
+        places = window_output["corners"].tolist()
+    else:
+        key = "box"
+        places = window_output["boxes"].tolist()
+    for index, place in enumerate(places):
+        detection = {
+            "label": labels[index],
+            "score": scores[index],
+            key: place,
+        }
+        if "masks" in window_output:
+            mask = mask_of(window_output["masks"][index])
+            detection["polygons"] = polygons_of(mask)
+            if not detection["polygons"]:
                 continue
-        yield found
+        yield detection
 
 
-def moved(found: Found, left: int, top: int) -> Found:
+def moved(detection: Detection, left: int, top: int) -> Detection:
     """Move an object from a window, which starts at `left`, `top`, to the image."""
+    detection = dict(detection)
+    if "box" in detection:
+        x1, y1, x2, y2 = detection["box"]
+        detection["box"] = [x1 + left, y1 + top, x2 + left, y2 + top]
+    if "corners" in detection:
+        detection["corners"] = shifted(detection["corners"], left, top)
+    if "polygons" in detection:
+        polygons = []
+        for polygon in detection["polygons"]:
+            rings = [shifted(ring, left, top) for ring in polygon]
+            polygons.append(rings)
+        detection["polygons"] = polygons
+    return detection
 
-    def shift(points: list) -> list:
-        if isinstance(points[0], list):
-            return [shift(part) for part in points]
-        return [value + (top if index % 2 else left) for index, value in enumerate(points)]
 
-    return found | {name: shift(found[name]) for name in ("box", "corners", "polygons") if name in found}
-
-
-def bounds_of(found: Found) -> list[float]:
+def bounds_of(detection: Detection) -> list[float]:
     """Return the upright box around an object, x1, y1, x2, y2."""
-    if "box" in found:
-        return found["box"]
-    xs, ys = zip(*found["corners"])
+    if "box" in detection:
+        return detection["box"]
+    xs, ys = zip(*detection["corners"])
     return [min(xs), min(ys), max(xs), max(ys)]
 
 
-def marked(found: Found, window: Window, size: tuple[int, int]) -> Found:
+def marked(detection: Detection, window: Window, size: tuple[int, int]) -> Detection:
     """Add `cut` to an object: the sides (left, top, right, bottom) at which a window border may have cut it.
 
     These are the sides within one pixel of a window border that is not also an image border.
 
     Args:
-        found: detected object, in pixels of the image.
+        detection: detected object, in pixels of the image.
         window: window in which the object was detected.
         size: height and width of the image.
     """
-    inner = [border != end for border, end in zip(window, (0, 0, *size[::-1]))]
-    distances = [sign * (bound - border) for sign, bound, border in zip(OUTWARDS, bounds_of(found), window)]
-    return found | {"cut": [is_inner and distance >= -1 for is_inner, distance in zip(inner, distances)]}
+    height, width = size
+    image_sides = (0, 0, width, height)
+    object_sides = bounds_of(detection)
+    cut_sides = []
+    for window_side, image_side, object_side, outward in zip(window, image_sides, object_sides, OUTWARDS):
+        is_image_border = window_side == image_side
+        distance_outside = outward * (object_side - window_side)
+        cut_sides.append(not is_image_border and distance_outside >= -1)
+    return {**detection, "cut": cut_sides}
 
 
-def are_parts(places: torch.Tensor, bounds: torch.Tensor, labels: torch.Tensor, cut: torch.Tensor) -> torch.Tensor:
+def are_parts(
+    places: torch.Tensor,
+    bounds: torch.Tensor,
+    labels: torch.Tensor,
+    cut: torch.Tensor,
+) -> torch.Tensor:
     """Return which cut objects are parts of another object of their class that continues beyond the cut.
 
     Args:
@@ -450,43 +658,82 @@ def are_parts(places: torch.Tensor, bounds: torch.Tensor, labels: torch.Tensor, 
         labels: class indices, `(n,)`.
         cut: sides at which the objects are cut, bool `(n, 4)`.
     """
-    parts, rotated = torch.zeros(len(places), dtype=torch.bool), rectangles(places) if places.ndim == 3 else None
+    is_rotated = places.ndim == 3
+    if is_rotated:
+        rotated_boxes = rectangles(places)
+    outwards = torch.tensor(OUTWARDS)
+    low = bounds[:, :2]
+    high = bounds[:, 2:]
+    is_part = torch.zeros(len(places), dtype=torch.bool)
     for index in cut.any(1).nonzero().flatten().tolist():
-        box, sides = bounds[index], cut[index]
-        shared = (bounds[:, 2:].minimum(box[2:]) - bounds[:, :2].maximum(box[:2])).clamp(min=0).prod(1)
-        continues = ((bounds - box) * torch.tensor(OUTWARDS) > 1)[:, sides].all(1)
-        others = (labels == labels[index]) & (shared > 0) & continues
-        if rotated is None:
-            shared, own_area = shared[others], (box[2:] - box[:2]).prod()
+        reaches_further = (bounds - bounds[index]) * outwards > 1
+        continues = reaches_further[:, cut[index]].all(1)
+        shared_sides = high.minimum(high[index]) - low.maximum(low[index])
+        shared_areas = shared_sides.clamp(min=0).prod(1)
+        has_same_label = labels == labels[index]
+        is_candidate = has_same_label & (shared_areas > 0) & continues
+        if is_rotated:
+            candidates = rotated_boxes[is_candidate]
+            repeated_box = rotated_boxes[index].expand(len(candidates), -1)
+            shared_areas = intersections(repeated_box, candidates)
+            object_area = rotated_boxes[index, 2:4].prod()
         else:
-            shared = intersections(rotated[index].expand(int(others.sum()), -1), rotated[others])
-            own_area = rotated[index, 2:4].prod()
-        parts[index] = (shared >= CUT_SHARE * own_area).any()
-    return parts
+            shared_areas = shared_areas[is_candidate]
+            object_area = (high[index] - low[index]).prod()
+        is_part[index] = (shared_areas >= CUT_SHARE * object_area).any()
+    return is_part
 
 
-def merged(rows: LineFile, nms_threshold: float) -> Iterator[list[Found]]:
+def merged(rows: LineFile, nms_threshold: float) -> Iterator[list[Detection]]:
     """Yield the objects of each row of windows after non-maximum suppression, without parts of other objects."""
-    parts = []
-    for row in rows:
-        places = [found["corners"] if "corners" in found else found["box"] for found in row]
-        values = [[found[name] for found in row] for name in ("score", "label", "cut")]
-        if row:
-            values += [places, list(map(bounds_of, row))]
-            parts.append([torch.tensor(value, dtype=torch.float64) for value in values])
-    kept = torch.zeros(sum(len(scores) for scores, *_ in parts), dtype=torch.bool)
-    if parts:
-        scores, labels, cut, places, bounds = map(torch.cat, zip(*parts))
-        best = best_of_overlapping(places, scores, labels, nms_threshold)
-        kept[best[~are_parts(places[best], bounds[best], labels[best], cut[best].bool())]] = True
+    is_kept = are_kept(rows, nms_threshold)
     first = 0
     for row in rows:
-        yield [found for found, keep in zip(row, kept[first : first + len(row)].tolist()) if keep]
+        is_kept_in_row = is_kept[first : first + len(row)].tolist()
+        yield list(compress(row, is_kept_in_row))
         first += len(row)
 
 
+def are_kept(rows: LineFile, nms_threshold: float) -> torch.Tensor:
+    """Return which objects of all rows remain after [`merged`]."""
+    columns: dict[str, list[torch.Tensor]] = {}
+    for row in rows:
+        if not row:
+            continue
+        place_key = "corners" if "corners" in row[0] else "box"
+        columns_of_row = {
+            "score": [detection["score"] for detection in row],
+            "label": [detection["label"] for detection in row],
+            "cut": [detection["cut"] for detection in row],
+            "place": [detection[place_key] for detection in row],
+            "bounds": [bounds_of(detection) for detection in row],
+        }
+        # Tensors need less memory than the lists of all rows would.
+        for name, column in columns_of_row.items():
+            columns.setdefault(name, []).append(torch.tensor(column, dtype=torch.float64))
+    if not columns:
+        return torch.zeros(0, dtype=torch.bool)
+    scores = torch.cat(columns["score"])
+    labels = torch.cat(columns["label"])
+    cut = torch.cat(columns["cut"]).bool()
+    places = torch.cat(columns["place"])
+    bounds = torch.cat(columns["bounds"])
+    best = best_of_overlapping(places, scores, labels, nms_threshold)
+    is_part = are_parts(
+        places[best],
+        bounds[best],
+        labels[best],
+        cut[best],
+    )
+    is_kept = torch.zeros(len(scores), dtype=torch.bool)
+    is_kept[best[~is_part]] = True
+    return is_kept
+
+
 def merge(
-    detections: Sequence[dict[str, torch.Tensor]], starts: Sequence[tuple[int, int]], nms_threshold: float
+    detections: Sequence[dict[str, torch.Tensor]],
+    starts: Sequence[tuple[int, int]],
+    nms_threshold: float,
 ) -> dict[str, torch.Tensor]:
     """Merge the detections in the windows of one image by non-maximum suppression per class.
 
@@ -500,18 +747,33 @@ def merge(
         Detections in pixels of the image, by descending score.
     """
     key = "corners" if "corners" in detections[0] else "boxes"
-    moved = []
-    for window, start in zip(detections, starts, strict=True):
-        offset = torch.tensor(start, dtype=window[key].dtype, device=window[key].device)
-        moved.append(window[key] + (offset if key == "corners" else offset.repeat(2)))
-    joined = {name: torch.cat([window[name] for window in detections]) for name in ("scores", "labels")}
-    joined[key] = torch.cat(moved)
-    kept = best_of_overlapping(joined[key].double(), joined["scores"].double(), joined["labels"], nms_threshold)
-    return {name: value[kept] for name, value in joined.items()}
+    scores_of_windows = []
+    labels_of_windows = []
+    places_of_windows = []
+    for window_detections, start in zip(detections, starts, strict=True):
+        places = window_detections[key]
+        offset = torch.tensor(start, dtype=places.dtype, device=places.device)
+        if key == "boxes":
+            offset = offset.repeat(2)
+        scores_of_windows.append(window_detections["scores"])
+        labels_of_windows.append(window_detections["labels"])
+        places_of_windows.append(places + offset)
+    scores = torch.cat(scores_of_windows)
+    labels = torch.cat(labels_of_windows)
+    places = torch.cat(places_of_windows)
+    best = best_of_overlapping(places.double(), scores.double(), labels, nms_threshold)
+    return {
+        "scores": scores[best],
+        "labels": labels[best],
+        key: places[best],
+    }
 
 
 def best_of_overlapping(
-    places: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, nms_threshold: float
+    places: torch.Tensor,
+    scores: torch.Tensor,
+    labels: torch.Tensor,
+    nms_threshold: float,
 ) -> torch.Tensor:
     """Return the indices that non-maximum suppression per class keeps, by descending score.
 
@@ -534,16 +796,28 @@ def write_submission(trainer: "ViTPDetectionTrainer", data: DetectionData, setti
 
 
 def detect_whole(
-    trainer: "ViTPDetectionTrainer", samples: ObjectImages, nms_threshold: float
+    trainer: "ViTPDetectionTrainer",
+    samples: ObjectImages,
+    nms_threshold: float,
 ) -> dict[str, dict[str, torch.Tensor]]:
     """Return the merged detections of whole images, by image id."""
-    parts: dict[str, list] = {}
+    detections_of_image: dict[str, list[dict[str, torch.Tensor]]] = {}
+    starts_of_image: dict[str, list[tuple[int, int]]] = {}
     for index, place in enumerate(samples.places):
-        (found,) = trainer.detect([samples.image(index)])
-        key = "corners" if "corners" in found else "boxes"
-        found = {name: found[name].cpu() for name in ("scores", "labels", key)}
-        parts.setdefault(place.whole, []).append((found, place.start))
-    return {name: merge(*zip(*windows), nms_threshold) for name, windows in parts.items()}
+        (detections,) = trainer.detect([samples.image(index)])
+        key = "corners" if "corners" in detections else "boxes"
+        on_cpu = {
+            "scores": detections["scores"].cpu(),
+            "labels": detections["labels"].cpu(),
+            key: detections[key].cpu(),
+        }
+        detections_of_image.setdefault(place.whole_id, []).append(on_cpu)
+        starts_of_image.setdefault(place.whole_id, []).append(place.start)
+    merged_detections = {}
+    for image_id, detections_of_windows in detections_of_image.items():
+        starts = starts_of_image[image_id]
+        merged_detections[image_id] = merge(detections_of_windows, starts, nms_threshold)
+    return merged_detections
 
 
 def write_task1(
@@ -569,17 +843,19 @@ def write_task1(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     lines: dict[str, list[str]] = {name: [] for name in names}
-    for image, found in sorted(detections.items()):
-        corners = first_at_top_left(found["corners"].double().cpu().numpy())
-        for label, score, points in zip(found["labels"].tolist(), found["scores"].tolist(), corners):
-            numbers = " ".join(f"{value:.2f}" for value in points.flatten())
-            lines[names[label]].append(f"{image} {score} {numbers}\n")
+    for image, image_detections in sorted(detections.items()):
+        labels = image_detections["labels"].tolist()
+        scores = image_detections["scores"].tolist()
+        corners = first_at_top_left(image_detections["corners"].double().cpu().numpy())
+        for label, score, points in zip(labels, scores, corners):
+            coordinates = " ".join(f"{coordinate:.2f}" for coordinate in points.flatten())
+            lines[names[label]].append(f"{image} {score} {coordinates}\n")
     archive = folder.with_name(f"{folder.name}.zip")
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as archive_file:
         for name in names:
             path = folder / f"Task1_{name}.txt"
             path.write_text("".join(lines[name]))
-            packed.write(path, path.name)
+            archive_file.write(path, path.name)
     return archive
 
 
@@ -591,8 +867,18 @@ def first_at_top_left(corners: np.ndarray) -> np.ndarray:
     """
     if not len(corners):
         return corners.reshape(0, 4, 2)
-    left, top, right, bottom = *corners.min(1).T, *corners.max(1).T
-    upright = np.stack([[left, top], [right, top], [right, bottom], [left, bottom]]).transpose(2, 0, 1)
-    starts = np.stack([np.roll(corners, -start, 1) for start in range(4)])
-    distances = np.linalg.norm(starts - upright, axis=-1).sum(-1)  # Shape (4, n).
-    return starts[distances.argmin(0), np.arange(len(corners))]
+    x1, y1 = corners.min(1).T
+    x2, y2 = corners.max(1).T
+    upright = np.array(
+        [
+            [x1, y1],
+            [x2, y1],
+            [x2, y2],
+            [x1, y2],
+        ]
+    )
+    upright = upright.transpose(2, 0, 1)  # From the shape (4, 2, n) to (n, 4, 2).
+    candidates = np.stack([np.roll(corners, -start, 1) for start in range(4)])
+    distances = np.linalg.norm(candidates - upright, axis=-1).sum(-1)  # Shape (4, n).
+    nearest = distances.argmin(0)
+    return candidates[nearest, np.arange(len(corners))]

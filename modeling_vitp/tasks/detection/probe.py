@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Mapping
+from itertools import compress
 from pathlib import Path
 from typing import Self
 
@@ -46,22 +47,31 @@ class DetectionProbe(Probe):
     reads_patches = True
 
     def __init__(
-        self, data: DetectionData, splits: Mapping[str, str], l2: float, depths: int = 1, intervals: bool = False
+        self,
+        data: DetectionData,
+        splits: Mapping[str, str],
+        l2: float,
+        depths: int = 1,
+        intervals: bool = False,
     ):
         if splits["train"] == splits["test"]:
             raise ValueError(f"train_split and test_split must differ, got {splits['train']!r}.")
         data.check_disjoint(list(splits.values()), "horizontal")
-        self.data, self.l2, self.depths, self.intervals = data, l2, depths, intervals
+        self.data = data
+        self.l2 = l2
+        self.depths = depths
+        self.intervals = intervals
         self.names = data.names.names
         self.samples = {role: data.open([name], "horizontal") for role, name in splits.items()}
         for samples in self.samples.values():
-            unknown = [place.id for place in samples.places if place.objects is None]
-            if unknown:
-                raise ValueError(f"No annotation found for {unknown[0]}.")
+            for place in samples.places:
+                if place.objects is None:
+                    raise ValueError(f"No annotation found for {place.id}.")
         self.objects = {role: self._objects(role, name) for role, name in splits.items()}
-        absent = [name for name, images in zip(self.names, self.presence.sum(0)) if not images]
-        if absent:
-            logger.warning("No training images found for the classes %s.", absent)
+        has_images = self.presence.any(0)
+        classes_without_images = list(compress(self.names, ~has_images))
+        if classes_without_images:
+            logger.warning("No training images found for the classes %s.", classes_without_images)
 
     @classmethod
     def open(cls, args: ProbeArguments) -> Self:
@@ -73,24 +83,25 @@ class DetectionProbe(Probe):
     def _objects(self, role: str, split: str) -> list[ImageObjects]:
         """Return the objects whose center is in each sample, in pixels of the sample, not clipped to a window."""
         places = self.samples[role].places
-        whole = {place.image: place.objects for place in places}
         if any(place.window is not None for place in places):
-            whole = {
-                place.image: place.objects for place in self.data.without_tiles().open([split], "horizontal").places
-            }
-        found = []
+            whole_images = self.data.without_tiles().open([split], "horizontal").places
+        else:
+            whole_images = places
+        objects_of_image = {place.image: place.objects for place in whole_images}
+        objects_of_samples = []
         for place in places:
-            left, top, right, bottom = place.window or (0, 0, *place.size[::-1])
-            objects = whole[place.image].moved_to(left, top)
+            objects = objects_of_image[place.image].moved_to(*place.start)
             centers = objects.corners.mean(1)
-            found.append(objects.take(((centers >= 0) & (centers < [right - left, bottom - top])).all(1)))
-        return found
+            is_inside = (centers >= 0) & (centers < place.extent)
+            objects_of_samples.append(objects.take(is_inside.all(1)))
+        return objects_of_samples
 
     @property
     def presence(self) -> np.ndarray:
         presence = np.zeros((len(self.samples["train"]), len(self.names)), dtype=bool)
-        for found, objects in zip(presence, self.objects["train"]):
-            found[objects.labels[~objects.crowd]] = True
+        for index, objects in enumerate(self.objects["train"]):
+            labels = objects.labels[~objects.crowd]
+            presence[index, labels] = True
         return presence
 
     def centres(self, role: str, grid: tuple[int, int]) -> np.ndarray:
@@ -104,16 +115,24 @@ class DetectionProbe(Probe):
             float32 `(images, rows, columns, classes + 1)`. The last class is 1 for patches without a center. All
             classes are 0 for patches with the center of a crowd, which are ignored.
         """
+        grid_rows, grid_columns = grid
         samples = self.samples[role]
-        counts = np.zeros((len(samples), *grid, len(self.names) + 1), dtype=np.float32)
-        for found, place, objects in zip(counts, samples.places, self.objects[role]):
-            left, top, right, bottom = place.window or (0, 0, *place.size[::-1])
-            shares = objects.corners.mean(1) / [right - left, bottom - top]
-            columns, rows = np.floor(shares * grid[::-1]).astype(int).T
-            is_single, is_crowd = ~objects.crowd, objects.crowd
-            np.add.at(found, (rows[is_single], columns[is_single], objects.labels[is_single]), 1)
-            found[..., -1] = ~found.any(-1)
-            found[rows[is_crowd], columns[is_crowd]] = 0
+        counts = np.zeros((len(samples), grid_rows, grid_columns, len(self.names) + 1), dtype=np.float32)
+        for image_counts, place, objects in zip(counts, samples.places, self.objects[role]):
+            relative_centers = objects.corners.mean(1) / place.extent
+            patches = np.floor(relative_centers * [grid_columns, grid_rows]).astype(int)
+            columns, rows = patches.T
+            is_single = ~objects.crowd
+            # Unlike `+=`, `add.at` counts every one of several centers in one patch.
+            places_of_centers = (
+                rows[is_single],
+                columns[is_single],
+                objects.labels[is_single],
+            )
+            np.add.at(image_counts, places_of_centers, 1)
+            has_center = image_counts.any(-1)
+            image_counts[..., -1] = ~has_center
+            image_counts[rows[objects.crowd], columns[objects.crowd]] = 0
         return counts
 
     def control(self) -> dict[str, float]:
@@ -135,59 +154,97 @@ class DetectionProbe(Probe):
         share of patches with a center, and is therefore comparable on the same grid only. Both are means over the
         classes of the test images.
         """
-        train = self.features(backbone, "train", image_size, folder, **loading)
-        test = self.features(backbone, "test", image_size, folder, **loading)
-        known, wanted = self.centres("train", train.shape[1:3]), self.centres("test", test.shape[1:3])
-        counted = wanted.any(-1)
+        device = backbone.model.device
+        train_features = self.features(backbone, "train", image_size, folder, **loading)
+        test_features = self.features(backbone, "test", image_size, folder, **loading)
+        train_counts = self.centres("train", train_features.shape[1:3])
+        test_counts = self.centres("test", test_features.shape[1:3])
+        is_scored = test_counts.any(-1)
         # Windows of an image, and images of a scene, are resampled together.
-        cases = np.unique([place.case for place in self.samples["test"].places], return_inverse=True)[1]
-        number, case_of_patch = cases.max() + 1, cases[np.nonzero(counted)[0]]
+        case_names = [place.case for place in self.samples["test"].places]
+        unique_cases, case_of_image = np.unique(case_names, return_inverse=True)
+        image_of_patch = np.nonzero(is_scored)[0]
+        case_of_patch = case_of_image[image_of_patch]
+        number = len(unique_cases)
         repeats = [np.bincount(draw, minlength=number) for draw in resample(number, number=BOX_RESAMPLES)]
         scores = {}
         for labels, subsets in draws.items():
-            heads = [fit_linear(train, known, used, self.l2, backbone.model.device) for used in subsets]
-            found = [np.stack([head(torch.tensor(maps)).cpu().numpy() for maps in test]) for head in heads]
-            scores["linear", labels] = [
-                self._score(logits[counted], wanted[counted], case_of_patch, repeats) for logits in found
-            ]
+            scores["linear", labels] = []
+            for subset in subsets:
+                head = fit_linear(train_features, train_counts, subset, self.l2, device)
+                logits = np.stack([head(torch.tensor(maps)).cpu().numpy() for maps in test_features])
+                scores_of_draw = self._score(logits[is_scored], test_counts[is_scored], case_of_patch, repeats)
+                scores["linear", labels].append(scores_of_draw)
         return scores
 
     def _score(
-        self, logits: np.ndarray, wanted: np.ndarray, case_of_patch: np.ndarray, repeats: list[np.ndarray]
+        self,
+        logits: np.ndarray,
+        counts: np.ndarray,
+        case_of_patch: np.ndarray,
+        repeats: list[np.ndarray],
     ) -> Scores:
-        areas, precisions, resampled = {}, {}, []
+        """Return the scores of patches.
+
+        Args:
+            logits: logits of the classes, `(patches, classes + 1)`.
+            counts: numbers of centers, see [`centres`].
+            case_of_patch: index of the case of each patch.
+            repeats: how often each case is in each resample.
+        """
+        areas = {}
+        precisions = {}
+        resampled_areas = []
         for label, name in enumerate(self.names):
-            is_center = wanted[:, label] > 0
-            if is_center.any() and not is_center.all():
-                odds = log_odds(logits, label)
-                areas[name] = area_under_curve(odds, is_center)
-                precisions[name] = average_precision(odds, is_center)
-                if self.intervals:
-                    resampled.append(weighted_areas(odds, is_center, (number[case_of_patch] for number in repeats)))
+            has_center = counts[:, label] > 0
+            if not has_center.any() or has_center.all():
+                continue
+            odds = log_odds(logits, label)
+            areas[name] = area_under_curve(odds, has_center)
+            precisions[name] = average_precision(odds, has_center)
+            if self.intervals:
+                weights = (repeats_of_case[case_of_patch] for repeats_of_case in repeats)
+                resampled_areas.append(weighted_areas(odds, has_center, weights))
         if not areas:
             raise ValueError("The test images need patches with and without object centers of at least one class.")
         scores = {}
-        for key, values in (("centre_auc", areas), ("centre_ap", precisions)):
-            scores |= {key: float(np.mean(list(values.values())))}
-            scores |= {f"{key}/{name}": value for name, value in values.items()}
+        for key, scores_of_classes in (("centre_auc", areas), ("centre_ap", precisions)):
+            scores[key] = float(np.mean(list(scores_of_classes.values())))
+            for name, score in scores_of_classes.items():
+                scores[f"{key}/{name}"] = score
         if not self.intervals:
             return Scores(scores)
-        means = mean_of_counted(np.array(resampled), axis=0).tolist()
-        return Scores(scores, Score(scores[self.main_score], means, len(repeats[0])))
+        means = mean_of_counted(np.array(resampled_areas), axis=0).tolist()
+        number_of_cases = len(repeats[0])
+        return Scores(scores, Score(scores[self.main_score], means, number_of_cases))
 
-    def features(self, backbone: Backbone, role: str, image_size: int | None, folder: Path, **loading) -> np.ndarray:
+    def features(
+        self,
+        backbone: Backbone,
+        role: str,
+        image_size: int | None,
+        folder: Path,
+        **loading,
+    ) -> np.ndarray:
         """Return the patch tokens of a split, `train` or `test`, float32 `(images, rows, columns, width)`."""
-        samples, spec = copy.copy(self.samples[role]), backbone.reading(self.data.input_spec)
+        samples = copy.copy(self.samples[role])
+        spec = backbone.reading(self.data.input_spec)
         samples.spec = None if spec is None else InputSpec.from_dict(spec)
-        places = [(place.image, place.window) for place in samples.places]
-        images = [image for image, _ in places] if samples.rows is None else samples.rows
+        images = []
+        images_and_windows = []
+        for place in samples.places:
+            images.append(place.image)
+            images_and_windows.append((place.image, place.window))
+        if samples.rows is not None:
+            images = samples.rows
+        state = state_of(images, samples.column, images_and_windows, spec)
         return extract_maps(
             backbone,
             len(samples),
             samples.image,
             self.depths,
             image_size,
-            state_of(images, samples.column, places, spec),
+            state,
             folder,
             description=f"{backbone.name}, {role}",
             **loading,

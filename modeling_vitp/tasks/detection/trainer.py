@@ -67,27 +67,42 @@ class TrainingSamples(AugmentedSamples):
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
         item, generator = self.sample(index)
-        sample = Sample(item["image"], item["corners"], item["labels"], item.get("masks")).take(~item["crowd"])
+        sample = Sample(
+            image=item["image"],
+            corners=item["corners"],
+            labels=item["labels"],
+            masks=item.get("masks"),
+        )
+        sample = sample.take(~item["crowd"])
         sample = self.augmentation(sample, generator)
-        pixels = normalized(sample.image, self.image_processor)
-        return {"pixel_values": pixels, "labels": targets(sample, self.is_oriented), "id": item["id"]}
+        return {
+            "pixel_values": normalized(sample.image, self.image_processor),
+            "labels": targets(sample, self.is_oriented),
+            "id": item["id"],
+        }
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     """Return a batch. Images and masks are padded at the right and at the bottom to the largest size."""
-    height, width = (max(item["pixel_values"].shape[axis] for item in items) for axis in (1, 2))
-    batch = {
-        "pixel_values": torch.zeros(len(items), len(items[0]["pixel_values"]), height, width),
-        "pixel_mask": torch.zeros(len(items), height, width, dtype=torch.int64),
-        "labels": [dict(item["labels"]) for item in items],
+    sizes = [item["pixel_values"].shape for item in items]
+    bands, largest_height, largest_width = np.max(sizes, axis=0).tolist()
+    pixel_values = torch.zeros(len(items), bands, largest_height, largest_width)
+    pixel_mask = torch.zeros(len(items), largest_height, largest_width, dtype=torch.int64)
+    labels = []
+    for index, item in enumerate(items):
+        _, height, width = item["pixel_values"].shape
+        pixel_values[index, :, :height, :width] = item["pixel_values"]
+        pixel_mask[index, :height, :width] = 1
+        labels_of_item = dict(item["labels"])
+        if "masks" in labels_of_item:
+            padding = (0, largest_width - width, 0, largest_height - height)
+            labels_of_item["masks"] = torch.nn.functional.pad(labels_of_item["masks"], padding)
+        labels.append(labels_of_item)
+    return {
+        "pixel_values": pixel_values,
+        "pixel_mask": pixel_mask,
+        "labels": labels,
     }
-    for pixels, mask, item, label in zip(batch["pixel_values"], batch["pixel_mask"], items, batch["labels"]):
-        own_height, own_width = item["pixel_values"].shape[1:]
-        pixels[:, :own_height, :own_width] = item["pixel_values"]
-        mask[:own_height, :own_width] = 1
-        if "masks" in label:
-            label["masks"] = torch.nn.functional.pad(label["masks"], (0, width - own_width, 0, height - own_height))
-    return batch
 
 
 class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
@@ -136,20 +151,25 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
         processing_class: BaseImageProcessor | None = None,
         **kwargs,
     ):
-        self.task, self.names = task, list(model.config.id2label.values())
+        self.task = task
+        self.names = list(model.config.id2label.values())
         image_processor = processing_class or ViTPDetectionImageProcessor()
         self.band_names = getattr(image_processor, "band_names", None)  # Image processors of transformers lack it.
         if train_dataset is not None:
-            if not VARIANTS[task].has_outlines and args.rotation and set(self.names) - set(args.right_angle_classes):
+            rotates_by_any_angle = args.rotation and not set(self.names) <= set(args.right_angle_classes)
+            if rotates_by_any_angle and not VARIANTS[task].has_outlines:
                 logger.warning(
                     "rotation=%s enlarges horizontal boxes: each becomes the upright box around the rotated box, not "
                     "around the object. Set rotation to 0, or train with task='instances' on outlines.",
                     args.rotation,
                 )
-            augmentation = Augmentation(args, self.names)
-            seed = args.seed if args.data_seed is None else args.data_seed
-            is_oriented = VARIANTS[task].is_oriented
-            train_dataset = TrainingSamples(train_dataset, augmentation, image_processor, seed, is_oriented)
+            train_dataset = TrainingSamples(
+                train_dataset,
+                Augmentation(args, self.names),
+                image_processor,
+                seed=args.seed if args.data_seed is None else args.data_seed,
+                is_oriented=VARIANTS[task].is_oriented,
+            )
         super().__init__(
             model,
             args,
@@ -159,32 +179,43 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
             processing_class=image_processor,
             **kwargs,
         )
-        default = VARIANTS[task].default_metric
-        self.metric_settings = {"metric": metric or default, "metric_options": metric_options or {}}
-        self.metrics = self._load_metrics(metric or default, metric_options or {})
-        self.metric = [*self.metrics.values()][-1]
+        metric = metric or VARIANTS[task].default_metric
+        metric_options = metric_options or {}
+        self.metric_settings = {
+            "metric": metric,
+            "metric_options": metric_options,
+        }
+        self.metrics = self._load_metrics(metric, metric_options)
+        self.metric = list(self.metrics.values())[-1]
 
     def _load_metrics(self, name: str, options: dict[str, Any]) -> dict[str, evaluate.Metric]:
         """Return the metrics by the prefix of their score names. The options are those of the metric of boxes."""
+        box_metric = self.load_metric(name, BoxMetric, **options)
         if not VARIANTS[self.task].has_masks:
-            return {"": self.load_metric(name, BoxMetric, **options)}
-        masks = self.load_metric("coco_average_precision", masks=True)
-        return {"box_": self.load_metric(name, BoxMetric, **options), "mask_": masks}
+            return {"": box_metric}
+        mask_metric = self.load_metric("coco_average_precision", masks=True)
+        return {"box_": box_metric, "mask_": mask_metric}
 
     # Training
 
     def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+        self,
+        num_training_steps: int,
+        optimizer: torch.optim.Optimizer | None = None,
     ) -> torch.optim.lr_scheduler.LRScheduler:
         args = self.args
         if self.lr_scheduler is None and args.lr_milestones is not None:
-            epoch = math.ceil(len(self._sampler) / args.gradient_accumulation_steps)
-            milestones = [round(epochs * epoch) for epochs in args.lr_milestones]
-            warmup = args.get_warmup_steps(num_training_steps)
+            steps_per_epoch = math.ceil(len(self._sampler) / args.gradient_accumulation_steps)
+            milestones = [round(epochs * steps_per_epoch) for epochs in args.lr_milestones]
+            warmup_steps = args.get_warmup_steps(num_training_steps)
 
             def factor(step: int) -> float:
-                rise = min(1.0, args.warmup_start + (1 - args.warmup_start) * step / warmup) if warmup else 1.0
-                return rise * args.lr_gamma ** sum(step >= milestone for milestone in milestones)
+                warmup_factor = 1.0
+                if warmup_steps:
+                    progress = (1 - args.warmup_start) * step / warmup_steps
+                    warmup_factor = min(1.0, args.warmup_start + progress)
+                reached_milestones = sum(step >= milestone for milestone in milestones)
+                return warmup_factor * args.lr_gamma**reached_milestones
 
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
             self._created_lr_scheduler = True
@@ -192,7 +223,8 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
 
     @property
     def main_score(self) -> str | None:
-        return [*self.metrics][-1] + (self.metric.main_score or "")
+        prefix = list(self.metrics)[-1]
+        return prefix + (self.metric.main_score or "")
 
     def greater_is_better(self, score: str) -> bool:
         for prefix, metric in self.metrics.items():
@@ -204,17 +236,23 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
         return self.train_dataset.samples.files_or_rows()
 
     def data_settings(self) -> dict[str, Any]:
-        return super().data_settings() | {"task": self.task}
+        return {**super().data_settings(), "task": self.task}
 
     def scoring_settings(self) -> dict[str, Any]:
-        return super().scoring_settings() | self.metric_settings
+        return {**super().scoring_settings(), **self.metric_settings}
 
     # Evaluation
 
     def draw(
-        self, samples: list[dict[str, Any]], path: Path, maps: Sequence[np.ndarray] = (), is_test: bool = False
+        self,
+        samples: list[dict[str, Any]],
+        path: Path,
+        maps: Sequence[np.ndarray] = (),
+        is_test: bool = False,
     ) -> None:
-        detections = [self.detect([sample["image"]], SHOWN)[0] for sample in samples]
+        detections = []
+        for sample in samples:
+            detections += self.detect([sample["image"]], SHOWN)
         draw_detections(samples, detections, self.names, path, maps, self.band_names)
 
     @torch.no_grad()
@@ -228,66 +266,105 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
             images: images of any size, see [`~modeling_vitp.images.pixels.to_pixels`].
             threshold: score above which detections are returned.
         """
-        processor, model = self.processing_class, self.accelerator.unwrap_model(self.model).eval()
-        # The input spec has been applied on reading.
-        own = {"input_spec": None} if isinstance(processor, InputSpecImageProcessor) else {}
-        options = {"input_data_format": "channels_first", "return_tensors": "pt", **own}
-        inputs = [processor(images=[image], **options) for image in images]
-        same_size: dict[torch.Size, list[int]] = {}
-        for index, one in enumerate(inputs):
-            same_size.setdefault(one["pixel_values"].shape, []).append(index)
-        found: dict[int, dict[str, Any]] = {}
-        for indices in same_size.values():
-            batch = {name: torch.cat([inputs[index][name] for index in indices]) for name in inputs[indices[0]]}
+        image_processor = self.processing_class
+        model = self.accelerator.unwrap_model(self.model).eval()
+        options = {"input_data_format": "channels_first", "return_tensors": "pt"}
+        if isinstance(image_processor, InputSpecImageProcessor):
+            options["input_spec"] = None  # The input spec has been applied on reading.
+        inputs = [image_processor(images=[image], **options) for image in images]
+        indices_of_shape: dict[torch.Size, list[int]] = {}
+        for index, inputs_of_image in enumerate(inputs):
+            shape = inputs_of_image["pixel_values"].shape
+            indices_of_shape.setdefault(shape, []).append(index)
+        detections: list[dict[str, Any]] = [{} for _ in images]
+        for indices in indices_of_shape.values():
+            batch = {}
+            for name in inputs[indices[0]]:
+                tensors = [inputs[index][name] for index in indices]
+                batch[name] = torch.cat(tensors).to(self.args.device)
             with self.compute_loss_context_manager():
-                outputs = model(**{name: values.to(self.args.device) for name, values in batch.items()})
+                outputs = model(**batch)
             sizes = [tuple(images[index].shape[-2:]) for index in indices]
-            found |= zip(indices, post_process(processor, outputs, threshold, sizes))
-        return [found[index] for index in range(len(images))]
+            processed = post_process(image_processor, outputs, threshold, sizes)
+            for index, detections_of_image in zip(indices, processed):
+                detections[index] = detections_of_image
+        return detections
 
     def score(self, batches: Iterable, is_test: bool) -> dict[str, float]:
         for items in batches:
-            unknown = [item["id"] for item in items if "labels" not in item]
-            if unknown:
-                raise ValueError(f"Expected annotations for every evaluation sample, {unknown[0]} has none.")
-            predictions = self.detect([item["image"] for item in items])
-            predictions = [without_padding(found, item) for found, item in zip(predictions, items)]
-            references = [reference(item, self.task) for item in items]
+            for item in items:
+                if "labels" not in item:
+                    raise ValueError(f"Expected annotations for every evaluation sample, {item['id']} has none.")
+            detections = self.detect([item["image"] for item in items])
+            predictions = []
+            references = []
+            image_ids = []
+            case_ids = []
+            for item, detections_of_image in zip(items, detections):
+                predictions.append(without_padding(detections_of_image, item))
+                references.append(reference(item, self.task))
+                image_ids.append(item["id"])
+                case_ids.append(item["case"])
             for metric in self.metrics.values():
-                ids, cases = ([item[key] for item in items] for key in ("id", "case"))
-                metric.add_batch(predictions=predictions, references=references, image_ids=ids, case_ids=cases)
-        return {
-            f"{begin}{key}": value
-            for begin, metric in self.metrics.items()
-            for key, value in name_classes(metric.compute(), self.names).items()
-        }
+                metric.add_batch(
+                    predictions=predictions,
+                    references=references,
+                    image_ids=image_ids,
+                    case_ids=case_ids,
+                )
+        scores = {}
+        for prefix, metric in self.metrics.items():
+            for name, score in name_classes(metric.compute(), self.names).items():
+                scores[prefix + name] = score
+        return scores
 
 
-def without_padding(found: dict[str, Any], item: dict[str, Any]) -> dict[str, Any]:
+def without_padding(detections: dict[str, Any], item: dict[str, Any]) -> dict[str, Any]:
     """Remove detections with their center in the padding of an image that is moved with its objects.
 
     See [`~modeling_vitp.tasks.detection.augmentation.moved`].
     """
     if "valid" not in item:
-        return found
-    boxes = found["boxes"].cpu()
+        return detections
+    boxes = detections["boxes"].cpu()
     is_oriented = boxes.shape[1] == 5
-    chosen = lie_in(boxes[:, :2] if is_oriented else (boxes[:, :2] + boxes[:, 2:]) / 2, item["valid"])
-    return {
-        name: values.cpu()[chosen] if isinstance(values, torch.Tensor) else list(compress(values, chosen.tolist()))
-        for name, values in found.items()
-    }
+    if is_oriented:
+        centers = boxes[:, :2]
+    else:
+        centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    is_valid = lie_in(centers, item["valid"])
+    valid_detections = {}
+    for name, values in detections.items():
+        if isinstance(values, torch.Tensor):
+            valid_detections[name] = values.cpu()[is_valid]
+        else:
+            valid_detections[name] = list(compress(values, is_valid.tolist()))
+    return valid_detections
 
 
 def reference(item: dict[str, Any], task: str) -> dict[str, torch.Tensor]:
     """Return the objects of a sample in the format of the metrics."""
-    objects = {name: item[name] for name in ("labels", "difficult", "crowd")}
+    objects = {
+        "labels": item["labels"],
+        "difficult": item["difficult"],
+        "crowd": item["crowd"],
+    }
     if VARIANTS[task].is_oriented:
-        return objects | {"corners": item["corners"]}
-    boxes = enclosing_boxes(item["corners"]) if len(item["labels"]) else torch.zeros(0, 4)
-    objects |= {"boxes": boxes} | ({"masks": item["masks"]} if VARIANTS[task].has_masks else {})
-    areas = item["masks"].sum((1, 2)) if VARIANTS[task].has_masks else (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    return objects | {"area": torch.where(item["area"].isnan(), areas.double(), item["area"])}
+        objects["corners"] = item["corners"]
+        return objects
+    if len(item["labels"]):
+        boxes = enclosing_boxes(item["corners"])
+    else:
+        boxes = torch.zeros(0, 4)
+    objects["boxes"] = boxes
+    if VARIANTS[task].has_masks:
+        objects["masks"] = item["masks"]
+        areas = item["masks"].sum((1, 2))
+    else:
+        areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    has_no_area = item["area"].isnan()
+    objects["area"] = torch.where(has_no_area, areas.double(), item["area"])
+    return objects
 
 
 TASK_MODELS = {
@@ -297,9 +374,18 @@ TASK_MODELS = {
 }
 
 
-def check_detector(task: str, args: BackboneArguments, do_train: bool, detector: str = VITP) -> None:
+def check_detector(
+    task: str,
+    args: BackboneArguments,
+    do_train: bool,
+    detector: str = VITP,
+) -> None:
     """Check the start of fine-tuning for a detector, see [`~modeling_vitp.tasks.loading.check_start`]."""
-    check_start(TASK_MODELS[task] if detector == VITP else DETECTORS[detector][0], args, do_train)
+    if detector == VITP:
+        model_class = TASK_MODELS[task]
+    else:
+        model_class, _ = DETECTORS[detector]
+    check_start(model_class, args, do_train)
 
 
 def load_detector(
@@ -322,7 +408,10 @@ def load_detector(
 
 
 def load_detection_image_processor(
-    args: BackboneArguments, settings: DetectionSettings, input_spec: dict | None, detector: str = VITP
+    args: BackboneArguments,
+    settings: DetectionSettings,
+    input_spec: dict | None,
+    detector: str = VITP,
 ) -> BaseImageProcessor:
     """Load the image processor of a detector for the image size of training and the input spec of the data.
 
@@ -332,9 +421,18 @@ def load_detection_image_processor(
     if detector != VITP:
         check_settings(detector, side, settings.keep_ratio, input_spec)
         return image_processor_for(detector, args.model_name_or_path, args.model_revision, side)
-    size = {"max_height": side, "max_width": side} if settings.keep_ratio else {"height": side, "width": side}
-    own = {"input_spec": input_spec, "do_resize": True, "size": size}
-    return load_image_processor(ViTPDetectionImageProcessor, args, settings.do_train, **own)
+    if settings.keep_ratio:
+        size = {"max_height": side, "max_width": side}
+    else:
+        size = {"height": side, "width": side}
+    return load_image_processor(
+        ViTPDetectionImageProcessor,
+        args,
+        settings.do_train,
+        input_spec=input_spec,
+        do_resize=True,
+        size=size,
+    )
 
 
 def loss_without_values(model: ViTPForObjectDetection, samples: int, size: int) -> torch.Tensor:
@@ -344,21 +442,32 @@ def loss_without_values(model: ViTPForObjectDetection, samples: int, size: int) 
     """
     config = model.config
     pixels = torch.zeros(samples, config.backbone_config.num_channels, size, size)
-    view = model.view(model.run_backbone(pad_to_multiple(pixels, 32, 32)).feature_maps)
+    feature_maps = model.run_backbone(pad_to_multiple(pixels, 32, 32)).feature_maps
+    view = model.view(feature_maps)
+    finest_map = view.maps[0]
     loss = view.logits.sum() + view.deltas.sum()
-
-    def pool(number: int, cells: int) -> torch.Tensor:
-        """Pool the features in `number` boxes of each image."""
-        finest, scale = view.maps[0], 1 / STRIDES[0]
-        if isinstance(model, ViTPForOrientedObjectDetection):
-            boxes = torch.zeros(number, 5)
-            return torch.cat([align_in_image(features[None], boxes, cells, scale) for features in finest])
-        images = torch.zeros(samples * number, dtype=torch.long)
-        return model.align(finest, torch.zeros(samples * number, 4), images, cells, scale)
-
     for head in model.box_heads:
-        logits, deltas = head(pool(config.roi_samples, BOX_CELLS))
+        logits, deltas = head(pooled_features(model, finest_map, config.roi_samples, BOX_CELLS))
         loss = loss + logits.sum() + deltas.sum()
     if isinstance(model, ViTPForInstanceSegmentation):
-        loss = loss + model.mask_head(pool(int(config.roi_samples * config.roi_positive_share), MASK_CELLS)).sum()
+        positives = int(config.roi_samples * config.roi_positive_share)
+        mask_logits = model.mask_head(pooled_features(model, finest_map, positives, MASK_CELLS))
+        loss = loss + mask_logits.sum()
     return loss
+
+
+def pooled_features(
+    model: ViTPForObjectDetection,
+    finest_map: torch.Tensor,
+    boxes_per_image: int,
+    cells: int,
+) -> torch.Tensor:
+    """Return the features of empty boxes in each image, pooled to `cells` x `cells`."""
+    scale = 1 / STRIDES[0]
+    if isinstance(model, ViTPForOrientedObjectDetection):
+        boxes = torch.zeros(boxes_per_image, 5)
+        return torch.cat([align_in_image(features[None], boxes, cells, scale) for features in finest_map])
+    number_of_boxes = len(finest_map) * boxes_per_image
+    boxes = torch.zeros(number_of_boxes, 4)
+    image_indices = torch.zeros(number_of_boxes, dtype=torch.long)
+    return model.align(finest_map, boxes, image_indices, cells, scale)

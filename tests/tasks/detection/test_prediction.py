@@ -27,6 +27,7 @@ from modeling_vitp.tasks.detection import prediction as large_images
 from modeling_vitp.tasks.detection.prediction import (
     first_at_top_left,
     merge,
+    moved,
     outline,
     polygons_of,
     write_coco,
@@ -491,19 +492,19 @@ def geojson(tmp_path, found, **profile):
 def test_polygons_cover_the_mask(share):
     """Check masks with holes, with several parts, and with parts that touch at a corner."""
     mask = np.random.default_rng(0).random((13, 17)) < share
-    polygons = polygons_of(mask, left=100, top=50)
+    polygons = polygons_of(mask)
     assert any(len(rings) > 1 for rings in polygons) == (share > 0.1)
     shape = shapely.MultiPolygon([(rings[0], rings[1:]) for rings in polygons])
     assert shape.is_valid and shape.area == mask.sum()
     ys, xs = np.mgrid[:13, :17]
-    np.testing.assert_array_equal(shapely.contains_xy(shape, xs + 100.5, ys + 50.5), mask)
+    np.testing.assert_array_equal(shapely.contains_xy(shape, xs + 0.5, ys + 0.5), mask)
     assert polygons_of(np.zeros((4, 5), bool)) == []
 
 
 def test_holes_are_kept_in_geojson_only(tmp_path):
     mask = np.ones((5, 5), bool)
     mask[2, 1:3] = False
-    found = {**BOX, "polygons": polygons_of(mask, 4, 6)}
+    found = {**BOX, "polygons": moved({"polygons": polygons_of(mask)}, 4, 6)["polygons"]}
     (feature,) = geojson(tmp_path, found)["features"]
     shape = shapely.from_geojson(json.dumps(feature["geometry"]))
     assert shape.exterior.is_ccw and not shape.interiors[0].is_ccw and shape.area == 23
