@@ -69,7 +69,8 @@ class ClassFolders(ClassLayout):
         (path,) = paths
         expected_parts = ("SPLIT", "CLASS", "NAME") if self._split_folders else ("CLASS", "NAME")
         if len(path.relative_to(self.root).parts) != len(expected_parts):
-            raise ValueError(f"Expected images at {'/'.join(expected_parts)} in {self.root}, got {path}. Move the file.")
+            pattern = "/".join(expected_parts)
+            raise ValueError(f"Expected images at {pattern} in {self.root}, got {path}. Move the file.")
         size = stored_size(path)  # Of any orientation, which the class does not depend on.
         check_file(path)
         return [AnnotatedImage(image_id, paths, size, label=self.phrase(path.parent.name))]
