@@ -171,13 +171,13 @@ def coco_object(annotation: dict, names: dict[int | str, str], path: Path | str)
     Raises:
         ValueError: If the annotation has no box, or an unknown category.
     """
-    where = f"{path}, annotation {annotation.get('id')}"
+    location = f"{path}, annotation {annotation.get('id')}"
     category = annotation.get("category_id")
     stated_box = annotation.get("bbox")
     box = pixel_box(stated_box)
     if not isinstance(category, (int, str)) or category not in names or box is None:
         raise ValueError(
-            f"{where}: expected `category_id` to be an id of `categories`, and `bbox` to be four numbers in pixels, "
+            f"{location}: expected `category_id` to be an id of `categories`, and `bbox` to be four numbers in pixels, "
             f"got {category!r} and {stated_box!r}."
         )
     try:
@@ -185,12 +185,12 @@ def coco_object(annotation: dict, names: dict[int | str, str], path: Path | str)
         segmentation = read_numbers(annotation.get("segmentation") or None)
         is_crowd = read_flag(annotation.get("iscrowd"), "iscrowd")
     except ValueError as error:
-        raise ValueError(f"{where}: invalid `iscrowd`, `area` or outline (`segmentation`): {error}") from error
+        raise ValueError(f"{location}: invalid `iscrowd`, `area` or outline (`segmentation`): {error}") from error
     caption = annotation.get("caption")
     if isinstance(caption, str) and not caption.strip():
         caption = None
     return AnnotatedObject(
-        where,
+        location,
         names[category],
         box,
         is_crowd=is_crowd,

@@ -66,16 +66,17 @@ def dota_objects(text: str, path: Path | str) -> list[AnnotatedObject]:
         fields = line.split()
         if not fields or fields[0].startswith(("imagesource", "gsd")):
             continue
-        where = f"{path}, line {number}"
+        location = f"{path}, line {number}"
         try:
             coordinates = [float(field) for field in fields[:8]]
             corners = list(zip(coordinates[::2], coordinates[1::2], strict=True))
             label, *difficulties = fields[8:]
             (difficulty,) = difficulties or ["0"]
-            objects.append(oriented_object(where, label, corners, is_difficult=bool(int(difficulty))))
+            objects.append(oriented_object(location, label, corners, is_difficult=bool(int(difficulty))))
         except ValueError as error:
             raise ValueError(
-                f"{where}: expected 'x1 y1 x2 y2 x3 y3 x4 y4 class difficult', the class without spaces, got {line!r}."
+                f"{location}: expected 'x1 y1 x2 y2 x3 y3 x4 y4 class difficult', the class without spaces, got "
+                f"{line!r}."
             ) from error
     return objects
 

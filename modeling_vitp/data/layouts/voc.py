@@ -114,22 +114,22 @@ def voc_objects(root: ElementTree.Element, path: Path | str) -> list[AnnotatedOb
     """
     objects = []
     for index, node in enumerate(root.iterfind("object")):
-        where = f"{path}, object {index}"
+        location = f"{path}, object {index}"
         label = node.findtext("name", "").strip()
         is_difficult = node.findtext("difficult", "0").strip() == "1"
         try:
             if node.find("robndbox") is None:
                 box = tuple(float(node.findtext(f"bndbox/{side}")) for side in SIDES)
-                objects.append(AnnotatedObject(where, label, box, is_difficult=is_difficult))
+                objects.append(AnnotatedObject(location, label, box, is_difficult=is_difficult))
                 continue
             corners = []
             for name in CORNERS:
                 x = float(node.findtext(f"robndbox/x_{name}"))
                 y = float(node.findtext(f"robndbox/y_{name}"))
                 corners.append((x, y))
-            objects.append(oriented_object(where, label, corners, is_difficult))
+            objects.append(oriented_object(location, label, corners, is_difficult))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{where}: expected a box of four numbers or four corners.") from error
+            raise ValueError(f"{location}: expected a box of four numbers or four corners.") from error
     return objects
 
 

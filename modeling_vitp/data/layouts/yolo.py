@@ -229,20 +229,20 @@ def yolo_objects(text: str, path: Path | str, size: tuple[int, int], names: dict
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
-        where = f"{path}, line {number}"
+        location = f"{path}, line {number}"
         label_and_points = parse_line(line, size, names)
         if label_and_points is None:
             raise ValueError(
-                f"{where}: expected 'class x y width height' or 'class x1 y1 x2 y2 x3 y3 …' with a class in "
+                f"{location}: expected 'class x y width height' or 'class x1 y1 x2 y2 x3 y3 …' with a class in "
                 f"{list(names)} and coordinates in [0, 1], got {line[:200]!r}."
             )
         label, points = label_and_points
         if len(points) == 2:
             (x, y), (width, height) = points
             box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-            objects.append(AnnotatedObject(where, label, box))
+            objects.append(AnnotatedObject(location, label, box))
         else:
-            objects.append(polygon_object(where, label, points))
+            objects.append(polygon_object(location, label, points))
     return objects
 
 
@@ -267,7 +267,7 @@ def parse_line(line: str, size: tuple[int, int], names: dict[int, str]) -> tuple
     return label, points
 
 
-def polygon_object(where: str, label: str, points: list[Point]) -> AnnotatedObject:
+def polygon_object(location: str, label: str, points: list[Point]) -> AnnotatedObject:
     """Return the object of a polygon; four points are also the corners of an oriented box."""
     xs, ys = zip(*points)
     doubled_area = 0.0
@@ -277,7 +277,7 @@ def polygon_object(where: str, label: str, points: list[Point]) -> AnnotatedObje
     for point in points:
         outline += point
     return AnnotatedObject(
-        where,
+        location,
         label,
         box=(min(xs), min(ys), max(xs), max(ys)),
         corners=tuple(points) if len(points) == 4 else None,
