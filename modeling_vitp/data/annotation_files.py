@@ -3,7 +3,8 @@
 import json
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,25 @@ STATISTICS = ".aux.xml"  # GDAL writes such a file beside an image whose statist
 CLASS_FLAG = re.compile(r"\s+-1$|\s{2,}[01]$")  # Flags in the class lists of Pascal VOC; `scene 1` is a name.
 
 
+@contextmanager
+def naming_file(path: Path, kind: str) -> Iterator[None]:
+    """Raise errors of reading a file as a `ValueError` that names the file and the expected kind of content."""
+    try:
+        yield
+    except (ValueError, LookupError, RecursionError, OSError, ElementTree.ParseError) as error:
+        raise ValueError(f"{path} cannot be read as {kind}: {error}") from error
+
+
 def read_annotation(path: Path) -> Any:
     """Return the content of a JSON file. Raise a `ValueError` that names the file if it cannot be read."""
-    try:
+    with naming_file(path, "JSON"):
         return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
 
 
 def read_text(path: Path) -> str:
     """Return the content of a text file. Raise a `ValueError` that names the file if it cannot be read."""
-    try:
+    with naming_file(path, "UTF-8 text"):
         return path.read_text(encoding="utf-8-sig")
-    except (UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as UTF-8 text: {error}") from error
 
 
 def read_list(path: Path) -> list[str]:
@@ -41,10 +47,8 @@ def read_list(path: Path) -> list[str]:
 
 def parse_xml(path: Path) -> ElementTree.Element:
     """Return the root of an XML file. Raise a `ValueError` that names the file if it cannot be read."""
-    try:
+    with naming_file(path, "XML"):
         return ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, LookupError, ValueError, OSError) as error:
-        raise ValueError(f"{path} is not valid XML: {error}") from error
 
 
 def files_by_key(

@@ -68,7 +68,9 @@ class Region:
     @property
     def center(self) -> tuple[float, float]:
         left, top, right, bottom = self.box
-        return (left + right) / 2, (top + bottom) / 2
+        x = (left + right) / 2
+        y = (top + bottom) / 2
+        return x, y
 
 
 class LabelMap(NamedTuple):
@@ -123,7 +125,11 @@ class AnnotatedImage:
         return labels
 
 
-def read_labels(path: Path, size: tuple[int, int], names: Mapping[str, str | None]) -> LabelMap:
+def read_labels(
+    path: Path,
+    size: tuple[int, int],
+    names: Mapping[str, str | None],
+) -> LabelMap:
     """Read the label map of an image from its mask.
 
     Args:
@@ -164,13 +170,20 @@ def read_mask_values(path: Path, size: tuple[int, int] | None = None) -> tuple[n
     return values, is_color
 
 
-def number_classes(values: np.ndarray, is_color: bool, names: Mapping[str, str | None], path: Path) -> LabelMap:
+def number_classes(
+    values: np.ndarray,
+    is_color: bool,
+    names: Mapping[str, str | None],
+    path: Path,
+) -> LabelMap:
     """Convert the values of a mask, see [`read_mask_values`], to a label map; `path` is for error messages."""
     has_color_names = any("," in name for name in names)
     # A gray mask may have been saved with three channels. With names of colors, gray values are colors too.
-    if is_color and not has_color_names and not (values % GRAY).any():
-        values = values // GRAY
-        is_color = False
+    if is_color and not has_color_names:
+        has_gray_values_only = not (values % GRAY).any()
+        if has_gray_values_only:
+            values = values // GRAY
+            is_color = False
     phrases = []
     for phrase in names.values():
         if phrase is not None and phrase not in phrases:
@@ -182,7 +195,8 @@ def number_classes(values: np.ndarray, is_color: bool, names: Mapping[str, str |
             raise ValueError(f"{path} has the value {key}, which is missing in --names.")
         phrase = names[key]
         if phrase is not None:
-            numbers[values == value] = phrases.index(phrase) + 1
+            has_value = values == value
+            numbers[has_value] = phrases.index(phrase) + 1
     return LabelMap(numbers, tuple(phrases))
 
 
@@ -213,7 +227,9 @@ def regions_of(labels: LabelMap) -> tuple[Region, ...]:
     regions = []
     for number in np.unique(labels.numbers).tolist():
         if number != 0:
-            regions += connected_regions(labels.numbers == number, labels.phrases[number - 1])
+            mask = labels.numbers == number
+            phrase = labels.phrases[number - 1]
+            regions += connected_regions(mask, phrase)
     return tuple(regions)
 
 
@@ -222,9 +238,15 @@ def connected_regions(mask: np.ndarray, label: str) -> list[Region]:
     _, _, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     min_area = MIN_REGION_SHARE * mask.size
     regions = []
-    for left, top, width, height, area in statistics[1:].tolist():
-        box = (left, top, left + width, top + height)
-        regions.append(Region(label, box, float(area), is_clear=area >= min_area))
+    # The first component is the background.
+    for x, y, width, height, area in statistics[1:].tolist():
+        region = Region(
+            label,
+            box=(x, y, x + width, y + height),
+            area=float(area),
+            is_clear=area >= min_area,
+        )
+        regions.append(region)
     return regions
 
 
@@ -233,9 +255,10 @@ def plain_words(label: str) -> str:
 
     Acronyms keep their case.
     """
-    separated = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label)
+    spaced_label = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label)
+    spaced_label = spaced_label.replace("_", " ").replace("-", " ")
     words = []
-    for word in separated.replace("_", " ").replace("-", " ").split():
+    for word in spaced_label.split():
         is_acronym = len(word) > 1 and word.isupper()
         words.append(word if is_acronym else word.lower())
     return " ".join(words)

@@ -5,12 +5,20 @@ Box = tuple[float, float, float, float]  # Left, top, right and bottom in pixels
 
 def clip(box: Box, area: Box) -> Box:
     """Return the intersection of a box and an area."""
-    return (max(box[0], area[0]), max(box[1], area[1]), min(box[2], area[2]), min(box[3], area[3]))
+    left, top, right, bottom = box
+    area_left, area_top, area_right, area_bottom = area
+    return (
+        max(left, area_left),
+        max(top, area_top),
+        min(right, area_right),
+        min(bottom, area_bottom),
+    )
 
 
 def box_area(box: Box) -> float:
     """Return the area of a box; 0 if it is empty or inverted."""
-    return max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
+    left, top, right, bottom = box
+    return max(right - left, 0) * max(bottom - top, 0)
 
 
 def iou(first: Box, second: Box) -> float:

@@ -2,7 +2,6 @@
 
 import glob
 import hashlib
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..command.settings import NonNegativeInt, PositiveInt, Probability, check_value, from_mapping
+from .annotation_files import read_annotation, read_text
 
 CASES = ("patient", "case")  # fields whose files must be in one split
 FIELD = re.compile(r"\{(?P<field>\w+)(?::(?P<form>[^{}]+))?\}")
@@ -42,8 +42,9 @@ class SplitFiles:
         """Return whether an image of a case is in `part`."""
         if self.part is None:
             return True
-        position = hashed_position(case if self.part_seed is None else f"{self.part_seed}/{case}")
-        return self.part[0] <= position < self.part[1]
+        start, end = self.part
+        seeded_case = case if self.part_seed is None else f"{self.part_seed}/{case}"
+        return start <= hashed_position(seeded_case) < end
 
     def read_cases(self, root: Path, images: Sequence[Path]) -> Sequence[dict[str, str]]:
         """Return the field `case` of images as `cases` says, or no field without such a file.
@@ -54,10 +55,7 @@ class SplitFiles:
         if self.cases is None:
             return [{} for _ in images]
         path = root / self.cases
-        try:
-            cases = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"The cases {path} cannot be read as JSON: {error}") from error
+        cases = read_annotation(path)
         check_value(f"cases in {path}", cases, Mapping[str, str])
         fields_of_images = []
         for image in images:
@@ -94,9 +92,8 @@ class PatternSplit(SplitFiles):
 
     def __post_init__(self):
         super().__post_init__()
-        is_pair = self.before is not None and self.after is not None
-        has_one = self.before is not None or self.after is not None
-        if (self.image is None) != is_pair or (self.image is not None and has_one):
+        has_roles = (self.image is not None, self.before is not None, self.after is not None)
+        if has_roles not in ((True, False, False), (False, True, True)):
             raise ValueError("Expected either `image`, or `before` and `after`.")
 
     @property
@@ -159,8 +156,6 @@ def find_samples(root: str | Path, settings: Mapping, name: str, use_part: bool 
     patterns = split.images
     if split.mask is not None:
         patterns["mask"] = split.mask
-    if not root.is_dir():
-        raise ValueError(f"Folder {root} of the data set not found.")
     first_role = next(iter(patterns))
     field_names = list(dict.fromkeys(fields_of(patterns[first_role])))
     for role, pattern in patterns.items():
@@ -169,13 +164,15 @@ def find_samples(root: str | Path, settings: Mapping, name: str, use_part: bool 
                 f"Split {name!r}: pattern {pattern!r} of {role} needs the fields {field_names or ['name']}."
             )
     files_of_roles = {}
+    all_keys = set()
     for role, pattern in patterns.items():
         files = match_files(root, pattern, field_names)
-        files_of_roles[role] = files
         if not files:
-            pattern = FIELD.sub(r"{\g<field>}", patterns[role])
-            raise ValueError(f"Split {name!r} has no {role}: no file matches {root / pattern}.")
-    keys = sorted(set().union(*files_of_roles.values()))
+            short_pattern = FIELD.sub(r"{\g<field>}", pattern)
+            raise ValueError(f"Split {name!r} has no {role}: no file matches {root / short_pattern}.")
+        files_of_roles[role] = files
+        all_keys.update(files)
+    keys = sorted(all_keys)
     if split.list is not None:
         keys = select_listed(keys, root, root / split.list, files_of_roles[first_role])
     samples = complete_samples(keys, field_names, patterns, files_of_roles, root)
@@ -225,8 +222,9 @@ def read_split(settings: Mapping, name: str) -> PatternSplit:
 def match_files(root: Path, pattern: str, fields: list[str]) -> dict[tuple[str, ...], Path]:
     """Return the files that match a pattern, by the values of `fields`."""
     expression = expression_of(pattern)
+    glob_pattern = FIELD.sub(glob_of, pattern)
     files = {}
-    for name in sorted(glob.glob(FIELD.sub(glob_of, pattern), root_dir=root, recursive=True)):
+    for name in sorted(glob.glob(glob_pattern, root_dir=root, recursive=True)):
         match = expression.fullmatch(Path(name).as_posix())
         # GDAL writes files .aux.xml beside images.
         if match is None or name.endswith(".aux.xml"):
@@ -249,8 +247,10 @@ def expression_of(pattern: str) -> re.Pattern:
         if form.startswith(ANY_FOLDERS):
             form = literal(ANY_FOLDERS) + form.removeprefix(ANY_FOLDERS)
         expression += literal(pattern[end : match.start()])
-        # A field that is repeated has the same value everywhere.
-        expression += f"(?P={name})" if name in field_names else f"(?P<{name}>{form})"
+        if name in field_names:  # A field that is repeated has the same value everywhere.
+            expression += f"(?P={name})"
+        else:
+            expression += f"(?P<{name}>{form})"
         field_names.add(name)
         end = match.end()
     expression += literal(pattern[end:])
@@ -307,24 +307,27 @@ def select_listed(keys: list[tuple], root: Path, path: Path, files: Mapping[tupl
 
 def read_list_of_names(path: Path) -> list[str]:
     """Return the nonempty lines of a list, without space around them."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise ValueError(f"The list {path} cannot be read: {error}") from error
-    return [line.strip() for line in lines if line.strip()]
+    names = []
+    for line in read_text(path).splitlines():
+        name = line.strip()
+        if name:
+            names.append(name)
+    return names
 
 
 def hashed_position(case: str) -> float:
     """Return a hash of a case's name, scaled to [0, 1)."""
-    return int.from_bytes(hashlib.sha256(case.encode()).digest()[:6], "big") / 2**48
+    digest = hashlib.sha256(case.encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def hold_out(settings: Mapping[str, Any], cases: Iterable[str]) -> dict[str, dict]:
     """Return the splits `train` and `test` of data without splits: a tenth of the cases, or at least one, is `test`."""
     positions = sorted(hashed_position(case) for case in cases)
-    start = TRAINED_PART
-    if not positions[0] < TRAINED_PART <= positions[-1]:
-        start = positions[-1]
+    first_position = positions[0]
+    last_position = positions[-1]
+    has_both_splits = first_position < TRAINED_PART <= last_position
+    start = TRAINED_PART if has_both_splits else last_position
     return {
         "train": {**settings, "part": [0.0, start]},
         "test": {**settings, "part": [start, 1.0]},

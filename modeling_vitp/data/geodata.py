@@ -1,8 +1,8 @@
 """Readers of georeferenced annotations, GeoJSON and GeoPackage, in pixels of the images that they cover."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,12 +76,14 @@ class FeatureFile:
     @cached_property
     def bounds(self) -> np.ndarray:
         """Left, bottom, right and top of each feature, float64 of shape `(n, 4)`."""
-        return shapely.bounds([feature.geometry for feature in self.content[1]])
+        _, features = self.content
+        return shapely.bounds([feature.geometry for feature in features])
 
     @property
     def labels(self) -> list[str]:
         """Class of each feature."""
-        return [class_of(feature, self.class_property) for feature in self.content[1]]
+        _, features = self.content
+        return [class_of(feature, self.class_property) for feature in features]
 
     def objects(self, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
         """Return the features in an image, clipped to it, in pixels.
@@ -101,7 +103,9 @@ class FeatureFile:
         crs, features = self.content
         features_near = [features[index] for index in self._near(image, image_crs, bounds)]
         if features and not features_near and not self._covers_an_image:
-            extent = (*self.bounds[:, :2].min(0), *self.bounds[:, 2:].max(0))
+            west, south = self.bounds[:, :2].min(axis=0)
+            east, north = self.bounds[:, 2:].max(axis=0)
+            extent = (west, south, east, north)
             raise ValueError(
                 f"{self.path}: no feature lies in {image}. Expected features in {shown(bounds)} of {image_crs}, got "
                 f"{shown(extent)} of {crs}. Check the coordinate reference systems of both files, and the order of "
@@ -113,37 +117,30 @@ class FeatureFile:
         objects = []
         for feature, geometry in zip(features_near, geometries):
             label = class_of(feature, self.class_property)
-            clipped = clipped_object(feature.where, label, to_pixels(geometry, transformer), size)
-            if clipped is not None:
-                objects.append(clipped)
+            pixel_geometry = to_pixels(geometry, transformer)
+            visible_object = clipped_object(feature.where, label, pixel_geometry, size)
+            if visible_object is not None:
+                objects.append(visible_object)
         return objects
 
     def _transformed(self, geometries: list[shapely.Geometry], image: Path, image_crs: CRS) -> list[shapely.Geometry]:
         """Return geometries in the coordinate reference system of an image."""
         crs, _ = self.content
-        try:
-            mappings = [shapely.geometry.mapping(geometry) for geometry in geometries]
+        mappings = [shapely.geometry.mapping(geometry) for geometry in geometries]
+        with naming_both(self.path, image):
             return [shapely.geometry.shape(mapping) for mapping in transform_geom(crs, image_crs, mappings)]
-        except Exception as error:  # GDAL raises many error types.
-            raise ValueError(
-                f"{self.path}: the features in {image} cannot be transformed from {crs} to {image_crs}: {error}"
-            ) from error
 
-    def _near(self, image: Path, crs: CRS, bounds: Bounds) -> list[int]:
+    def _near(self, image: Path, image_crs: CRS, bounds: Bounds) -> list[int]:
         """Return the indices of the features whose bounds overlap those of an image."""
-        try:
-            west, south, east, north = transform_bounds(crs, self.content[0], *bounds)
-        except Exception as error:  # GDAL raises many error types.
-            raise ValueError(
-                f"{image}: its bounds {shown(bounds)} cannot be transformed from {crs} to {self.content[0]}, as of "
-                f"{self.path}: {error}"
-            ) from error
-        left, bottom, right, top = self.bounds.T
+        crs, _ = self.content
+        with naming_both(self.path, image):
+            west, south, east, north = transform_bounds(image_crs, crs, *bounds)
+        feature_west, feature_south, feature_east, feature_north = self.bounds.T
         if west <= east:
-            overlaps_x = (left <= east) & (right >= west)
+            overlaps_x = (feature_west <= east) & (feature_east >= west)
         else:  # The image crosses the antimeridian.
-            overlaps_x = (left <= east) | (right >= west)
-        overlaps_y = (bottom <= north) & (top >= south)
+            overlaps_x = (feature_west <= east) | (feature_east >= west)
+        overlaps_y = (feature_south <= north) & (feature_north >= south)
         return np.flatnonzero(overlaps_x & overlaps_y).tolist()
 
     @cached_property
@@ -154,6 +151,15 @@ class FeatureFile:
                 if self._near(image, crs, bounds):
                     return True
         return False
+
+
+@contextmanager
+def naming_both(annotations: Path, image: Path) -> Iterator[None]:
+    """Raise errors between the coordinates of annotations and of an image as a `ValueError` that names both files."""
+    try:
+        yield
+    except Exception as error:  # GDAL raises many error types.
+        raise ValueError(f"{annotations} and {image}: coordinates cannot be transformed: {error}") from error
 
 
 def feature_files(
@@ -173,15 +179,13 @@ def feature_files(
             has, compared without case.
 
     Raises:
-        ValueError: If no file is found, or several files are equally near to an image.
+        ValueError: If several files are equally near to an image.
     """
     images = list(images)
     if where.is_file():
         paths = [where]
     else:
         paths = [path for path in visible_paths(where) if path.suffix.lower() in SUFFIXES]
-    if not paths:
-        raise ValueError(f"No GeoJSON or GeoPackage file ({', '.join(SUFFIXES)}) found in {where}.")
     base = root if where.is_relative_to(root) else where
     image_stems = {image.stem for image in images}
     files_by_stem = defaultdict(list)
@@ -245,7 +249,9 @@ def default_class_property(files: Iterable[FeatureFile]) -> str | None:
 
 
 def folder_key(path: Path, root: Path) -> tuple[str, ...]:
-    return tuple(part for part in path.relative_to(root).parent.parts if part.lower() not in ("images", "labels"))
+    """Return the folders of a path, without those with the names `images` and `labels`."""
+    folders = path.relative_to(root).parent.parts
+    return tuple(folder for folder in folders if folder.lower() not in ("images", "labels"))
 
 
 def georeference(image: Path) -> tuple[CRS, AffineTransformer, Bounds]:
@@ -269,7 +275,8 @@ def georeference(image: Path) -> tuple[CRS, AffineTransformer, Bounds]:
         rows = file.height * np.array([low, low, high, high])
         columns = file.width * np.array([low, high, low, high])
         xs, ys = transformer.xy(rows, columns, offset="ul")
-        return file.crs, transformer, (xs.min(), ys.min(), xs.max(), ys.max())
+        bounds = (xs.min(), ys.min(), xs.max(), ys.max())
+        return file.crs, transformer, bounds
 
 
 def read_geojson(path: Path) -> tuple[CRS, list[Feature]]:
@@ -284,14 +291,16 @@ def read_geojson(path: Path) -> tuple[CRS, list[Feature]]:
     """
     contents = read_annotation(path)
     kind = contents.get("type") if isinstance(contents, dict) else None
+    items = None
     if kind == "Feature":
         items = [contents]
-    else:
-        items = contents.get("features") if kind == "FeatureCollection" else None
+    elif kind == "FeatureCollection":
+        items = contents.get("features")
     if not isinstance(items, list):
         raise ValueError(f"{path}: expected a GeoJSON FeatureCollection with `features`, got {str(contents)[:80]!r}.")
     try:
-        crs = CRS.from_user_input(contents["crs"]["properties"]["name"] if "crs" in contents else WGS84)
+        crs_name = contents["crs"]["properties"]["name"] if "crs" in contents else WGS84
+        crs = CRS.from_user_input(crs_name)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: expected `crs` with the name of a coordinate reference system, got "
@@ -299,41 +308,38 @@ def read_geojson(path: Path) -> tuple[CRS, list[Feature]]:
         ) from error
     features = []
     for index, item in enumerate(items):
-        where = f"{path}, feature {index}"
+        location = f"{path}, feature {index}"
         properties = (item.get("properties") or {}) if isinstance(item, dict) else None
         if not isinstance(properties, dict):
-            raise ValueError(f"{where}: expected `properties` and `geometry`, got {str(item)[:80]!r}.")
-        features.append(Feature(where, properties, geojson_polygons(where, item.get("geometry"))))
+            raise ValueError(f"{location}: expected `properties` and `geometry`, got {str(item)[:80]!r}.")
+        geometry = item.get("geometry")
+        if not isinstance(geometry, dict):
+            geometry = {}
+        kind = geometry.get("type")
+        coordinates = geometry.get("coordinates")
+        polygons = geojson_polygons(kind, coordinates)
+        check_geometry(location, kind, coordinates, polygons)
+        features.append(Feature(location, properties, polygons))
     return crs, features
 
 
-def geojson_polygons(where: str, geometry: Any) -> shapely.MultiPolygon:
-    """Return the polygons of a GeoJSON geometry. Raise a `ValueError` that names the feature if it is invalid."""
-    kind = geometry.get("type") if isinstance(geometry, dict) else None
-    check_type(where, kind)
+def geojson_polygons(kind: Any, coordinates: Any) -> shapely.MultiPolygon | None:
+    """Return the polygons of the coordinates of a GeoJSON geometry, or `None` if they are invalid.
+
+    A ring need not repeat its first point.
+    """
+    polygons = []
     try:
-        parts = geometry["coordinates"] if kind == "MultiPolygon" else [geometry["coordinates"]]
-        polygons = [geojson_polygon(rings) for rings in parts]
-    except (KeyError, TypeError, ValueError):
-        polygons = []
-    if not polygons:
-        raise wrong_rings(where, geometry.get("coordinates"))
-    return shapely.MultiPolygon(polygons)
-
-
-def geojson_polygon(rings: Iterable[Iterable[Sequence[float]]]) -> shapely.Polygon:
-    """Return the polygon of an outline and holes, which need not repeat their first point."""
-    outlines = []
-    for ring in rings:
-        points = [point[:2] for point in ring]
-        if len(points) < 4:
-            raise ValueError(f"expected at least four points, got {len(points)}")
-        for x, y in points:
-            if not (is_number(x) and is_number(y)):
-                raise ValueError(f"expected finite coordinates, got {x}, {y}")
-        outlines.append(points)
-    exterior, *holes = outlines
-    return shapely.Polygon(exterior, holes)
+        for rings in coordinates if kind == "MultiPolygon" else [coordinates]:
+            exterior, *holes = [[point[:2] for point in ring] for ring in rings]
+            for points in (exterior, *holes):
+                is_finite = all(is_number(x) and is_number(y) for x, y in points)
+                if len(points) < 4 or not is_finite:
+                    return None
+            polygons.append(shapely.Polygon(exterior, holes))
+    except (TypeError, ValueError):
+        return None
+    return shapely.MultiPolygon(polygons) if polygons else None
 
 
 def read_geopackage(path: Path) -> tuple[CRS, list[Feature]]:
@@ -354,13 +360,17 @@ def read_geopackage(path: Path) -> tuple[CRS, list[Feature]]:
             raise ValueError("expected a GeoPackage, which is an SQLite database.")
         layers = [name for name, geometry_type in pyogrio.list_layers(path) if geometry_type is not None]
         if len(layers) != 1:
-            found = ", ".join(sorted(layers)) or "none"
-            raise ValueError(f"expected one layer of features, found {found}. Export the labels alone.")
+            layer_names = ", ".join(sorted(layers)) or "none"
+            raise ValueError(f"expected one layer of features, found {layer_names}. Export the labels alone.")
         # Without a query, pyogrio reads as many features as the file states. Their number may be wrong after another
         # program changed the layer.
         quoted_layer = layers[0].replace('"', '""')
         description, numbers, blobs, columns = pyogrio.raw.read(
-            path, sql=f'SELECT * FROM "{quoted_layer}"', force_2d=True, return_fids=True, datetime_as_string=True
+            path,
+            sql=f'SELECT * FROM "{quoted_layer}"',
+            force_2d=True,
+            return_fids=True,
+            datetime_as_string=True,
         )
         definition = description["crs"]
         if definition is None or "Undefined" in definition:  # GDAL names a missing system "Undefined Cartesian SRS".
@@ -371,38 +381,48 @@ def read_geopackage(path: Path) -> tuple[CRS, list[Feature]]:
         crs = CRS.from_user_input(definition)
     except Exception as error:  # GDAL raises many error types.
         raise ValueError(f"{path}: {error}") from error
-    values = []
-    for column in columns:
+    values_of_properties = {}
+    for name, column in zip(description["fields"], columns):
         if column.dtype == bool:
             column = column.astype(int)  # The class is "0" or "1", as the file stores it.
-        values.append(column.tolist())
+        values_of_properties[name] = column.tolist()
     features = []
     for index, geometry in enumerate(shapely.from_wkb(blobs, on_invalid="ignore")):
-        where = f"{path}, feature {numbers[index]}"
-        check_type(where, None if geometry is None else geometry.geom_type)
-        parts = shapely.get_parts(geometry)
-        is_finite = np.abs(shapely.get_coordinates(geometry)) < MAX_COORDINATE
-        if not len(parts) or shapely.is_empty(parts).any() or not is_finite.all():
-            raise wrong_rings(where, geometry)
-        properties = {name: column[index] for name, column in zip(description["fields"], values)}
-        features.append(Feature(where, properties, geometry))
+        location = f"{path}, feature {numbers[index]}"
+        kind = None if geometry is None else geometry.geom_type
+        check_geometry(location, kind, geometry, geometry if has_valid_rings(geometry) else None)
+        properties = {name: values[index] for name, values in values_of_properties.items()}
+        features.append(Feature(location, properties, geometry))
     return crs, features
 
 
-def check_type(where: str, kind: Any) -> None:
-    """Raise a `ValueError` unless a feature is a polygon or several."""
+def has_valid_rings(geometry: shapely.Geometry | None) -> bool:
+    """Return whether a geometry has points, and all are finite."""
+    parts = shapely.get_parts(geometry)
+    is_finite = np.abs(shapely.get_coordinates(geometry)) < MAX_COORDINATE
+    return len(parts) > 0 and not shapely.is_empty(parts).any() and bool(is_finite.all())
+
+
+def check_geometry(location: str, kind: Any, coordinates: Any, polygons: shapely.Geometry | None) -> None:
+    """Raise a `ValueError` unless a feature is a polygon or several, with valid rings.
+
+    Args:
+        location: file and feature in the error.
+        kind: type of the geometry, as the file states it.
+        coordinates: coordinates, as the file states them.
+        polygons: the valid polygons, or `None`.
+    """
     if kind not in POLYGONS:
-        found = "no geometry that can be read" if kind is None else f"the type {str(kind)[:80]!r}"
-        raise ValueError(
-            f"{where}: expected a Polygon or MultiPolygon, got {found}. Remove the feature, or draw the outline of the "
+        stated_kind = "no geometry that can be read" if kind is None else f"the type {str(kind)[:80]!r}"
+        problem = (
+            f"expected a Polygon or MultiPolygon, got {stated_kind}. Remove the feature, or draw the outline of the "
             "object; the tool Buffer of QGIS makes polygons of points and lines."
         )
-
-
-def wrong_rings(where: str, coordinates: Any) -> ValueError:
-    return ValueError(
-        f"{where}: expected rings of at least four points with finite coordinates, got {str(coordinates)[:80]}."
-    )
+    elif polygons is None:
+        problem = f"expected rings of at least four points with finite coordinates, got {str(coordinates)[:80]}."
+    else:
+        return
+    raise ValueError(f"{location}: {problem}")
 
 
 def class_of(feature: Feature, class_property: str | None) -> str:
@@ -413,11 +433,11 @@ def class_of(feature: Feature, class_property: str | None) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
-        found = ", ".join(feature.properties) or "none"
-        got = repr(value)[:80] if class_property in feature.properties else "no such property"
+        known_properties = ", ".join(feature.properties) or "none"
+        stated_class = repr(value)[:80] if class_property in feature.properties else "no such property"
         raise ValueError(
-            f"{feature.where}: expected a class in the property {class_property!r}, got {got}. Properties: {found}. "
-            "Set `class_property` to the property with the class, or give the feature a class."
+            f"{feature.where}: expected a class in the property {class_property!r}, got {stated_class}. Properties: "
+            f"{known_properties}. Set `class_property` to the property with the class, or give the feature a class."
         )
     return str(value)
 
@@ -426,44 +446,49 @@ def to_pixels(geometry: shapely.Geometry, transformer: AffineTransformer) -> sha
     """Return a geometry in pixels, with x to the right and y down."""
 
     def points_to_pixels(points: np.ndarray) -> np.ndarray:
-        rows, columns = transformer.rowcol(*points.T, op=np.positive)  # The default rounds to whole pixels.
-        return np.stack([columns, rows], 1)
+        xs, ys = points.T
+        rows, columns = transformer.rowcol(xs, ys, op=np.positive)  # The default rounds to whole pixels.
+        return np.stack([columns, rows], axis=1)
 
     return shapely.transform(geometry, points_to_pixels)
 
 
 def clipped_object(
-    where: str, label: str, geometry: shapely.Polygon | shapely.MultiPolygon, size: tuple[int, int]
+    location: str,
+    label: str,
+    geometry: shapely.Polygon | shapely.MultiPolygon,
+    size: tuple[int, int],
 ) -> AnnotatedObject | None:
     """Return the object of polygons in pixels, clipped to an image of height and width `size`.
 
     Return `None` if it lies outside, or if less than a pixel of its width or height is left after it is clipped.
     """
     height, width = size
-    left, top, right, bottom = geometry.bounds
+    min_x, min_y, max_x, max_y = geometry.bounds
     polygons = shapely.get_parts(geometry)
     whole_area = float(shapely.area(polygons).sum())
     visible_area = whole_area
-    if left < 0 or top < 0 or right > width or bottom > height:
+    if min_x < 0 or min_y < 0 or max_x > width or max_y > height:
         # Only valid polygons can be intersected. Each part is repaired alone, because parts may overlap.
         is_invalid = ~shapely.is_valid(polygons)
         polygons[is_invalid] = shapely.make_valid(polygons[is_invalid], method="structure", keep_collapsed=False)
         whole_area = float(shapely.area(polygons).sum())
-        polygons = polygons_in(shapely.intersection(polygons, shapely.box(0, 0, width, height)))
+        image_area = shapely.box(0, 0, width, height)
+        polygons = polygons_in(shapely.intersection(polygons, image_area))
         visible_area = float(shapely.area(polygons).sum())
     if not len(polygons):
         return None
     outlines = [outline_of(polygon).clip(0, (width, height)) for polygon in shapely.orient_polygons(polygons)]
     points = np.concatenate(outlines)
-    left, top = points.min(0).tolist()
-    right, bottom = points.max(0).tolist()
+    min_x, min_y = points.min(axis=0).tolist()
+    max_x, max_y = points.max(axis=0).tolist()
     is_clipped = visible_area < whole_area * (1 - 1e-9)
-    if is_clipped and min(right - left, bottom - top) < 1:
+    if is_clipped and min(max_x - min_x, max_y - min_y) < 1:
         return None
     return AnnotatedObject(
-        where,
+        location,
         label,
-        box=(left, top, right, bottom),
+        box=(min_x, min_y, max_x, max_y),
         is_difficult=visible_area < MIN_VISIBLE * whole_area,
         area=visible_area,
         segmentation=[outline.flatten().tolist() for outline in outlines],

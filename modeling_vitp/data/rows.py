@@ -26,9 +26,10 @@ OF_THE_HUB = re.compile(r"((zip|gzip|bz2|xz|zstd|lz4)://((?!::).)*::)*hf://((?!:
 
 def content_of(image: dict) -> bytes:
     """Return the encoded bytes of an image, from the row, its file or, if fetching is enabled, its URL."""
-    content, path = image.get("bytes"), image.get("path")
+    content = image.get("bytes")
     if content is not None:
         return content
+    path = image.get("path")
     if not isinstance(path, str):
         raise ValueError(f"an image needs bytes or a path, got {str(path)[:80]!r}.")
     if OF_THE_HUB.fullmatch(path):
@@ -42,32 +43,36 @@ def content_of(image: dict) -> bytes:
 
 def image_size(image: Any) -> tuple[int, int]:
     """Return height and width of an image after EXIF rotation. Of an encoded image, only the header is read."""
+    if isinstance(image, PIL.Image.Image):
+        width, height = image.size
+        return height, width
     if isinstance(image, str):
         image = {"path": image, "bytes": None}
-    if isinstance(image, dict):
-        is_file = image.get("bytes") is None and os.path.isfile(image.get("path") or "")
-        try:
-            with open(image["path"], "rb") if is_file else io.BytesIO(content_of(image)) as file:
+    if not isinstance(image, dict):
+        bands = ViTPImageProcessor._bands_first(torch.as_tensor(image), None)
+        return tuple(bands.shape[1:])
+    path = image.get("path")
+    try:
+        if image.get("bytes") is None and os.path.isfile(path or ""):
+            with open(path, "rb") as file:
                 return picture_size(file)
-        except Exception as error:  # Pillow raises many kinds, see `load_images`.
-            origin = f" ({image['path']})" if image.get("path") else ""
-            raise ValueError(f"an image{origin} cannot be read: {said(error)}") from error
-    if isinstance(image, PIL.Image.Image):
-        return image.size[::-1]
-    return tuple(ViTPImageProcessor._bands_first(torch.as_tensor(image), None).shape[1:])
+        return picture_size(io.BytesIO(content_of(image)))
+    except Exception as error:  # Pillow raises many kinds, see `load_images`.
+        origin = f" ({path})" if path else ""
+        raise ValueError(f"an image{origin} cannot be read: {said(error)}") from error
 
 
 def undecoded(features: Features) -> Features:
     """Return the same features with images and videos left encoded."""
 
-    def leave(feature):
+    def encoded_feature(feature):
         if isinstance(feature, (Image, Video)):
             return type(feature)(decode=False)
         if isinstance(feature, List) and isinstance(feature.feature, (Image, Video)):
-            return List(leave(feature.feature))
+            return List(encoded_feature(feature.feature))
         return feature
 
-    return Features({name: leave(feature) for name, feature in features.items()})
+    return Features({name: encoded_feature(feature) for name, feature in features.items()})
 
 
 def encoded_rows(rows: Dataset) -> Dataset:
@@ -96,23 +101,25 @@ def find_columns(
     """
     check_keys("columns", settings, usual)
     columns = {}
-    for role, names in usual.items():
-        chosen = settings.get(role)
-        if chosen is None:
-            found = [column for column in names if column in known]
-            columns |= {role: found[0]} if found else {}
+    for role, usual_names in usual.items():
+        columns_of_role = settings.get(role)
+        if columns_of_role is None:
+            for column in usual_names:
+                if column in known:
+                    columns[role] = column
+                    break
             continue
-        for column in [chosen] if isinstance(chosen, str) else chosen:
+        for column in [columns_of_role] if isinstance(columns_of_role, str) else columns_of_role:
             if column not in known:
                 raise missing_column(known, column, name)
-        columns[role] = chosen
+        columns[role] = columns_of_role
     return columns
 
 
 def missing_column(known: Collection[str], column: str, name: str) -> ValueError:
     """Return the error for a column that does not exist."""
-    found = ", ".join(sorted(known))
-    return ValueError(f"Split {name!r} has no column {column!r}. Found: {found}. Set `columns` in `data`.")
+    known_columns = ", ".join(sorted(known))
+    return ValueError(f"Split {name!r} has no column {column!r}. Found: {known_columns}. Set `columns` in `data`.")
 
 
 def check_image_columns(rows: Dataset, columns: Iterable[str], name: str) -> None:
@@ -128,11 +135,13 @@ def cases_of_rows(rows: Dataset) -> list[str] | None:
 
     A row whose patient is missing is a case of its own.
     """
-    column = next((name for name in CASES if name in rows.column_names), None)
-    if column is None:
+    case_columns = [name for name in CASES if name in rows.column_names]
+    if not case_columns:
         return None
-    own = f"row {{}} of {rows.split}".format
-    return [own(index) if case is None else str(case) for index, case in enumerate(rows[column])]
+    cases = []
+    for index, case in enumerate(rows[case_columns[0]]):
+        cases.append(f"row {index} of {rows.split}" if case is None else str(case))
+    return cases
 
 
 def folder_cache(name: str | Path) -> str | None:
@@ -145,7 +154,10 @@ def folder_cache(name: str | Path) -> str | None:
     if not place.exists():
         return None
     state = hashlib.sha256(str(place.resolve()).encode())
-    for path in sorted(path for path in (place, *place.rglob("*")) if path.is_file()):
+    for path in sorted((place, *place.rglob("*"))):
+        if not path.is_file():
+            continue
         stat = path.stat()
-        state.update(f"{path.relative_to(place)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+        file_state = f"{path.relative_to(place)}\0{stat.st_size}\0{stat.st_mtime_ns}\0"
+        state.update(file_state.encode())
     return str(Path(datasets.config.HF_DATASETS_CACHE) / "folders" / state.hexdigest()[:16])

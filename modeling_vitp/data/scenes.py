@@ -40,11 +40,14 @@ def find_scenes(
     patients = [layout.case(path) for path in images]
     keys, unit, rule = scene_keys(images, names, patients, classes, layout, scene_pattern)
     patients_or_names = [patient or name for patient, name in zip(patients, names)]
+    original_names = names_of_originals(images, names)
+    # Images with one of these keys in common are connected.
     edges = []
-    for keys_of_images in (keys, names_of_originals(images, names), patients_or_names):
+    for keys_of_images in (keys, original_names, patients_or_names):
         first_indices: dict[Any, int] = {}
         for index, key in enumerate(keys_of_images):
-            edges.append((first_indices.setdefault(key, index), index))
+            first_index = first_indices.setdefault(key, index)
+            edges.append((first_index, index))
     scenes = connected(len(images), edges)
     if rule is not None:
         unit = f"{unit} ({max(scenes) + 1} {unit}s: {rule})"
@@ -77,18 +80,25 @@ def scene_keys(
 def names_of_originals(images: Sequence[Path], names: Sequence[str]) -> list[str]:
     """Return the name of each image; images with identical bytes, except those of one color, have the same one."""
     # Each image is a split of its own, so that copies of an image are found wherever they are.
-    samples = {str(index): [FileSample("", {}, (path,), None)] for index, path in enumerate(images)}
+    splits = {}
+    for index, path in enumerate(images):
+        sample = FileSample("", {}, (path,), None)
+        splits[str(index)] = [sample]
     original_names = list(names)
-    for copies in shared_images(images_of_files(samples)):
+    for copies in shared_images(images_of_files(splits)):
         for image in copies:
-            original_names[int(image.split)] = copies[0].name
+            index = int(image.split)
+            original_names[index] = copies[0].name
     return original_names
 
 
 def connected(number: int, edges: Sequence[tuple[int, int]]) -> np.ndarray:
     """Return the connected component of each of `number` nodes."""
-    graph = coo_array((np.ones(len(edges), bool), np.array(edges).reshape(-1, 2).T), (number, number))
-    return connected_components(graph, directed=False)[1]
+    nodes = np.array(edges).reshape(-1, 2).T
+    is_edge = np.ones(len(edges), bool)
+    graph = coo_array((is_edge, nodes), (number, number))
+    _, components = connected_components(graph, directed=False)
+    return components
 
 
 def scene_in(name: str, pattern: str) -> str:
@@ -115,14 +125,14 @@ def touching(images: Sequence[Path]) -> np.ndarray | None:
         systems.append(str(crs))
         bounds_of_images.append(bounds)
     _, system_numbers = np.unique(systems, return_inverse=True)
-    areas = np.column_stack([system_numbers, bounds_of_images])
-    areas, area_of_image = np.unique(areas, axis=0, return_inverse=True)
-    system, left, bottom, right, top = areas.T
+    areas_of_images = np.column_stack([system_numbers, bounds_of_images])
+    areas, area_of_image = np.unique(areas_of_images, axis=0, return_inverse=True)
+    system, west, south, east, north = areas.T
     edges = []
     for index in range(len(areas)):
         is_same_system = system == system[index]
-        overlaps_x = (left <= right[index]) & (right >= left[index])
-        overlaps_y = (bottom <= top[index]) & (top >= bottom[index])
+        overlaps_x = (west <= east[index]) & (east >= west[index])
+        overlaps_y = (south <= north[index]) & (north >= south[index])
         for neighbor in np.flatnonzero(is_same_system & overlaps_x & overlaps_y):
             edges.append((index, neighbor))
     components = connected(len(areas), edges)[area_of_image.ravel()]
@@ -144,10 +154,15 @@ def are_scenes(keys: Sequence[str], classes: Sequence[set]) -> bool:
     for key, classes_of_image in zip(keys, classes):
         for label in classes_of_image:
             keys_of_classes[label].add(key)
-    num_classes_of_one_group = sum(len(class_keys) == 1 for class_keys in keys_of_classes.values())
-    largest_group = max(Counter(keys).values())
-    is_even = 2 * largest_group <= len(keys) and 2 * num_classes_of_one_group <= len(keys_of_classes)
-    return MIN_SCENES <= len(set(keys)) < len(keys) and is_even
+    num_classes_of_one_group = 0
+    for keys_of_class in keys_of_classes.values():
+        if len(keys_of_class) == 1:
+            num_classes_of_one_group += 1
+    sizes = Counter(keys)
+    are_enough = MIN_SCENES <= len(sizes) < len(keys)
+    has_most_images = 2 * max(sizes.values()) > len(keys)
+    have_most_classes = 2 * num_classes_of_one_group > len(keys_of_classes)
+    return are_enough and not has_most_images and not have_most_classes
 
 
 def draw_splits(scenes: np.ndarray, classes: Sequence[set], splits: Sequence[str], seed: int) -> list[str]:
@@ -164,13 +179,8 @@ def draw_splits(scenes: np.ndarray, classes: Sequence[set], splits: Sequence[str
         seed: random seed.
     """
     sizes = np.bincount(scenes)
-    labels = {label: index for index, label in enumerate(sorted(set().union(*classes)))}
-    scenes_and_labels = set()
-    for scene, classes_of_image in zip(scenes.tolist(), classes):
-        for label in classes_of_image:
-            scenes_and_labels.add((scene, labels[label]))
-    # Each class of each scene.
-    scene_of_pair, label_of_pair = np.array(sorted(scenes_and_labels)).T
+    scene_of_pair, label_of_pair = scenes_with_labels(scenes, classes)
+    num_labels = max(label_of_pair) + 1
     num_scenes_of_label = np.bincount(label_of_pair)
     rare_scenes = np.unique(scene_of_pair[num_scenes_of_label[label_of_pair] == 1])
     common_scenes = np.setdiff1d(np.arange(len(sizes)), rare_scenes)
@@ -183,7 +193,7 @@ def draw_splits(scenes: np.ndarray, classes: Sequence[set], splits: Sequence[str
         order = np.concatenate([random.permutation(common_scenes), random.permutation(rare_scenes)])
         split_of_scene = divide_scenes(order, sizes, num_splits, split_size)
         counts = np.bincount(split_of_scene, sizes, num_splits)
-        is_missing = np.ones((num_splits, len(labels)), bool)
+        is_missing = np.ones((num_splits, num_labels), bool)
         is_missing[split_of_scene[scene_of_pair], label_of_pair] = False
         score = (
             sum(counts < MIN_IMAGES),
@@ -195,6 +205,20 @@ def draw_splits(scenes: np.ndarray, classes: Sequence[set], splits: Sequence[str
             best_score = score
             best_split_of_scene = split_of_scene
     return [splits[split] for split in best_split_of_scene[scenes]]
+
+
+def scenes_with_labels(scenes: np.ndarray, classes: Sequence[set]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the scene, and the class from 0, of each pair of a scene and a class in it, int of shape `(pairs,)`."""
+    names = set()
+    for classes_of_image in classes:
+        names.update(classes_of_image)
+    labels = {name: label for label, name in enumerate(sorted(names))}
+    pairs = set()
+    for scene, classes_of_image in zip(scenes.tolist(), classes):
+        for name in classes_of_image:
+            pairs.add((scene, labels[name]))
+    scene_of_pair, label_of_pair = np.array(sorted(pairs)).T
+    return scene_of_pair, label_of_pair
 
 
 def divide_scenes(order: np.ndarray, sizes: np.ndarray, num_splits: int, split_size: float) -> np.ndarray:
@@ -216,6 +240,7 @@ def divide_scenes(order: np.ndarray, sizes: np.ndarray, num_splits: int, split_s
         last_end = len(sizes) - min_scenes * (num_splits - split)
         possible_ends = np.arange(start + min_scenes, last_end + 1)
         num_images = num_images_before[possible_ends] - num_images_before[start]
-        end = possible_ends[abs(num_images - max(split_size, MIN_IMAGES)).argmin()]
+        differences = abs(num_images - max(split_size, MIN_IMAGES))
+        end = possible_ends[differences.argmin()]
         split_of_scene[order[start:end]] = split
     return split_of_scene

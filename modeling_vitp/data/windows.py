@@ -36,15 +36,16 @@ def window_of(image: AnnotatedImage, window: Window) -> AnnotatedImage:
         share = clipped_area / box_area(region.box)
         if share <= 0:
             continue
-        visible_part = dataclasses.replace(
+        x_start, y_start, x_end, y_end = clipped_box
+        visible_region = dataclasses.replace(
             region,
-            box=(clipped_box[0] - left, clipped_box[1] - top, clipped_box[2] - left, clipped_box[3] - top),
+            box=(x_start - left, y_start - top, x_end - left, y_end - top),
             area=min(region.area * share, clipped_area),
         )
         if share >= MIN_VISIBLE:
-            regions.append(visible_part)
+            regions.append(visible_region)
         else:
-            slivers.append(visible_part)
+            slivers.append(visible_region)
     return dataclasses.replace(
         image,
         id=f"{image.id}/{left}_{top}",
@@ -70,9 +71,7 @@ def object_windows(
     image_windows = windows(image_size, size, overlap)
     if image_windows == [None]:
         image_windows = [(0, 0, width, height)]
-    shares = []
-    for left, top, right, bottom in image_windows:
-        shares.append((right - left) * (bottom - top) / size**2)
+    shares = [box_area(window) / size**2 for window in image_windows]
     largest_share = max(shares)
     selected_windows = []
     for window, share in zip(image_windows, shares):
@@ -109,17 +108,20 @@ def shares_inside(corners: np.ndarray, start: tuple[int, int], size: int) -> np.
     """
     low = np.array(start, np.float64)
     high = low + size
-    edges = np.roll(corners, -1, 1) - corners
+    next_corners = np.roll(corners, -1, axis=1)
+    edges = next_corners - corners
     with np.errstate(divide="ignore", invalid="ignore"):
         low_positions = (low - corners) / edges
         high_positions = (high - corners) / edges
     # Positions along each edge, 0 at its start and 1 at its end. An edge that is parallel to a line has none.
-    positions = np.concatenate([low_positions, high_positions], -1)
+    positions = np.concatenate([low_positions, high_positions], axis=-1)
     positions = np.nan_to_num(positions, nan=0.0, posinf=1.0, neginf=0.0)
-    positions = np.sort(np.clip(positions, 0, 1), -1)
+    positions = np.sort(np.clip(positions, 0, 1), axis=-1)
     edge_starts = corners[:, :, None]
-    crossings = edge_starts + positions[..., None] * edges[:, :, None]  # Shape (n, points, 4, 2).
-    outlines = np.concatenate([edge_starts, crossings], 2).reshape(len(corners), -1, 2)
+    steps = positions[..., None] * edges[:, :, None]  # Shape (n, points, 4, 2).
+    crossings = edge_starts + steps
+    outlines = np.concatenate([edge_starts, crossings], axis=2)
+    outlines = outlines.reshape(len(corners), -1, 2)
     clamped_outlines = np.clip(outlines, low, high)
     return areas(clamped_outlines) / areas(corners)
 
@@ -128,6 +130,7 @@ def areas(corners: np.ndarray) -> np.ndarray:
     """Return the areas of polygons `(n, points, 2)`, float64 of shape `(n,)`."""
     x = corners[..., 0]
     y = corners[..., 1]
-    next_x = np.roll(x, -1, 1)
-    next_y = np.roll(y, -1, 1)
-    return abs((x * next_y - y * next_x).sum(1)) / 2
+    next_x = np.roll(x, -1, axis=1)
+    next_y = np.roll(y, -1, axis=1)
+    doubled_areas = (x * next_y - y * next_x).sum(axis=1)
+    return abs(doubled_areas) / 2

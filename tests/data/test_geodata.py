@@ -398,7 +398,7 @@ def test_missing_features_are_named(names, tmp_path):
         GeoJson(tmp_path).annotate("a.tif", (tmp_path / "a.tif",))
     (tmp_path / f"{names[0]}.geojson").unlink()
     if len(names) == 1:
-        with pytest.raises(ValueError, match=r"\.geojson, \.gpkg"):
+        with pytest.raises(ValueError, match=r"\.geojson or \.gpkg"):
             GeoJson(tmp_path).annotate("a.tif", (tmp_path / "a.tif",))
 
 

@@ -20,25 +20,31 @@ class ChangePairs(Layout):
     """
 
     subject = "change"
-    before_folders, after_folders = ("A", "Image1", "time1", "before"), ("B", "Image2", "time2", "after")
+    before_folders = ("A", "Image1", "time1", "before")
+    after_folders = ("B", "Image2", "time2", "after")
     mask_folders = ("label", "OUT", "labels", "masks", "mask")
 
     @classmethod
     def matches(cls, root):
+        folders = [cls.before_folders, cls.after_folders]
         has_captions = any(root.rglob("*captions*.json"))
-        others = () if has_captions else (cls.mask_folders,)
-        return have_common_names(root, cls.before_folders, cls.after_folders, *others)
+        if not has_captions:
+            folders.append(cls.mask_folders)
+        return have_common_names(root, *folders)
 
     def splits(self):
-        before, after = (images_in(self.root, names) for names in (self.before_folders, self.after_folders))
+        images_before = images_in(self.root, self.before_folders)
+        images_after = images_in(self.root, self.after_folders)
         pairs = {}
-        for split, files in before.items():
-            missing = sorted(files.keys() - after.get(split, {}).keys())
-            if missing:
-                raise ValueError(
-                    f"No image of the same name as {files[missing[0]][0]} found in {', '.join(self.after_folders)}."
-                )
-            pairs[split] = {name: (*paths, *after[split][name]) for name, paths in files.items()}
+        for split, images in images_before.items():
+            later_images = images_after.get(split, {})
+            unpaired_ids = sorted(images.keys() - later_images.keys())
+            if unpaired_ids:
+                (path,) = images[unpaired_ids[0]]
+                raise ValueError(f"No image of the same name as {path} found in {', '.join(self.after_folders)}.")
+            pairs[split] = {}
+            for image_id, paths in images.items():
+                pairs[split][image_id] = (*paths, *later_images[image_id])
         return pairs
 
     @cached_property
@@ -48,13 +54,13 @@ class ChangePairs(Layout):
     @cached_property
     def _captions(self) -> dict[str, dict[str, tuple[str, ...]]]:
         """Captions by file name and split; the split is `UNSPLIT` if the file does not state it."""
-        where = self.annotations or self.root
-        files = [where] if where.is_file() else visible_paths(where, "*captions*.json")
+        location = self.annotations or self.root
+        files = [location] if location.is_file() else visible_paths(location, "*captions*.json")
         captions = defaultdict(dict)
         for path in files:
             try:
                 for image in read_annotation(path)["images"]:
-                    sentences = tuple(filter(None, (sentence["raw"].strip() for sentence in image["sentences"])))
+                    sentences = sentences_of(image)
                     split = split_in(str(image.get("split") or image.get("filepath") or "")) or UNSPLIT
                     if captions[image["filename"]].setdefault(split, sentences) != sentences:
                         raise ValueError(f"{path} has different captions for two images {image['filename']!r}.")
@@ -64,21 +70,37 @@ class ChangePairs(Layout):
 
     def _captions_of(self, path: Path) -> tuple[str, ...]:
         """Return the captions of an image in its split, or its only captions if its path has no split."""
-        found, split = self._captions.get(path.name, {}), split_of_path(path.relative_to(self.root))
-        if split == UNSPLIT and len(found) == 1:
-            return next(iter(found.values()))
-        return found.get(split, found.get(UNSPLIT, ()))
+        captions_of_splits = self._captions.get(path.name, {})
+        split = split_of_path(path.relative_to(self.root))
+        if split == UNSPLIT and len(captions_of_splits) == 1:
+            (captions,) = captions_of_splits.values()
+            return captions
+        return captions_of_splits.get(split, captions_of_splits.get(UNSPLIT, ()))
 
     def annotate(self, image_id, paths):
-        size = upright_size(paths[0])
-        if upright_size(paths[1]) != size:
-            raise ValueError(f"{paths[0]} and {paths[1]} differ in size.")
-        mask, captions = self._masks.get(image_id), self._captions_of(paths[0])
+        before, after = paths
+        size = upright_size(before)
+        if upright_size(after) != size:
+            raise ValueError(f"{before} and {after} differ in size.")
+        mask = self._masks.get(image_id)
+        captions = self._captions_of(before)
         if mask is None and not captions:
-            raise ValueError(f"No mask or captions found for {paths[0]}.")
+            raise ValueError(f"No mask or captions found for {before}.")
         label = self.names.get("changed region") or "changed region"
         if mask is not None:
-            regions = connected_regions(read_mask_values(mask, size)[0] != 0, label)
+            values, _ = read_mask_values(mask, size)
+            regions = connected_regions(values != 0, label)
         else:  # Without a mask, the position of a change is unknown, and so is whether anything has changed.
-            regions = [Region(label, (0, 0, *size[::-1]), size[0] * size[1], is_clear=False)]
+            height, width = size
+            regions = [Region(label, (0, 0, width, height), height * width, is_clear=False)]
         return [AnnotatedImage(image_id, paths, size, tuple(regions), captions=captions)]
+
+
+def sentences_of(image: dict) -> tuple[str, ...]:
+    """Return the nonempty captions of an image in the format of LEVIR-CC."""
+    sentences = []
+    for sentence in image["sentences"]:
+        text = sentence["raw"].strip()
+        if text:
+            sentences.append(text)
+    return tuple(sentences)

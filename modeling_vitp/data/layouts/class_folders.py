@@ -18,32 +18,43 @@ class ClassFolders(ClassLayout):
 
     @classmethod
     def matches(cls, root):
-        splits = cls(root)._split_folders.values()
-        folders = [path for folder in splits or [root] for path in folder.iterdir() if path.is_dir()]
-        # Readers of the classes name an empty folder in their error.
-        classes = [
-            path for path in folders if path.name[0] != "." and any(one.name[0] != "." for one in path.iterdir())
-        ]
-        names = {path.name for path in classes}
-        if any(map(SPLIT_NAME.fullmatch, names)) or (not splits and len([*filter(split_in, names)]) > 1):
+        split_folders = cls(root)._split_folders
+        class_folders = []
+        for parent in split_folders.values() or [root]:
+            class_folders += class_folders_in(parent)
+        names = {folder.name for folder in class_folders}
+        if len(names) < 2:
             return False
-        if len(names) < 2 or any(name.lower() in (*Masks.image_folders, *Masks.mask_folders) for name in names):
+        num_splits = 0
+        for name in names:
+            is_of_masks = name.lower() in (*Masks.image_folders, *Masks.mask_folders)
+            if is_of_masks or SPLIT_NAME.fullmatch(name):
+                return False
+            if split_in(name) is not None:
+                num_splits += 1
+        # Several folders such as `areas_train` and `areas_test` are splits.
+        if num_splits > 1 and not split_folders:
             return False
-        return all(any(one.suffix.lower() in IMAGE_SUFFIXES for one in path.iterdir()) for path in classes)
+        return all(has_image(folder) for folder in class_folders)
 
     @cached_property
     def _split_folders(self) -> dict[str, Path]:
-        return {
-            split_in(path.name): path
-            for path in sorted(self.root.iterdir())
-            if path.is_dir() and SPLIT_NAME.fullmatch(path.name) and any(child.is_dir() for child in path.iterdir())
-        }
+        folders = {}
+        for path in sorted(self.root.iterdir()):
+            is_split = path.is_dir() and SPLIT_NAME.fullmatch(path.name)
+            if is_split and any(child.is_dir() for child in path.iterdir()):
+                folders[split_in(path.name)] = path
+        return folders
 
     def splits(self):
-        return {
-            split: {path.relative_to(self.root).as_posix(): (path,) for path in image_files(folder)}
-            for split, folder in (self._split_folders or {UNSPLIT: self.root}).items()
-        }
+        folders = self._split_folders or {UNSPLIT: self.root}
+        splits = {}
+        for split, folder in folders.items():
+            splits[split] = {}
+            for path in image_files(folder):
+                image_id = path.relative_to(self.root).as_posix()
+                splits[split][image_id] = (path,)
+        return splits
 
     def data_settings(self):
         splits = {}
@@ -55,9 +66,27 @@ class ClassFolders(ClassLayout):
         return {"splits": splits}
 
     def annotate(self, image_id, paths):
-        expected = ("SPLIT", "CLASS", "NAME") if self._split_folders else ("CLASS", "NAME")
-        if len(paths[0].relative_to(self.root).parts) != len(expected):
-            raise ValueError(f"Expected images at {'/'.join(expected)} in {self.root}, got {paths[0]}. Move the file.")
-        size = stored_size(paths[0])  # of any orientation, which the class does not depend on
-        check_file(paths[0])
-        return [AnnotatedImage(image_id, paths, size, label=self.phrase(paths[0].parent.name))]
+        (path,) = paths
+        expected_parts = ("SPLIT", "CLASS", "NAME") if self._split_folders else ("CLASS", "NAME")
+        if len(path.relative_to(self.root).parts) != len(expected_parts):
+            pattern = "/".join(expected_parts)
+            raise ValueError(f"Expected images at {pattern} in {self.root}, got {path}. Move the file.")
+        size = stored_size(path)  # Of any orientation, which the class does not depend on.
+        check_file(path)
+        return [AnnotatedImage(image_id, paths, size, label=self.phrase(path.parent.name))]
+
+
+def class_folders_in(parent: Path) -> list[Path]:
+    """Return the visible folders in a folder, without empty ones, which the readers of classes name in their error."""
+    folders = []
+    for folder in parent.iterdir():
+        if not folder.is_dir() or folder.name.startswith("."):
+            continue
+        if any(not path.name.startswith(".") for path in folder.iterdir()):
+            folders.append(folder)
+    return folders
+
+
+def has_image(folder: Path) -> bool:
+    """Return whether an image is directly in a folder."""
+    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())

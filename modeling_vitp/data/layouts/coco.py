@@ -8,10 +8,13 @@ from typing import Any
 from ...images.reading import IMAGE_SUFFIXES, visible_paths
 from ..annotation_files import check_size, is_below, read_annotation, read_flag
 from ..annotations import AnnotatedObject
+from ..boxes import Box
 from ..folders import UNSPLIT, find_file, split_in
 from .base import ObjectLayout, images_by_name, register_layout
 
+# Keys that the entries of each list must have, and those whose values must differ.
 COCO_KEYS = {"images": ("id", "file_name"), "categories": ("id", "name"), "annotations": ("image_id",)}
+UNIQUE_KEYS = (("images", "id"), ("categories", "id"), ("images", "file_name"))
 
 
 @register_layout("coco")
@@ -28,7 +31,7 @@ class Coco(ObjectLayout):
 
     @classmethod
     def matches(cls, root):
-        return any(map(has_coco_boxes, visible_paths(root, "*.json")))
+        return any(has_coco_boxes(path) for path in visible_paths(root, "*.json"))
 
     @classmethod
     def read_objects(cls, annotation, image, size):
@@ -157,7 +160,8 @@ class CocoFile:
 
     def objects(self, entry: dict, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
         """Return the objects of an entry of `images`; `size` is the height and width of the file `image`."""
-        check_size((entry.get("height"), entry.get("width")), size, self.path, image)
+        stated_size = (entry.get("height"), entry.get("width"))
+        check_size(stated_size, size, self.path, image)
         return [coco_object(annotation, self.categories, self.path) for annotation in self._annotations[entry["id"]]]
 
 
@@ -167,32 +171,26 @@ def coco_object(annotation: dict, names: dict[int | str, str], path: Path | str)
     Raises:
         ValueError: If the annotation has no box, or an unknown category.
     """
-    where = f"{path}, annotation {annotation.get('id')}"
+    location = f"{path}, annotation {annotation.get('id')}"
     category = annotation.get("category_id")
-    if not isinstance(category, (int, str)) or category not in names:
-        raise ValueError(f"{where}: expected `category_id` to be an id of `categories`, got {category!r}.")
-    try:
-        sides = read_numbers(annotation["bbox"])
-        left, top, width, height = sides
-        box = (left, top, left + width, top + height)
-        is_relative = all(0 <= side <= 1 for side in sides) and any(side % 1 for side in sides)
-        if is_relative:
-            raise ValueError("the box is relative to the image")
-    except (KeyError, ValueError, TypeError) as error:
+    stated_box = annotation.get("bbox")
+    box = pixel_box(stated_box)
+    if not isinstance(category, (int, str)) or category not in names or box is None:
         raise ValueError(
-            f"{where}: expected `bbox` to be four numbers in pixels, got {annotation.get('bbox')!r}."
-        ) from error
+            f"{location}: expected `category_id` to be an id of `categories`, and `bbox` to be four numbers in pixels, "
+            f"got {category!r} and {stated_box!r}."
+        )
     try:
         area = read_numbers(annotation.get("area"))
         segmentation = read_numbers(annotation.get("segmentation") or None)
         is_crowd = read_flag(annotation.get("iscrowd"), "iscrowd")
     except ValueError as error:
-        raise ValueError(f"{where}: invalid `iscrowd`, `area` or outline (`segmentation`): {error}") from error
+        raise ValueError(f"{location}: invalid `iscrowd`, `area` or outline (`segmentation`): {error}") from error
     caption = annotation.get("caption")
     if isinstance(caption, str) and not caption.strip():
         caption = None
     return AnnotatedObject(
-        where,
+        location,
         names[category],
         box,
         is_crowd=is_crowd,
@@ -200,6 +198,20 @@ def coco_object(annotation: dict, names: dict[int | str, str], path: Path | str)
         caption=caption,
         segmentation=segmentation,
     )
+
+
+def pixel_box(value: Any) -> Box | None:
+    """Return the box of a `bbox` (left, top, width, height), or `None` if it is not four numbers in pixels."""
+    try:
+        sides = read_numbers(value)
+        left, top, width, height = sides
+        box = (left, top, left + width, top + height)
+        is_below_one = all(0 <= side <= 1 for side in sides)
+        has_fractions = any(side % 1 for side in sides)
+    except (ValueError, TypeError):
+        return None
+    is_relative_to_image = is_below_one and has_fractions
+    return None if is_relative_to_image else box
 
 
 def read_numbers(value: Any) -> Any:
@@ -213,34 +225,45 @@ def read_numbers(value: Any) -> Any:
 
 def check_coco(contents: dict, path: Path) -> None:
     """Raise a `ValueError` that names the first invalid entry."""
+    problem = problem_of_coco(contents)
+    if problem is not None:
+        raise ValueError(f"{path}: {problem}")
+
+
+def problem_of_coco(contents: dict) -> str | None:
+    """Return the first invalid entry of a COCO file in words, or `None` if all are valid."""
     for kind, keys in COCO_KEYS.items():
         entries = contents.get(kind, [])
         if not isinstance(entries, list):
-            raise ValueError(f"{path}: `{kind}` must be a list, got {str(entries)[:80]!r}.")
+            return f"`{kind}` must be a list, got {str(entries)[:80]!r}."
         for index, entry in enumerate(entries):
             for key in keys:
                 value = entry.get(key) if isinstance(entry, dict) else None
-                is_name = key in ("file_name", "name")
-                if not isinstance(value, str if is_name else (int, str)) or (is_name and not value):
-                    raise ValueError(f"{path}: entry {index} of `{kind}` has no valid {key!r}: {str(entry)[:80]!r}.")
-    for kind, key in (("images", "id"), ("categories", "id"), ("images", "file_name")):
-        seen = set()
+                if key in ("file_name", "name"):
+                    is_valid = isinstance(value, str) and value != ""
+                else:
+                    is_valid = isinstance(value, (int, str))
+                if not is_valid:
+                    return f"entry {index} of `{kind}` has no valid {key!r}: {str(entry)[:80]!r}."
+    for kind, key in UNIQUE_KEYS:
+        values = set()
         for entry in contents.get(kind, []):
-            if entry[key] in seen:
-                raise ValueError(f"{path}: two entries of `{kind}` have the {key} {entry[key]!r}. Merge them.")
-            seen.add(entry[key])
-    ids = {entry["id"] for entry in contents.get("images", [])}
+            if entry[key] in values:
+                return f"two entries of `{kind}` have the {key} {entry[key]!r}. Merge them."
+            values.add(entry[key])
+    image_ids = {entry["id"] for entry in contents.get("images", [])}
     for annotation in contents.get("annotations", []):
-        if annotation["image_id"] not in ids:
-            raise ValueError(
-                f"{path}, annotation {annotation.get('id')}: unknown `image_id` {annotation['image_id']!r}."
-            )
+        image_id = annotation["image_id"]
+        if image_id not in image_ids:
+            return f"annotation {annotation.get('id')} has the unknown `image_id` {image_id!r}."
+    return None
 
 
 def has_coco_boxes(path: Path) -> bool:
     """Return whether a file has the keys of COCO JSON with boxes. The file, which may be large, is not parsed."""
     content = path.read_bytes()
-    return all(f'"{key}"'.encode() in content for key in ("images", "annotations", "categories", "bbox"))
+    keys = (b'"images"', b'"annotations"', b'"categories"', b'"bbox"')
+    return all(key in content for key in keys)
 
 
 def entries_by_name(path: Path) -> dict[str, tuple[CocoFile, dict]]:
@@ -248,17 +271,16 @@ def entries_by_name(path: Path) -> dict[str, tuple[CocoFile, dict]]:
 
     If two images have the same name, all names include the folders.
     """
-    if path.is_dir():
-        raise ValueError(f"Expected a file as `annotations` for `format: coco`, got the folder {path}.")
     contents = read_annotation(path)
     if not isinstance(contents, dict) or not {"images", "categories", "annotations"} <= contents.keys():
         raise ValueError(f"Expected COCO JSON with `images`, `categories` and `annotations` in {path}.")
     file = CocoFile(path, contents)
     stems = {file_stem(entry["file_name"]) for entry in file.images}
-    key_of = file_stem if len(stems) == len(file.images) else without_suffix
+    has_unique_stems = len(stems) == len(file.images)
     entries = {}
     for entry in file.images:
-        key = key_of(entry["file_name"])
+        name = entry["file_name"]
+        key = file_stem(name) if has_unique_stems else without_suffix(name)
         if key in entries:
             raise ValueError(f"{path} has two images with the name {key!r}.")
         entries[key] = (file, entry)

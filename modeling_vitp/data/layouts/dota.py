@@ -43,15 +43,16 @@ class Dota(ObjectLayout):
     def class_names(self):
         names = set()
         for path in self._files.values():
-            names.update(item.label for item in dota_objects(read_text(path), path))
+            for item in dota_objects(read_text(path), path):
+                names.add(item.label)
         return sorted(names)
 
     def regions(self, objects, size):
-        with_areas = []
+        objects_with_areas = []
         for item in objects:
             area = cv2.contourArea(np.array(item.corners, dtype=np.float32))
-            with_areas.append(replace(item, area=float(area)))
-        return super().regions(with_areas, size)
+            objects_with_areas.append(replace(item, area=float(area)))
+        return super().regions(objects_with_areas, size)
 
 
 def dota_objects(text: str, path: Path | str) -> list[AnnotatedObject]:
@@ -65,15 +66,17 @@ def dota_objects(text: str, path: Path | str) -> list[AnnotatedObject]:
         fields = line.split()
         if not fields or fields[0].startswith(("imagesource", "gsd")):
             continue
-        where = f"{path}, line {number}"
+        location = f"{path}, line {number}"
         try:
-            values = [float(field) for field in fields[:8]]
-            corners = list(zip(values[::2], values[1::2], strict=True))
-            (is_difficult,) = map(int, fields[9:] or ["0"])
-            objects.append(oriented_object(where, fields[8], corners, bool(is_difficult)))
-        except (ValueError, IndexError) as error:
+            coordinates = [float(field) for field in fields[:8]]
+            corners = list(zip(coordinates[::2], coordinates[1::2], strict=True))
+            label, *difficulties = fields[8:]
+            (difficulty,) = difficulties or ["0"]
+            objects.append(oriented_object(location, label, corners, is_difficult=bool(int(difficulty))))
+        except ValueError as error:
             raise ValueError(
-                f"{where}: expected 'x1 y1 x2 y2 x3 y3 x4 y4 class difficult', the class without spaces, got {line!r}."
+                f"{location}: expected 'x1 y1 x2 y2 x3 y3 x4 y4 class difficult', the class without spaces, got "
+                f"{line!r}."
             ) from error
     return objects
 
@@ -86,5 +89,6 @@ def has_dota_lines(folder: Path) -> bool:
         except ValueError:
             return False
         if objects:
-            return not re.fullmatch(r"[-+.\de]+", objects[0].label)  # Oriented boxes of YOLO have numbers only.
+            # Oriented boxes of YOLO have numbers only.
+            return not re.fullmatch(r"[-+.\de]+", objects[0].label)
     return False

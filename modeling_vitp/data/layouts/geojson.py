@@ -29,7 +29,9 @@ class GeoJson(ObjectLayout):
     @classmethod
     def matches(cls, root):
         suffixes = {path.suffix.lower() for path in root.rglob("*")}
-        return bool(suffixes & {*SUFFIXES} and suffixes & {".tif", ".tiff"})
+        has_annotations = not suffixes.isdisjoint(SUFFIXES)
+        has_images = not suffixes.isdisjoint((".tif", ".tiff"))
+        return has_annotations and has_images
 
     def __init__(
         self,
@@ -48,34 +50,49 @@ class GeoJson(ObjectLayout):
 
     @classmethod
     def match(cls, root, images, annotations, class_property=None):
-        found_images = images_by_name(images)
+        image_paths = images_by_name(images)
         if annotations is None:
-            return found_images, dict.fromkeys(found_images)
-        files = feature_files(root, annotations, found_images.values(), class_property)
-        return found_images, {key: files[path] for key, path in found_images.items() if path in files}
+            return image_paths, dict.fromkeys(image_paths)
+        file_of_path = feature_files(root, annotations, image_paths.values(), class_property)
+        files = {}
+        for name, path in image_paths.items():
+            if path in file_of_path:
+                files[name] = file_of_path[path]
+        return image_paths, files
 
     def splits(self):
         splits = images_in(self.root, ("images",))
-        for path in () if splits else image_files(self.root):
+        if splits:
+            return splits
+        for path in image_files(self.root):
             name = path.relative_to(self.root)
-            splits.setdefault(split_of_path(name), {})[name.as_posix()] = (path,)
+            images_of_split = splits.setdefault(split_of_path(name), {})
+            images_of_split[name.as_posix()] = (path,)
         return splits
 
     @cached_property
     def _files(self) -> dict[Path, FeatureFile]:
-        images = (path for images in self.split_images.values() for (path,) in images.values())
-        return feature_files(self.root, self.annotations or self.root, images, self._class_property)
+        image_paths = []
+        for images in self.split_images.values():
+            for (path,) in images.values():
+                image_paths.append(path)
+        return feature_files(self.root, self.annotations or self.root, image_paths, self._class_property)
 
     @property
     def class_property(self) -> str | None:
         """Property with the class of a feature, or `None` if all features are of one class."""
-        return next((file.class_property for file in self._files.values()), None)
+        for file in self._files.values():
+            return file.class_property  # All files have the same one.
+        return None
 
     def annotation_file(self, image_id, path):
         return self._files[path].path if path in self._files else None
 
     def class_names(self):
-        return sorted({label for file in set(self._files.values()) for label in file.labels})
+        names = set()
+        for file in set(self._files.values()):
+            names.update(file.labels)
+        return sorted(names)
 
     def _file(self, image_id, path):
         if path not in self._files:

@@ -43,7 +43,8 @@ class Masks(PairedLayout):
             return masks_in(self.root, self.mask_folders)
         files = {}
         for path in image_files(self.annotations):
-            files[path.relative_to(self.annotations).with_suffix("").as_posix()] = path
+            image_id = path.relative_to(self.annotations).with_suffix("").as_posix()
+            files[image_id] = path
         return files
 
     def default_names(self):
@@ -51,10 +52,12 @@ class Masks(PairedLayout):
         for path in self._files.values():
             with suppress(Exception):  # Reading the labels reports the mask, if its image is used.
                 numbers, is_color = read_mask_values(path)
-                values.update(mask_key(value, is_color) for value in np.unique(numbers).tolist())
+                for value in np.unique(numbers).tolist():
+                    values.add(mask_key(value, is_color))
         return names_of_values(values)
 
     def annotate(self, image_id, paths):
-        size = upright_size(paths[0])
-        mask = partial(read_labels, self._file(image_id, paths[0]), size, self.names)
+        (path,) = paths
+        size = upright_size(path)
+        mask = partial(read_labels, self._file(image_id, path), size, self.names)
         return [AnnotatedImage(image_id, paths, size, regions_of(mask()), mask=mask)]

@@ -18,8 +18,20 @@ from .class_folders import ClassFolders
 from .masks import Masks
 
 # Usual names of the columns, in the order in which they are searched. Case, spaces and hyphens are ignored.
-NAME_COLUMNS = ("file_name", "filename", "file", "file_path", "filepath", "image_path", "image_name", "image_file")
-NAME_COLUMNS += ("image", "path", "image_id", "name")
+NAME_COLUMNS = (
+    "file_name",
+    "filename",
+    "file",
+    "file_path",
+    "filepath",
+    "image_path",
+    "image_name",
+    "image_file",
+    "image",
+    "path",
+    "image_id",
+    "name",
+)
 LABEL_COLUMNS = ("class_name", "classname", "label", "class", "category")
 SPLIT_COLUMNS = ("split",)
 # A table with one of these columns has a row for each object, not for each image.
@@ -60,11 +72,15 @@ class TableFile:
 
     def names_images(self, root: Path) -> bool:
         """Return whether one of the first rows names an image."""
-        names = set()
+        image_names = set()
         for path in image_files(root):
-            relative = path.relative_to(root)
-            names |= {relative.as_posix(), relative.with_suffix("").as_posix(), path.name, path.stem}
-        return any(str(name) in names for name in read_first_rows(self.path)[self.name])
+            relative_path = path.relative_to(root)
+            image_names.add(relative_path.as_posix())
+            image_names.add(relative_path.with_suffix("").as_posix())
+            image_names.add(path.name)
+            image_names.add(path.stem)
+        first_names = read_first_rows(self.path)[self.name]
+        return any(str(name) in image_names for name in first_names)
 
 
 @dataclass(frozen=True)
@@ -108,23 +124,21 @@ class ClassTable(ClassLayout):
 
     @cached_property
     def _tables(self) -> list[TableFile]:
-        where = self.annotations or self.root
-        tables = recognize_tables(where)
+        location = self.annotations or self.root
+        tables = recognize_tables(location)
         if not tables:
             raise ValueError(
-                f"No table of classes found in {where}. Expected a CSV, TSV or Parquet file with a column of the image "
-                f"({', '.join(NAME_COLUMNS)}) and a column of its class ({', '.join(LABEL_COLUMNS)})."
+                f"No table of classes found in {location}. Expected a CSV, TSV or Parquet file with a column of the "
+                f"image ({', '.join(NAME_COLUMNS)}) and a column of its class ({', '.join(LABEL_COLUMNS)})."
             )
-        owners: dict[str | None, Path] = {}
-        for table in tables:
-            split = split_in(table.path.stem)
-            if len(tables) > 1 and (split is None or split in owners):
-                other = owners[split] if split in owners else next(one.path for one in tables if one is not table)
-                raise ValueError(
-                    f"Expected one table of classes, or one for each split such as train.csv and test.csv, found "
-                    f"{other} and {table.path}. Remove or rename one of them."
-                )
-            owners[split] = table.path
+        splits = {split_in(table.path.stem) for table in tables}
+        has_table_for_each_split = None not in splits and len(splits) == len(tables)
+        if len(tables) > 1 and not has_table_for_each_split:
+            paths = ", ".join(str(table.path) for table in tables)
+            raise ValueError(
+                "Expected one table of classes, or one for each split such as train.csv and test.csv, found "
+                f"{paths}. Remove or rename some of them."
+            )
         return tables
 
     @cached_property
@@ -141,14 +155,14 @@ class ClassTable(ClassLayout):
         files = defaultdict(list)
         split_of_file: dict[Path, str] = {}
         for table in self._tables:
-            for split, rows in self._rows_of_splits(table).items():
-                for file in self._read_rows(table, rows, split, samples):
+            for split, selection in self._rows_of_splits(table).items():
+                for file in self._read_rows(table, selection, split, samples):
                     file_split = split_of_path(file.path.relative_to(self.root)) if split is None else split
                     files[file_split].append(file)
-                    other_split = split_of_file.setdefault(file.path, file_split)
-                    if other_split != file_split:
+                    first_split = split_of_file.setdefault(file.path, file_split)
+                    if first_split != file_split:
                         raise ValueError(
-                            f"table: {table.path}: {file.path} has rows in both splits {other_split!r} and "
+                            f"table: {table.path}: {file.path} has rows in both splits {first_split!r} and "
                             f"{file_split!r}. Keep one."
                         )
         for sample in samples:
@@ -165,47 +179,60 @@ class ClassTable(ClassLayout):
         """
         if len(self._tables) > 1 or table.split is None:
             return {split_in(table.path.stem): {}}
-        selected = {}
+        value_of_split: dict[str, str] = {}
         rows = self._label_table(table).read(self.root)
         for index, value in rows[table.split].drop_duplicates().items():
             split = split_in(value) if isinstance(value, str) else None
-            if split is None:
+            if split is None or split in value_of_split:
                 raise ValueError(
-                    f"table: {table.path}, row {index}: expected a split such as train, val or test in the column "
-                    f"{table.split!r}, got {value!r}."
+                    f"table: {table.path}, row {index}: expected a split such as train, val or test, each with one "
+                    f"name, in the column {table.split!r}, got {value!r} after {list(value_of_split.values())}."
                 )
-            if split in selected:
-                other = selected[split][table.split]
-                raise ValueError(
-                    f"table: {table.path}, row {index}: {value!r} and {other!r} in the column {table.split!r} are the "
-                    "same split. Use one of them."
-                )
-            selected[split] = {table.split: value}
-        return selected
+            value_of_split[split] = value
+        return {split: {table.split: value} for split, value in value_of_split.items()}
 
     def _label_table(self, table: TableFile) -> LabelTable:
         return LabelTable(str(table.path.absolute()), table.name, table.label)
 
     def _read_rows(
-        self, table: TableFile, rows: dict[str, Any], split: str | None, samples: Sequence[FileSample]
+        self,
+        table: TableFile,
+        selection: dict[str, Any],
+        split: str | None,
+        samples: Sequence[FileSample],
     ) -> list[LabeledFile]:
         """Return the images of the selected rows of a table."""
-        if split is not None and not rows:
+        if split is not None and not selection:
             samples = in_split_folders(samples, split, self.root)
-        label_table = self._label_table(table)
-        matched, labels = label_table.labels_of(samples, self.root, rows, split or UNSPLIT, {})
-        known = {label for labels_of_image in labels for label in labels_of_image}
+        labeled_samples, labels = self._label_table(table).labels_of(
+            samples,
+            self.root,
+            selection,
+            split or UNSPLIT,
+            {},
+        )
+        known_labels = set()
+        for labels_of_image in labels:
+            known_labels.update(labels_of_image)
         files = []
-        for sample, labels_of_image in zip(matched, labels):
+        for sample, labels_of_image in zip(labeled_samples, labels):
             (path,) = sample.images
-            label = only_label(labels_of_image, known, f"table: {table.path}: {path}")
-            case = next((f"{field} {sample.fields[field]}" for field in CASES if field in sample.fields), None)
+            label = only_label(labels_of_image, known_labels, f"table: {table.path}: {path}")
+            case = None
+            for field in CASES:
+                if field in sample.fields:
+                    case = f"{field} {sample.fields[field]}"
+                    break
             files.append(LabeledFile(path, label, case))
         return files
 
     @cached_property
     def _file_of(self) -> dict[Path, LabeledFile]:
-        return {file.path: file for files in self._files.values() for file in files}
+        file_of_path = {}
+        for files in self._files.values():
+            for file in files:
+                file_of_path[file.path] = file
+        return file_of_path
 
     def splits(self):
         splits = {}
@@ -215,36 +242,41 @@ class ClassTable(ClassLayout):
 
     def annotate(self, image_id, paths):
         (path,) = paths
-        size = stored_size(path)  # of any orientation, which the class does not depend on
+        size = stored_size(path)  # Of any orientation, which the class does not depend on.
         check_file(path)
-        return [AnnotatedImage(image_id, paths, size, label=self.phrase(self._file_of[path].label))]
+        label = self.phrase(self._file_of[path].label)
+        return [AnnotatedImage(image_id, paths, size, label=label)]
 
     def case(self, path):
         return self._file_of[path].case or super().case(path)
 
     def data_settings(self):
         first_table = self._tables[0].settings(self.root)
-        rows_of_splits = {}
+        settings_of_splits = {}
         for table in self._tables:
-            for split, rows in self._rows_of_splits(table).items():
-                settings = {} if split is None else {"where": rows}
-                changes = table.settings(self.root).items() - first_table.items()
-                if changes:
-                    settings["table"] = dict(sorted(changes))
-                rows_of_splits[split] = settings
+            table_settings = table.settings(self.root)
+            different_settings = {}
+            for name in sorted(table_settings):
+                if table_settings[name] != first_table[name]:
+                    different_settings[name] = table_settings[name]
+            for split, selection in self._rows_of_splits(table).items():
+                split_settings = {} if split is None else {"where": selection}
+                if different_settings:
+                    split_settings["table"] = different_settings
+                settings_of_splits[split] = split_settings
+        is_split_by_folder = None in settings_of_splits
         splits = {}
         for split, files in self._files.items():
-            by_folder = None in rows_of_splits
-            pattern = self._pattern([file.path for file in files], split if by_folder else None)
-            splits[split] = {"image": pattern, **rows_of_splits[None if by_folder else split]}
+            pattern = self._pattern([file.path for file in files], split if is_split_by_folder else None)
+            split_settings = settings_of_splits[None if is_split_by_folder else split]
+            splits[split] = {"image": pattern, **split_settings}
         return {"table": first_table, "splits": splits}
 
     def _pattern(self, paths: Sequence[Path], split: str | None) -> str:
         """Return the pattern of the images of a split. If `split` is given, the pattern must match no other images."""
         folder = Path(os.path.commonpath([path.parent for path in paths]))
-        others = set(self._file_of) - set(paths)
         if split is not None:
-            for path in sorted(others):
+            for path in sorted(set(self._file_of) - set(paths)):
                 if path.is_relative_to(folder):
                     raise ValueError(
                         f"The images of split {split!r} in {folder} are not in a folder of their own, which has "
@@ -254,14 +286,14 @@ class ClassTable(ClassLayout):
         suffixes = sorted({path.suffix for path in paths})
         if len(suffixes) == 1:
             return f"{prefix}{{path:{ANY_FOLDERS}.+}}{suffixes[0]}"
-        ends = "|".join(suffix.removeprefix(".") for suffix in suffixes)
-        return rf"{prefix}{{path:{ANY_FOLDERS}.+\.(?:{ends})}}"
+        alternatives = "|".join(suffix.removeprefix(".") for suffix in suffixes)
+        return rf"{prefix}{{path:{ANY_FOLDERS}.+\.(?:{alternatives})}}"
 
 
-def recognize_tables(where: Path) -> list[TableFile]:
+def recognize_tables(location: Path) -> list[TableFile]:
     """Return the tables of classes directly in a folder, or a table."""
     tables = []
-    for path in table_files(where):
+    for path in table_files(location):
         table = TableFile.recognize(path)
         if table is not None:
             tables.append(table)
@@ -270,39 +302,53 @@ def recognize_tables(where: Path) -> list[TableFile]:
 
 def find_column(columns: Sequence[str], names: Sequence[str]) -> str | None:
     """Return the column with the first of several names, or `None`."""
-    known = {}
+    columns_by_name = {}
     for column in columns:
-        known.setdefault(str(column).strip().lower().replace(" ", "_").replace("-", "_"), column)
-    return next((known[name] for name in names if name in known), None)
+        usual_form = str(column).strip().lower().replace(" ", "_").replace("-", "_")
+        columns_by_name.setdefault(usual_form, column)
+    for name in names:
+        if name in columns_by_name:
+            return columns_by_name[name]
+    return None
 
 
 def in_split_folders(samples: Sequence[FileSample], split: str, root: Path) -> Sequence[FileSample]:
     """Return the images in folders of a split or of no split, or all images if the split has no folder."""
-    splits = [split_of_path(sample.images[0].relative_to(root)) for sample in samples]
-    if split not in splits:
-        return samples
-    return [sample for sample, path_split in zip(samples, splits) if path_split in (split, UNSPLIT)]
+    has_folder = False
+    samples_of_split = []
+    for sample in samples:
+        folder_split = split_of_path(sample.images[0].relative_to(root))
+        if folder_split == split:
+            has_folder = True
+        if folder_split in (split, UNSPLIT):
+            samples_of_split.append(sample)
+    return samples_of_split if has_folder else samples
 
 
-def only_label(labels: Sequence[Label], known: set[Label], where: str) -> str:
+def only_label(labels: Sequence[Label], known_labels: set[Label], where: str) -> str:
     """Return the class of an image. Raise a `ValueError` if it has none or several.
 
     Args:
         labels: classes in the row of the image.
-        known: classes in all rows. A text with commas is several classes if one of them is a class of another row.
+        known_labels: classes in all rows. A text with commas is several classes if one of them is a class of another
+            row.
         where: table and image in the error.
     """
-    if not labels:
-        raise ValueError(f"{where} has no class. Enter it, or remove the row and the file.")
-    several = [str(label) for label in labels]
-    if len(labels) == 1 and isinstance(labels[0], str):
-        parts = [part.strip() for part in labels[0].split(",")]
-        is_list = "|" in labels[0] or ";" in labels[0] or any(part in known - {labels[0]} for part in parts)
-        if not is_list:
-            return labels[0]
-    elif len(labels) == 1:
+    if len(labels) == 1 and not is_list_of_labels(labels[0], known_labels):
         return str(labels[0])
+    names = ", ".join(str(label) for label in labels)
+    number = f"several classes, {names!r}" if labels else "no class"
     raise ValueError(
-        f"{where} has several classes, {', '.join(several)!r}. Expected one. Several are read by vitp "
-        "finetune_classification with `multi_label` and a `table` with a `separator` in its configuration."
+        f"{where} has {number}. Expected one. Several are read by vitp finetune_classification with `multi_label` and "
+        "a `table` with a `separator` in its configuration."
     )
+
+
+def is_list_of_labels(label: Label, known_labels: set[Label]) -> bool:
+    """Return whether a class is a text with several classes, see [`only_label`]."""
+    if not isinstance(label, str):
+        return False
+    if "|" in label or ";" in label:
+        return True
+    other_labels = known_labels - {label}
+    return any(name.strip() in other_labels for name in label.split(","))

@@ -28,7 +28,10 @@ class PascalVOC(ObjectLayout):
 
     @classmethod
     def matches(cls, root):
-        return any(is_voc(path) for path in root.rglob("*.xml") if not path.name.lower().endswith(STATISTICS))
+        for path in root.rglob("*.xml"):
+            if not path.name.lower().endswith(STATISTICS) and is_voc(path):
+                return True
+        return False
 
     @classmethod
     def read_objects(cls, annotation, image, size):
@@ -36,7 +39,8 @@ class PascalVOC(ObjectLayout):
         stated_size = []
         for side in ("height", "width"):
             text = root.findtext(f"size/{side}", "")
-            stated_size.append(text if re.fullmatch(r"\s*[\d.]+\s*", text) else 0)
+            is_number = re.fullmatch(r"\s*[\d.]+\s*", text)
+            stated_size.append(text if is_number else 0)
         check_size(stated_size, size, annotation, image)
         return voc_objects(root, annotation)
 
@@ -44,15 +48,21 @@ class PascalVOC(ObjectLayout):
         splits = {}
         for split, path in self._lists.items():
             splits[split] = {name: (self._image(name),) for name in read_list(path)}
-        for name in () if splits else self._files:
+        if splits:
+            return splits
+        for name in self._files:
             path = self._image(name)
-            splits.setdefault(split_of_path(path.relative_to(self.root)), {})[name] = (path,)
+            images_of_split = splits.setdefault(split_of_path(path.relative_to(self.root)), {})
+            images_of_split[name] = (path,)
         return splits
 
     @cached_property
     def _lists(self) -> dict[str, Path]:
-        paths = sorted(self.root.glob("ImageSets/Main/*.txt"))
-        return {split_in(path.stem): path for path in paths if SPLIT_NAME.fullmatch(path.stem)}
+        lists = {}
+        for path in sorted(self.root.glob("ImageSets/Main/*.txt")):
+            if SPLIT_NAME.fullmatch(path.stem):
+                lists[split_in(path.stem)] = path
+        return lists
 
     def split_list(self, split):
         return self._lists.get(split)
@@ -78,13 +88,17 @@ class PascalVOC(ObjectLayout):
         return images
 
     def _image(self, name: str) -> Path:
-        found = self._images.get(name, [])
-        if len(found) > 1 and name in self._files:
+        """Return the image of an annotation file; if several have its name, the one that the file names."""
+        paths = self._images.get(name, [])
+        if not paths:
+            return self.root / "JPEGImages" / f"{name}.jpg"
+        if len(paths) > 1 and name in self._files:
             file_name = parse_xml(self._files[name]).findtext("filename")
-            found = [path for path in found if path.name == file_name] or found
-        if len(found) > 1:
-            raise ValueError(f"The image {name} is ambiguous: {found[0]} or {found[1]}.")
-        return found[0] if found else self.root / "JPEGImages" / f"{name}.jpg"
+            named_paths = [path for path in paths if path.name == file_name]
+            paths = named_paths or paths
+        if len(paths) > 1:
+            raise ValueError(f"The image {name} is ambiguous: {paths[0]} or {paths[1]}.")
+        return paths[0]
 
     def _file(self, image_id, path):
         if image_id not in self._files:
@@ -100,18 +114,22 @@ def voc_objects(root: ElementTree.Element, path: Path | str) -> list[AnnotatedOb
     """
     objects = []
     for index, node in enumerate(root.iterfind("object")):
-        where = f"{path}, object {index}"
+        location = f"{path}, object {index}"
         label = node.findtext("name", "").strip()
         is_difficult = node.findtext("difficult", "0").strip() == "1"
         try:
             if node.find("robndbox") is None:
                 box = tuple(float(node.findtext(f"bndbox/{side}")) for side in SIDES)
-                objects.append(AnnotatedObject(where, label, box, is_difficult=is_difficult))
-            else:
-                corners = [tuple(float(node.findtext(f"robndbox/{axis}_{name}")) for axis in "xy") for name in CORNERS]
-                objects.append(oriented_object(where, label, corners, is_difficult))
+                objects.append(AnnotatedObject(location, label, box, is_difficult=is_difficult))
+                continue
+            corners = []
+            for name in CORNERS:
+                x = float(node.findtext(f"robndbox/x_{name}"))
+                y = float(node.findtext(f"robndbox/y_{name}"))
+                corners.append((x, y))
+            objects.append(oriented_object(location, label, corners, is_difficult))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{where}: expected a box of four numbers or four corners.") from error
+            raise ValueError(f"{location}: expected a box of four numbers or four corners.") from error
     return objects
 
 

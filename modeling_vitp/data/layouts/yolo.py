@@ -1,17 +1,20 @@
 """YOLO: a text file for each image, with a box, an oriented box or a polygon in each line."""
 
 import os
+from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from ...images.reading import image_files
 from ..annotation_files import read_list, read_text
-from ..annotations import AnnotatedImage, AnnotatedObject, upright_size
+from ..annotations import AnnotatedImage, AnnotatedObject, Point, upright_size
 from .base import ObjectLayout, register_layout
 
-YOLO_SPLITS, YOLO_CLASSES = ("train", "val", "test"), "classes.txt"
+YOLO_SPLITS = ("train", "val", "test")
+YOLO_CLASSES = "classes.txt"
 
 
 @register_layout("yolo")
@@ -36,20 +39,16 @@ class Yolo(ObjectLayout):
 
     @cached_property
     def _description(self) -> "YoloFile":
-        where = self.annotations or self.root
-        file = YoloFile(where) if where.is_file() else find_yolo(where)
-        if file is None:
-            raise ValueError(
-                f"No YAML file with `names` and `train`, `val` or `test`, and no classes.txt, found in {where}."
-            )
-        return file
+        location = self.annotations or self.root
+        return YoloFile(location) if location.is_file() else open_yolo([location])
 
     def splits(self):
         splits = {}
         for split in YOLO_SPLITS:
             images = {}
             for path in self._description.images(split):
-                images[Path(os.path.relpath(path, self.root)).as_posix()] = (path,)
+                image_id = Path(os.path.relpath(path, self.root)).as_posix()
+                images[image_id] = (path,)
             if images:
                 splits[split] = images
         return splits
@@ -60,7 +59,10 @@ class Yolo(ObjectLayout):
             raise ValueError(
                 f"Expected one folder or list for the split {split!r} in {self._description.path}, got several."
             )
-        return next((path for path in sources if path.is_file()), None)
+        for path in sources:
+            if path.is_file():
+                return path
+        return None
 
     def annotation_file(self, image_id, path):
         label = yolo_label(path, self.root)
@@ -90,30 +92,26 @@ class YoloFile:
     """
 
     def __init__(self, path: Path):
-        own = path.parent
-        try:
-            if path.name == YOLO_CLASSES:
-                own = own.parent if own.name == "labels" else own
-                contents = {"names": read_list(path), "train": "images" if (own / "images").is_dir() else "."}
-            else:
-                contents = yaml.safe_load(read_text(path))
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not valid YAML: {error}") from error
-        if not isinstance(contents, dict) or not (contents.get("names") and contents.keys() & {*YOLO_SPLITS}):
-            raise ValueError(f"Expected `names`, and `train`, `val` or `test`, in {path}.")
-        if "kpt_shape" in contents:
-            raise ValueError(f"{path} describes keypoints (`kpt_shape`). Expected boxes, oriented boxes or polygons.")
+        self.path = path
+        file_folder, contents = read_description(path)
         names = contents["names"]
-        names = names.items() if isinstance(names, dict) else enumerate(names)
-        self.path, self.names = path, {index: str(name) for index, name in names}
-        folder = own / str(contents.get("path") or "")
+        self.names = {}
+        for index, name in names.items() if isinstance(names, dict) else enumerate(names):
+            self.names[index] = str(name)
+        stated_folder = file_folder / str(contents.get("path") or "")
         # The file may state the folder of another machine, or its own folder relative to a folder above.
-        self.folder = folder if folder.is_dir() and not folder.samefile(own) else own
+        has_stated_folder = stated_folder.is_dir() and not stated_folder.samefile(file_folder)
+        self.folder = stated_folder if has_stated_folder else file_folder
         self.sources = {}
         for split in YOLO_SPLITS:
-            named = contents.get(split) or []
-            paths = [self._find(str(name)) for name in (named if isinstance(named, list) else [named])]
-            self.sources[split] = [path for path in paths if path.exists()]
+            source_names = contents.get(split) or []
+            if not isinstance(source_names, list):
+                source_names = [source_names]
+            self.sources[split] = []
+            for name in source_names:
+                source = self._find(str(name))
+                if source.exists():
+                    self.sources[split].append(source)
 
     def _find(self, name: str) -> Path:
         """Return the path of a folder or list; exports of Roboflow write `../train/images` for `train/images`."""
@@ -126,43 +124,86 @@ class YoloFile:
         for source in self.sources[split]:
             if source.is_dir():
                 images += image_files(source)
-            else:
-                images += [Path(os.path.normpath(source.parent / line)) for line in read_list(source)]
+                continue
+            for line in read_list(source):
+                images.append(Path(os.path.normpath(source.parent / line)))
         return images
+
+
+def read_description(path: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of a data set, and the content of its YAML file, or the same content for `classes.txt`.
+
+    Raises:
+        ValueError: If the file is invalid; the message names it.
+    """
+    folder = path.parent
+    if path.name == YOLO_CLASSES:
+        if folder.name == "labels":
+            folder = folder.parent
+        has_image_folder = (folder / "images").is_dir()
+        contents = {"names": read_list(path), "train": "images" if has_image_folder else "."}
+    else:
+        try:
+            contents = yaml.safe_load(read_text(path))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is not valid YAML: {error}") from error
+    keys = contents.keys() if isinstance(contents, dict) else set()
+    has_splits = not keys.isdisjoint(YOLO_SPLITS)
+    if not has_splits or not contents.get("names") or "kpt_shape" in keys:
+        raise ValueError(
+            f"Expected `names`, and `train`, `val` or `test`, in {path}, of boxes, oriented boxes or polygons, not of "
+            "keypoints (`kpt_shape`)."
+        )
+    return folder, contents
 
 
 def find_yolo(folder: Path) -> YoloFile | None:
     """Return the first YAML file in a folder that describes a YOLO data set, or else `classes.txt`, or `None`."""
     paths = sorted((*folder.glob("*.yaml"), *folder.glob("*.yml")))
-    if folder.name != "labels":  # its classes.txt belongs to the folder above, where a YAML file comes first
-        paths += [*folder.glob(YOLO_CLASSES), *folder.glob(f"labels/{YOLO_CLASSES}")]
+    # The classes.txt in `labels` belongs to the folder above, where a YAML file comes first.
+    if folder.name != "labels":
+        paths += folder.glob(YOLO_CLASSES)
+        paths += folder.glob(f"labels/{YOLO_CLASSES}")
     for path in paths:
         try:
             file = YoloFile(path)
         except ValueError:
             continue
-        if path.name != YOLO_CLASSES or any(yolo_label(image, folder).is_file() for image in file.images("train")):
+        if path.name != YOLO_CLASSES:
             return file
+        for image in file.images("train"):
+            if yolo_label(image, folder).is_file():
+                return file
     return None
+
+
+def open_yolo(folders: Iterable[Path]) -> YoloFile:
+    """Return the YAML file or `classes.txt` in the first folder that has one. Raise a `ValueError` if none has."""
+    folders = list(folders)
+    for folder in folders:
+        file = find_yolo(folder)
+        if file is not None:
+            return file
+    above = " or a folder above it" if len(folders) > 1 else ""
+    raise ValueError(
+        f"No YAML file with `names` and `train`, `val` or `test`, and no {YOLO_CLASSES}, found in {folders[0]}{above}."
+    )
 
 
 @lru_cache
 def yolo_names(folder: Path) -> dict[int, str]:
     """Return the class names in the YAML file or `classes.txt` of the nearest folder above the labels."""
-    for parent in (folder, *folder.parents):
-        if file := find_yolo(parent):
-            return file.names
-    raise ValueError(
-        f"No YAML file with `names` and `train`, `val` or `test`, and no {YOLO_CLASSES}, found in {folder} or a folder "
-        "above it."
-    )
+    return open_yolo([folder, *folder.parents]).names
 
 
 def yolo_label(image: Path, root: Path) -> Path:
     """Return the label file of an image: in `labels` instead of the last folder `images`, or else beside the image."""
-    folders = list(Path(os.path.relpath(image, root)).parent.parts)  # the root may have ".."
-    if "images" in folders:
-        folders[len(folders) - 1 - folders[::-1].index("images")] = "labels"
+    relative_path = Path(os.path.relpath(image, root))  # The root may have "..".
+    folders = list(relative_path.parent.parts)
+    for level in reversed(range(len(folders))):
+        if folders[level] == "images":
+            folders[level] = "labels"
+            break
     return root.joinpath(*folders, f"{image.stem}.txt")
 
 
@@ -188,28 +229,58 @@ def yolo_objects(text: str, path: Path | str, size: tuple[int, int], names: dict
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
-        where = f"{path}, line {number}"
-        try:
-            index, *values = map(float, line.split())
-            label = names[index]
-            points = [(x * size[1], y * size[0]) for x, y in zip(values[::2], values[1::2], strict=True)]
-            # Points may lie a little outside of the image, but not as far as pixels.
-            if len(points) < 2 or not all(-0.5 <= value <= 1.5 for value in values):
-                raise ValueError("too few numbers, or not relative to the image")
-        except (ValueError, KeyError) as error:
+        location = f"{path}, line {number}"
+        label_and_points = parse_line(line, size, names)
+        if label_and_points is None:
             raise ValueError(
-                f"{where}: expected 'class x y width height' or 'class x1 y1 x2 y2 x3 y3 …' with a class in "
-                f"{[*names]} and coordinates in [0, 1], got {line[:200]!r}."
-            ) from error
+                f"{location}: expected 'class x y width height' or 'class x1 y1 x2 y2 x3 y3 …' with a class in "
+                f"{list(names)} and coordinates in [0, 1], got {line[:200]!r}."
+            )
+        label, points = label_and_points
         if len(points) == 2:
             (x, y), (width, height) = points
             box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-            objects.append(AnnotatedObject(where, label, box))
-            continue
-        xs, ys = zip(*points)
-        area = abs(sum(xs[k - 1] * ys[k] - xs[k] * ys[k - 1] for k in range(len(points)))) / 2
-        corners = tuple(points) if len(points) == 4 else None
-        outline = [[value for point in points for value in point]]
-        box = (min(xs), min(ys), max(xs), max(ys))
-        objects.append(AnnotatedObject(where, label, box, corners, area=area, segmentation=outline))
+            objects.append(AnnotatedObject(location, label, box))
+        else:
+            objects.append(polygon_object(location, label, points))
     return objects
+
+
+def parse_line(line: str, size: tuple[int, int], names: dict[int, str]) -> tuple[str, list[Point]] | None:
+    """Return the class and the points of a line in pixels, or `None` if it is invalid.
+
+    The points of a box are its center, and its width and height.
+    """
+    try:
+        index, *coordinates = [float(number) for number in line.split()]
+        label = names[index]
+    except (ValueError, KeyError):
+        return None
+    # Points may lie a little outside of the image, but not as far as pixels.
+    is_relative = all(-0.5 <= coordinate <= 1.5 for coordinate in coordinates)
+    if len(coordinates) < 4 or len(coordinates) % 2 == 1 or not is_relative:
+        return None
+    height, width = size
+    points = []
+    for x, y in zip(coordinates[::2], coordinates[1::2]):
+        points.append((x * width, y * height))
+    return label, points
+
+
+def polygon_object(location: str, label: str, points: list[Point]) -> AnnotatedObject:
+    """Return the object of a polygon; four points are also the corners of an oriented box."""
+    xs, ys = zip(*points)
+    doubled_area = 0.0
+    for index in range(len(points)):
+        doubled_area += xs[index - 1] * ys[index] - xs[index] * ys[index - 1]
+    outline = []
+    for point in points:
+        outline += point
+    return AnnotatedObject(
+        location,
+        label,
+        box=(min(xs), min(ys), max(xs), max(ys)),
+        corners=tuple(points) if len(points) == 4 else None,
+        area=abs(doubled_area) / 2,
+        segmentation=[outline],
+    )

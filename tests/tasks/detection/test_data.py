@@ -669,7 +669,7 @@ FILE_MISTAKES = [
     ("coco", turn_an_image, "c_004.png is stored with orientation 3"),
     ("coco", lambda root: (root / "images" / "c_004.png").unlink(), "'c_004'"),
     ("coco", lambda root: (root / "instances.json").unlink(), "instances.json"),
-    ("coco", folder_for_file, "folder .*instances.json"),
+    ("coco", folder_for_file, "instances.json.*directory"),
     ("coco", lambda root: root.rename(root.with_name("moved")), "data: `root`"),
 ]
 
