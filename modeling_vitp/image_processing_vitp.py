@@ -27,7 +27,6 @@ from .input_spec import InputSpec
 from .opening import NamesItsFiles
 
 logger = logging.getLogger(__name__)
-SWITCHES = ("do_resize", "do_rescale", "do_normalize")
 FETCH_SECONDS = 30  # after which a server that sends nothing is given up
 
 
@@ -46,15 +45,17 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        names = InputSpec.from_dict(self.input_spec).band_names
-        for field in ("image_mean", "image_std") if names is not None else ():
-            if kwargs.get(field) is None:
-                setattr(self, field, spread_values(getattr(self, field), names))
-            elif len(kwargs[field]) != len(names):
-                raise ValueError(
-                    f"Expected a value of {field} for each of {describe_bands(names)}, got {len(kwargs[field])}."
-                )
-        check_settings(self, 3 if names is None else len(names))
+        band_names = self.band_names
+        if band_names is not None:
+            for field in ("image_mean", "image_std"):
+                if kwargs.get(field) is None:
+                    setattr(self, field, spread_values(getattr(self, field), band_names))
+                elif len(kwargs[field]) != len(band_names):
+                    raise ValueError(
+                        f"Expected a value of {field} for each of {describe_bands(band_names)}, got "
+                        f"{len(kwargs[field])}."
+                    )
+        check_settings(self, 3 if band_names is None else len(band_names))
 
     @property
     def band_names(self) -> list[str] | None:
@@ -69,35 +70,45 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
         The backbone is a folder or Hub id. A processor that cuts tiles also takes its size. If another `input_spec` is
         passed and drops settings of the backbone's, a warning is logged.
         """
-        hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
-        fields, _ = PreTrainedConfig.get_config_dict(backbone, **hub)
-        is_timm = fields.get("model_type") == "timm_wrapper" or "pretrained_cfg" in fields
-        timm = fields.get("pretrained_cfg") or {}
-        settings = {f"image_{name}": list(timm[name]) for name in ("mean", "std") if name in timm}
+        hub_options = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
+        config, _ = PreTrainedConfig.get_config_dict(backbone, **hub_options)
+        timm_settings = config.get("pretrained_cfg") or {}
+        settings = {}
+        for name in ("mean", "std"):
+            if name in timm_settings:
+                settings[f"image_{name}"] = list(timm_settings[name])
+        is_timm = config.get("model_type") == "timm_wrapper" or "pretrained_cfg" in config
         # timm writes no file of its own, but an export to its format has one, with the input spec.
-        if is_timm and not cached_file(
-            backbone, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False, **hub
-        ):
-            kwargs = {name: value for name, value in kwargs.items() if name not in hub}
+        has_file = not is_timm or cached_file(
+            backbone,
+            IMAGE_PROCESSOR_NAME,
+            _raise_exceptions_for_missing_entries=False,
+            **hub_options,
+        )
+        if has_file:
+            stored_settings, kwargs = cls.get_image_processor_dict(backbone, **kwargs)
+            settings.update(stored_settings)
         else:
-            stored, kwargs = cls.get_image_processor_dict(backbone, **kwargs)
-            settings |= stored
-        own = {name: settings[name] for name in cls.of_backbone if name in settings}
-        size = own.get("size")
-        if not isinstance(size, dict) or {*size} != {"height", "width"}:  # not the size of a tile
-            own.pop("size", None)
+            kwargs = {name: value for name, value in kwargs.items() if name not in hub_options}
+
+        backbone_settings = {name: settings[name] for name in cls.of_backbone if name in settings}
+        size = backbone_settings.get("size")
+        is_tile_size = isinstance(size, dict) and set(size) == {"height", "width"}
+        if not is_tile_size:
+            backbone_settings.pop("size", None)
         if "input_spec" in kwargs:
-            left_out = {**(own.get("input_spec") or {})}
-            left_out.pop("band_names", None)
-            if left_out and not kwargs["input_spec"]:
+            input_spec = kwargs.pop("input_spec")
+            dropped_settings = dict(backbone_settings.get("input_spec") or {})
+            dropped_settings.pop("band_names", None)
+            if dropped_settings and not input_spec:
                 logger.warning(
                     "%s was trained on images read with input_spec=%s, but `input_spec` is empty here. Set it (in "
                     "`data`) if these images are of the same kind.",
                     backbone,
-                    left_out,
+                    dropped_settings,
                 )
-            own = settings_with(own, kwargs.pop("input_spec"))
-        return cls(**own | kwargs)
+            backbone_settings = settings_with(backbone_settings, input_spec)
+        return cls(**{**backbone_settings, **kwargs})
 
     def with_input_spec(self, input_spec: dict | None) -> "InputSpecImageProcessor":
         """Return a copy of the image processor with another input spec.
@@ -133,36 +144,47 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
     def resize(self, image: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """Resize an image, and clamp the overshoot of bicubic interpolation also for floats."""
         resized = super().resize(image, *args, **kwargs)
-        return resized.clamp(0, 255) if resized.is_floating_point() else resized
+        if resized.is_floating_point():
+            return resized.clamp(0, 255)
+        return resized
 
     def rescale_and_normalize(
         self, images: torch.Tensor, do_rescale: bool, rescale_factor: float, *args, **kwargs
     ) -> torch.Tensor:
         """Rescale and normalize images. Floats come from an [`InputSpec`]; without rescaling they are set to [0, 1]."""
         if not do_rescale and images.is_floating_point():
-            do_rescale, rescale_factor = True, 1 / 255
+            do_rescale = True
+            rescale_factor = 1 / 255
         return super().rescale_and_normalize(images, do_rescale, rescale_factor, *args, **kwargs)
 
     def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list:
         images = self.fetch_images(images)
         if not isinstance(images, (list, tuple)):
-            images = list(images) if getattr(images, "ndim", 0) == expected_ndims + 1 else [images]
-        images = [image for item in images for image in (item if isinstance(item, (list, tuple)) else [item])]
-        if not images:
+            is_batch = getattr(images, "ndim", 0) == expected_ndims + 1
+            images = list(images) if is_batch else [images]
+        flat_images = []
+        for image in images:
+            if isinstance(image, (list, tuple)):
+                flat_images.extend(image)
+            else:
+                flat_images.append(image)
+        if not flat_images:
             raise ValueError("Expected at least one image, got none.")
-        return images
+        return flat_images
 
     def _prepare_image_like_inputs(
         self, images, *args, input_spec: dict | None = None, do_rescale: bool = True, **kwargs
     ) -> list[torch.Tensor]:
-        names = self.band_names
-        if names is not None:
-            input_spec = {"band_names": names, **(input_spec or {})}
+        band_names = self.band_names
+        if band_names is not None:
+            input_spec = {"band_names": band_names, **(input_spec or {})}
         spec = None if input_spec is None else InputSpec.from_dict(input_spec)
-        check_same_bands("the image processor", names, "the input spec", None if spec is None else spec.band_names)
+        spec_names = None if spec is None else spec.band_names
+        check_same_bands("the image processor", band_names, "the input spec", spec_names)
         images = self.fetch_images(images, spec or InputSpec())
         images = super()._prepare_image_like_inputs(images, *args, spec=spec, **kwargs)
-        if not do_rescale and len({image.is_floating_point() for image in images}) > 1:
+        kinds = {image.is_floating_point() for image in images}
+        if not do_rescale and len(kinds) > 1:
             raise ValueError(
                 "Expected images of one kind with do_rescale=False, got 8-bit images, which stay in [0, 255], and "
                 "others, which are in [0, 1]. Set do_rescale=True, or pass the two kinds separately."
@@ -180,11 +202,12 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
         """Convert one image to a `(channels, height, width)` tensor in [0, 255]; see [`InputSpec`] for the errors."""
         if is_pil_image(image) and spec is None and image.mode in PIL_8BIT_MODES and 0 not in image.size:
             return super().process_image(to_rgb(image), **kwargs)
-        array = self.stored_bands(image, spec, input_data_format)
-        if spec is None and array.dtype == torch.uint8 and array.shape[0] in (1, 3):
-            rgb = array.expand(3, -1, -1)
+        bands = self.stored_bands(image, spec, input_data_format)
+        if spec is None and bands.dtype == torch.uint8 and len(bands) in (1, 3):
+            rgb = bands.expand(3, -1, -1)
         else:
-            rgb = (spec or InputSpec())(array)
+            spec = spec or InputSpec()
+            rgb = spec(bands)
         return super().process_image(rgb, input_data_format=ChannelDimension.FIRST, **kwargs)
 
     def stored_bands(
@@ -192,16 +215,15 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
     ) -> torch.Tensor:
         """Return the stored bands of an image as a tensor `(bands, height, width)`."""
         if is_pil_image(image):
-            if 0 in image.size:
-                raise ValueError(f"The image is empty: {image.size[0]} x {image.size[1]} pixels.")
-            if image.mode in PIL_8BIT_MODES and image.mode not in ("L", "RGB"):
+            input_data_format = ChannelDimension.LAST
+            needs_conversion = image.mode in PIL_8BIT_MODES and image.mode not in ("L", "RGB")
+            if needs_conversion and 0 not in image.size:
                 image = super().process_image(to_rgb(image))
                 input_data_format = ChannelDimension.FIRST
-            else:
-                input_data_format = ChannelDimension.LAST
         if not isinstance(image, torch.Tensor):
             array = to_numpy_array(image)
-            image = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+            native_type = array.dtype.newbyteorder("=")
+            image = torch.from_numpy(array.astype(native_type))
         if input_data_format is None and spec is not None and spec.band_names is not None and spec.bands is None:
             input_data_format = layout_of(image, spec.num_channels)
         return self._bands_first(image, input_data_format)
@@ -210,27 +232,35 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
     def _bands_first(image: torch.Tensor, input_data_format: str | ChannelDimension | None) -> torch.Tensor:
         """Move the bands to `(bands, height, width)`. If the layout is unknown, the shorter outer axis is taken."""
         if image.ndim == 2:
-            image, input_data_format = image[None], ChannelDimension.FIRST
+            image = image[None]
+            input_data_format = ChannelDimension.FIRST
         if image.ndim != 3 or 0 in image.shape:
             raise ValueError(
                 "Expected an image of shape (height, width), (bands, height, width) or (height, width, bands), without "
                 f"an axis of length zero, got {tuple(image.shape)}."
             )
         if input_data_format is None:
-            first, last = image.shape[0], image.shape[-1]
+            first = image.shape[0]
+            last = image.shape[-1]
             if first == last or {first, last} <= {1, 3, 4}:
                 raise ValueError(
                     f"The bands of an image of shape {tuple(image.shape)} could be the first or the last axis. Set "
                     "input_data_format='channels_first' or 'channels_last'."
                 )
-            is_last = last in (1, 3, 4) or (last < first and first not in (1, 3, 4))
+            is_last_shorter = last < first and first not in (1, 3, 4)
+            is_last = last in (1, 3, 4) or is_last_shorter
             input_data_format = ChannelDimension.LAST if is_last else ChannelDimension.FIRST
-        return image.movedim(-1, 0) if input_data_format == ChannelDimension.LAST else image
+        if input_data_format == ChannelDimension.LAST:
+            return image.movedim(-1, 0)
+        return image
 
 
 def layout_of(image: torch.Tensor, num_bands: int) -> ChannelDimension | None:
     """Return the channel layout of an image if exactly one outer axis has `num_bands` entries, else `None`."""
-    is_first, is_last = (image.ndim == 3 and image.shape[axis] == num_bands for axis in (0, -1))
+    if image.ndim != 3:
+        return None
+    is_first = image.shape[0] == num_bands
+    is_last = image.shape[-1] == num_bands
     if is_first == is_last:
         return None
     return ChannelDimension.FIRST if is_first else ChannelDimension.LAST
@@ -245,40 +275,56 @@ def settings_with(settings: dict, input_spec: dict | None) -> dict:
     Raises:
         ValueError: if the settings are for other bands.
     """
-    own = InputSpec.from_dict(settings.get("input_spec")).band_names
-    if own is not None:
-        input_spec = {"band_names": own, **(input_spec or {})}
-    names = InputSpec.from_dict(input_spec).band_names
+    present_names = InputSpec.from_dict(settings.get("input_spec")).band_names
+    if present_names is not None:
+        input_spec = {"band_names": present_names, **(input_spec or {})}
+    band_names = InputSpec.from_dict(input_spec).band_names
     settings = {**settings, "input_spec": input_spec}
-    if own is not None:
-        check_same_bands("the image processor", own, "the input spec", names)
-    elif names is not None:
-        for field in {"image_mean", "image_std"} & settings.keys():
-            settings[field] = spread_values(settings[field], names)
+    if present_names is not None:
+        check_same_bands("the image processor", present_names, "the input spec", band_names)
+    elif band_names is not None:
+        for field in ("image_mean", "image_std"):
+            if field in settings:
+                settings[field] = spread_values(settings[field], band_names)
     return settings
 
 
 def check_settings(processor: TorchvisionBackend, channels: int) -> None:
     """Raise a `ValueError` that names the setting if pixel values would not be finite, or their size is impossible."""
-
-    def is_between(value: object, low: float, high: float) -> bool:
-        if isinstance(value, (list, tuple)):
-            return len(value) in (1, channels) and all(is_between(part, low, high) for part in value)
-        return value is None or (isinstance(value, (int, float)) and low <= value <= high)
-
+    factor = processor.rescale_factor
+    mean = processor.image_mean
+    std = processor.image_std
     size = getattr(processor, "size", None)
     sides = vars(size).values() if isinstance(size, SizeDict) else [size]
-    factor, mean, std = processor.rescale_factor, processor.image_mean, processor.image_std
-    valid = {name: getattr(processor, name, None) in (True, False, None) for name in SWITCHES} | {
+    is_normalized = processor.do_normalize
+    switch_values = (True, False, None)
+    is_valid = {
+        "do_resize": getattr(processor, "do_resize", None) in switch_values,
+        "do_rescale": processor.do_rescale in switch_values,
+        "do_normalize": is_normalized in switch_values,
         "rescale_factor": not isinstance(factor, (list, tuple)) and factor != 0 and is_between(factor, -1e6, 1e6),
-        "image_mean": is_between(mean, -1e6, 1e6) and (mean is not None or not processor.do_normalize),
-        "image_std": is_between(std, 1e-9, 1e6) and (std is not None or not processor.do_normalize),
+        "image_mean": are_between(mean, -1e6, 1e6, channels) and (mean is not None or not is_normalized),
+        "image_std": are_between(std, 1e-9, 1e6, channels) and (std is not None or not is_normalized),
         "resample": getattr(processor, "resample", None) in (None, *PIL.Image.Resampling),
         "size": all(is_between(side, 1, 1 << 16) for side in sides),
     }
-    for name, is_valid in valid.items():
-        if not is_valid:
+    for name, is_valid_setting in is_valid.items():
+        if not is_valid_setting:
             raise ValueError(f"{name} of the image processor is out of range: {str(getattr(processor, name))[:80]}.")
+
+
+def is_between(number: object, low: float, high: float) -> bool:
+    """Return whether a setting is a number in a range, or `None`."""
+    if number is None:
+        return True
+    return isinstance(number, (int, float)) and low <= number <= high
+
+
+def are_between(setting: object, low: float, high: float, channels: int) -> bool:
+    """Return whether a setting is a number in a range or a list of these, one for all channels or one for each."""
+    if not isinstance(setting, (list, tuple)):
+        return is_between(setting, low, high)
+    return len(setting) in (1, channels) and all(is_between(number, low, high) for number in setting)
 
 
 def spread_values(values: list[float], band_names: list[str]) -> list[float]:
@@ -291,12 +337,16 @@ def stored_content(image: str) -> bytes:
     if image.startswith(("http://", "https://")):
         httpx = image_utils.httpx  # that of transformers; its package depends on the release
         try:
-            return httpx.get(image, timeout=FETCH_SECONDS, follow_redirects=True).raise_for_status().content
+            response = httpx.get(image, timeout=FETCH_SECONDS, follow_redirects=True)
+            return response.raise_for_status().content
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ValueError(f"the server did not send it: {error}") from error
-    encoded = image.partition(",")[2] if image.startswith("data:image/") else image
+    encoded = image
+    if image.startswith("data:image/"):
+        _, _, encoded = image.partition(",")
+    without_whitespace = "".join(encoded.split())
     try:
-        return base64.b64decode("".join(encoded.split()), validate=True)
+        return base64.b64decode(without_whitespace, validate=True)
     except ValueError:
         raise ValueError("expected an existing file, an http(s) URL or an image in base64") from None
 
@@ -338,19 +388,25 @@ class ViTPImageProcessor(InputSpecImageProcessor, GotOcr2ImageProcessor):
         if not is_by_sample:
             return super().preprocess(images, *args, **kwargs)
         return_tensors = kwargs.pop("return_tensors", None)
-        data = {"pixel_values": [], "num_patches": []}
+        pixel_values = []
+        num_patches = []
         for sample in images:
-            max_patches = self.max_patches_of_image(len(sample), kwargs)
-            tiles = super().preprocess(sample, *args, **{**kwargs, "max_patches": max_patches}) if sample else {}
-            for name, values in tiles.items():
-                data[name] += values
+            if not sample:
+                continue
+            options = {**kwargs, "max_patches": self.max_patches_of_image(len(sample), kwargs)}
+            tiles = super().preprocess(sample, *args, **options)
+            pixel_values += tiles["pixel_values"]
+            num_patches += tiles["num_patches"]
+        data = {"pixel_values": pixel_values, "num_patches": num_patches}
         return BatchFeature(data, tensor_type=return_tensors)
 
     def max_patches_of_image(self, num_images: int, images_kwargs: dict | None = None) -> int:
         """Return the maximum number of tiles of an image in a sample whose images share `max_patches`; at least one."""
         images_kwargs = images_kwargs or {}
         budget = images_kwargs.get("max_patches") or self.max_patches
-        return max(budget // max(num_images, 1), images_kwargs.get("min_patches") or self.min_patches, 1)
+        min_patches = images_kwargs.get("min_patches") or self.min_patches
+        share = budget // max(num_images, 1)
+        return max(share, min_patches, 1)
 
     def num_tiles(self, image_sizes: list[tuple[int, int]], images_kwargs: dict | None = None) -> list[int]:
         """Return the number of tiles of each image of a sample, thumbnail included.
@@ -360,8 +416,8 @@ class ViTPImageProcessor(InputSpecImageProcessor, GotOcr2ImageProcessor):
             images_kwargs: keyword arguments of the image processor.
         """
         max_patches = self.max_patches_of_image(len(image_sizes), images_kwargs)
-        kwargs = {"crop_to_patches": True, **(images_kwargs or {}), "max_patches": max_patches}
-        return [self.get_number_of_image_patches(*size, kwargs) for size in image_sizes]
+        options = {"crop_to_patches": True, **(images_kwargs or {}), "max_patches": max_patches}
+        return [self.get_number_of_image_patches(height, width, options) for height, width in image_sizes]
 
 
 __all__ = ["ViTPImageProcessor"]

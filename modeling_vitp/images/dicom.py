@@ -56,7 +56,9 @@ def open_dicom(file: BinaryIO | str | os.PathLike, name: str | Path, with_pixels
     """
     with read_errors(name):
         dataset = pydicom.dcmread(file, stop_before_pixels=not with_pixels)
-    if "Rows" not in dataset or "Columns" not in dataset or (with_pixels and "PixelData" not in dataset):
+    has_size = "Rows" in dataset and "Columns" in dataset
+    lacks_pixels = with_pixels and "PixelData" not in dataset
+    if not has_size or lacks_pixels:
         raise ValueError(f"{name} is DICOM without an image (modality {dataset.get('Modality', 'unknown')}).")
     return dataset
 
@@ -77,7 +79,8 @@ def read_frame(dataset: pydicom.Dataset, name: str | Path, index: int | None = N
         ValueError: if no decoder is installed for the transfer syntax of the file.
         Exception: if the file is damaged. The type depends on the decoder.
     """
-    index = number_of_frames(dataset) // 2 if index is None else index
+    if index is None:
+        index = number_of_frames(dataset) // 2
     try:
         pixels = pixel_array(dataset, index=index)
     except RuntimeError as error:
@@ -88,17 +91,27 @@ def read_frame(dataset: pydicom.Dataset, name: str | Path, index: int | None = N
         ) from error
     photometric = dataset.PhotometricInterpretation
     if photometric.startswith("MONOCHROME"):
-        rescaled = apply_modality_lut(pixels, tags_of_frame(dataset, index, "PixelValueTransformationSequence"))
-        values = np.ma.masked_where(padding(dataset, pixels), rescaled)
-        if np.ma.is_masked(values):
-            values = values.astype(np.result_type(values.dtype, np.float32)).filled(np.nan)
-        spec = tagged_window(tags_of_frame(dataset, index, "FrameVOILUTSequence")) or {"percentiles": PERCENTILES}
-        return Frame(np.ma.getdata(values), spec, is_inverted=photometric == "MONOCHROME1")
+        return gray_frame(dataset, pixels, index)
     has_palette = photometric == "PALETTE COLOR"
+    bits = dataset.BitsStored
     if has_palette:
         pixels = apply_color_lut(pixels, dataset)
-    bits = 8 * pixels.dtype.itemsize if has_palette else dataset.BitsStored
+        bits = 8 * pixels.dtype.itemsize
     return Frame(pixels, {"window": (0, 2**bits - 1)}, has_palette=has_palette)
+
+
+def gray_frame(dataset: pydicom.Dataset, pixels: np.ndarray, index: int) -> Frame:
+    """Return a gray frame in units, from its stored values and its index."""
+    rescale_tags = tags_of_frame(dataset, index, "PixelValueTransformationSequence")
+    values = apply_modality_lut(pixels, rescale_tags)
+    is_padding = padding(dataset, pixels)
+    if np.any(is_padding):
+        values = values.astype(np.result_type(values.dtype, np.float32))
+        values[is_padding] = np.nan
+    input_spec = tagged_window(tags_of_frame(dataset, index, "FrameVOILUTSequence"))
+    if input_spec is None:
+        input_spec = {"percentiles": PERCENTILES}
+    return Frame(values, input_spec, is_inverted=dataset.PhotometricInterpretation == "MONOCHROME1")
 
 
 def to_picture(
@@ -120,23 +133,36 @@ def to_picture(
         Exception: if the file has no image, is damaged, or cannot be decoded. The type depends on the decoder.
     """
     frame = read_frame(open_dicom(file, name), name)
-    if frame.values.ndim == 2 and (as_stored or (spec is not None and spec.is_in_units)):
-        values = frame.values.astype(np.float32)
-        if as_stored or not frame.is_inverted:
-            return values
-        ends = {sum(window) for window in spec.windows or [(0, 0)]}
-        if len(ends) > 1:
-            raise ValueError(
-                "a MONOCHROME1 image, whose low values are bright, needs windows with the same center, got "
-                f"{spec.windows}. Use one window, or save the image as MONOCHROME2"
-            )
-        return np.float32(ends.pop()) - values
-    bands = frame.values[None] if frame.values.ndim == 2 else frame.values.transpose(2, 0, 1)
-    shown = InputSpec.from_dict(frame.input_spec)(torch.from_numpy(bands.astype(np.float64)))
-    shown = shown.round().to(torch.uint8).movedim(0, -1).numpy()
+    is_gray = frame.values.ndim == 2
+    in_units = as_stored or (spec is not None and spec.is_in_units)
+    if not is_gray or not in_units:
+        return in_8_bits(frame)
+    values = frame.values.astype(np.float32)
+    if as_stored or not frame.is_inverted:
+        return values
+    windows = spec.windows or [(0, 0)]
+    mirrored_zeros = {low + high for low, high in windows}
+    if len(mirrored_zeros) > 1:
+        raise ValueError(
+            "a MONOCHROME1 image, whose low values are bright, needs windows with the same center, got "
+            f"{spec.windows}. Use one window, or save the image as MONOCHROME2"
+        )
+    return np.float32(mirrored_zeros.pop()) - values
+
+
+def in_8_bits(frame: Frame) -> PIL.Image.Image:
+    """Return a frame from black to white, in gray or RGB. Padding is black."""
+    is_gray = frame.values.ndim == 2
+    bands = frame.values[None] if is_gray else frame.values.transpose(2, 0, 1)
+    to_colors = InputSpec.from_dict(frame.input_spec)
+    colors = to_colors(torch.from_numpy(bands.astype(np.float64)))
+    pixels = colors.round().to(torch.uint8).movedim(0, -1).numpy()
     if frame.is_inverted:
-        shown = np.where(np.isnan(frame.values)[..., None], 0, 255 - shown).astype(np.uint8)
-    return PIL.Image.fromarray(shown if frame.values.ndim == 3 else shown[..., 0])
+        is_padding = np.isnan(frame.values)[..., None]
+        pixels = np.where(is_padding, 0, 255 - pixels).astype(np.uint8)
+    if is_gray:
+        pixels = pixels[..., 0]
+    return PIL.Image.fromarray(pixels)
 
 
 def tags_of_frame(dataset: pydicom.Dataset, index: int, name: str) -> pydicom.Dataset:
@@ -145,8 +171,9 @@ def tags_of_frame(dataset: pydicom.Dataset, index: int, name: str) -> pydicom.Da
     This is the sequence `name` of the functional groups of the frame or of all frames (DICOM PS3.3, C.7.6.16), or else
     the data set itself.
     """
-    own = dataset.get("PerFrameFunctionalGroupsSequence") or []
-    for group in (*own[index : index + 1], *(dataset.get("SharedFunctionalGroupsSequence") or [])):
+    groups_of_frames = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    shared_groups = dataset.get("SharedFunctionalGroupsSequence") or []
+    for group in [*groups_of_frames[index : index + 1], *shared_groups]:
         if group.get(name):
             return group[name][0]
     return dataset
@@ -155,18 +182,29 @@ def tags_of_frame(dataset: pydicom.Dataset, index: int, name: str) -> pydicom.Da
 def stated(dataset: pydicom.Dataset, name: str) -> Any:
     """Return the value of a tag, or `None` if the tag is missing or empty, as after anonymization."""
     value = dataset.get(name)
-    return None if value is None or (hasattr(value, "__len__") and not len(value)) else value
+    is_empty = hasattr(value, "__len__") and len(value) == 0
+    return None if is_empty else value
+
+
+def first_number(value: Any) -> float:
+    """Return the value of a tag, or the first of its values."""
+    if isinstance(value, pydicom.multival.MultiValue):
+        value = value[0]
+    return float(value)
 
 
 def tagged_window(dataset: pydicom.Dataset) -> dict | None:
     """Return the first linear window of the tags (DICOM PS3.3, C.11.2.1.2), in units after rescaling."""
-    found = [stated(dataset, name) for name in ("WindowCenter", "WindowWidth")]
-    if None in found:
+    center = stated(dataset, "WindowCenter")
+    width = stated(dataset, "WindowWidth")
+    if center is None or width is None:
         return None
-    center, width = (float(value[0] if isinstance(value, pydicom.multival.MultiValue) else value) for value in found)
+    center = first_number(center)
+    width = first_number(width)
     function = stated(dataset, "VOILUTFunction") or "LINEAR"
     if function == "LINEAR":
-        center, width = center - 0.5, width - 1
+        center = center - 0.5
+        width = width - 1
     if function not in ("LINEAR", "LINEAR_EXACT") or width <= 0:
         return None
     return {"window": (center - width / 2, center + width / 2)}
@@ -174,11 +212,13 @@ def tagged_window(dataset: pydicom.Dataset) -> dict | None:
 
 def padding(dataset: pydicom.Dataset, pixels: np.ndarray) -> np.ndarray | bool:
     """Return whether stored values are padding, as a mask, or `False` without padding."""
-    value, limit = (stated(dataset, name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
+    value = stated(dataset, "PixelPaddingValue")
     if value is None:
         return False
-    low, high = sorted((value, value if limit is None else limit))
-    return (pixels >= low) & (pixels <= high)
+    limit = stated(dataset, "PixelPaddingRangeLimit")
+    if limit is None:
+        limit = value
+    return (pixels >= min(value, limit)) & (pixels <= max(value, limit))
 
 
 def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -194,14 +234,16 @@ def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
             spacing or orientation; if the spacing is missing; or if a file has several frames or colors, is damaged, or
             cannot be decoded.
     """
-    slices = read_headers(folder)
-    check_alike(slices)
-    slices, affine = in_order(slices)
-    first = slices[0][1]
-    values = np.memmap(tempfile.TemporaryFile(), np.float32, "w+", shape=(len(slices), first.Rows, first.Columns))
-    for index, (path, _) in enumerate(slices):
+    headers = read_headers(folder)
+    check_alike(headers)
+    headers, affine = in_order(headers)
+    _, first = headers[0]
+    shape = (len(headers), first.Rows, first.Columns)
+    values = np.memmap(tempfile.TemporaryFile(), np.float32, "w+", shape=shape)
+    for index, (path, _) in enumerate(headers):
         with read_errors(path):
-            values[index] = read_frame(open_dicom(path, path), path).values
+            dataset = open_dicom(path, path)
+            values[index] = read_frame(dataset, path).values
     return values.transpose(2, 1, 0), affine
 
 
@@ -216,9 +258,11 @@ def read_headers(folder: Path) -> list[tuple[Path, pydicom.Dataset]]:
         if "Rows" in dataset and "Columns" in dataset:
             headers.append((path, dataset))
     if not headers:
-        files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-        below = next((path.parent for path in files if is_dicom_file(path)), None)
-        hint = f" Found images in {below}. Use the folder of one series." if below else ""
+        hint = ""
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and is_dicom_file(path):
+                hint = f" Found images in {path.parent}. Use the folder of one series."
+                break
         raise ValueError(f"No DICOM images found in {folder}.{hint}")
     return headers
 
@@ -227,41 +271,54 @@ def check_alike(headers: list[tuple[Path, pydicom.Dataset]]) -> None:
     """Raise a `ValueError` unless the files are gray slices of one series with the same size and spacing."""
     first_path, first = headers[0]
     for path, dataset in headers:
-        if number_of_frames(dataset) > 1 or dataset.get("SamplesPerPixel", 1) != 1:
-            kind = "frames" if number_of_frames(dataset) > 1 else "colors"
-            raise ValueError(
-                f"Expected one gray slice per file, {path} has several {kind}. Convert it to NIfTI, for example with "
-                "dcm2niix."
-            )
-        for tag in ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing"):
-            if not dataset.get(tag):
-                raise ValueError(f"{path} has no {tag}, which is required for its spacing and position.")
-            values = np.array(dataset[tag].value, dtype=np.float64)
-            if not np.isfinite(values).all():
-                raise ValueError(f"{tag} of {path} must be finite, got {values.tolist()}.")
-        if min(dataset.PixelSpacing) <= 0:
-            spacing = list(map(float, dataset.PixelSpacing))
-            raise ValueError(f"PixelSpacing of {path} must be positive, got {spacing}.")
-        axes = np.resize(np.array(dataset.ImageOrientationPatient, dtype=np.float64), (2, 3))
-        if len(dataset.ImageOrientationPatient) != 6 or not np.allclose(axes @ axes.T, np.eye(2), atol=0.01):
-            raise ValueError(
-                f"ImageOrientationPatient of {path} must be perpendicular unit vectors, got {axes.tolist()}."
-            )
-        if dataset.get("SeriesInstanceUID") != first.get("SeriesInstanceUID"):
-            raise ValueError(
-                f"{path} and {first_path} belong to different series. Move each series to a separate folder."
-            )
-        if (dataset.Rows, dataset.Columns) != (first.Rows, first.Columns):
-            raise ValueError(
-                f"Expected slices of the same size, {path} has {dataset.Columns} x {dataset.Rows} pixels and "
-                f"{first_path} has {first.Columns} x {first.Rows}."
-            )
-        for tag, what in (("ImageOrientationPatient", "orientation"), ("PixelSpacing", "spacing")):
+        check_slice(path, dataset)
+        different_tags = []
+        for tag in ("SeriesInstanceUID", "Rows", "Columns"):
+            if dataset.get(tag) != first.get(tag):
+                different_tags.append(tag)
+        for tag in ("ImageOrientationPatient", "PixelSpacing"):
             if not np.allclose(dataset[tag].value, first[tag].value, atol=SAME, rtol=0):
-                found, expected = (", ".join(f"{float(n):.4g}" for n in tags[tag].value) for tags in (dataset, first))
-                raise ValueError(
-                    f"Expected slices with the same {what}, {path} has {found} and {first_path} has {expected}."
-                )
+                different_tags.append(tag)
+        if different_tags:
+            tag = different_tags[0]
+            raise ValueError(
+                f"Expected slices with the same {tag}, {path} has {dataset.get(tag)} and {first_path} has "
+                f"{first.get(tag)}. Move each series to a separate folder."
+            )
+
+
+def check_slice(path: Path, dataset: pydicom.Dataset) -> None:
+    """Raise a `ValueError` unless a file is one gray slice with a position and spacing."""
+    has_frames = number_of_frames(dataset) > 1
+    has_colors = dataset.get("SamplesPerPixel", 1) != 1
+    if has_frames or has_colors:
+        raise ValueError(
+            f"Expected one gray slice per file, {path} has several {'frames' if has_frames else 'colors'}. Convert it "
+            "to NIfTI, for example with dcm2niix."
+        )
+    tag = invalid_tag(dataset)
+    if tag is not None:
+        raise ValueError(
+            f"{path} has no valid {tag}, which is required for its spacing and position, got {dataset.get(tag)}."
+        )
+
+
+def invalid_tag(dataset: pydicom.Dataset) -> str | None:
+    """Return the first tag of position and spacing that is missing or impossible, or `None`."""
+    for tag in ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing"):
+        if not dataset.get(tag):
+            return tag
+        numbers = np.array(dataset[tag].value, dtype=np.float64)
+        if not np.isfinite(numbers).all():
+            return tag
+    if min(dataset.PixelSpacing) <= 0:
+        return "PixelSpacing"
+    directions = np.array(dataset.ImageOrientationPatient, dtype=np.float64)
+    if len(directions) != 6:
+        return "ImageOrientationPatient"
+    axes = directions.reshape(2, 3)
+    are_perpendicular_units = np.allclose(axes @ axes.T, np.eye(2), atol=0.01)
+    return None if are_perpendicular_units else "ImageOrientationPatient"
 
 
 def in_order(headers: list[tuple[Path, pydicom.Dataset]]) -> tuple[list[tuple[Path, pydicom.Dataset]], np.ndarray]:
@@ -270,37 +327,63 @@ def in_order(headers: list[tuple[Path, pydicom.Dataset]]) -> tuple[list[tuple[Pa
     Raises:
         ValueError: if slices are missing, duplicated, or not on one line with the others.
     """
-    first = headers[0][1]
+    _, first = headers[0]
     along_row, along_column = np.array(first.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
     normal = np.cross(along_row, along_column)
-    headers = sorted(headers, key=lambda header: normal @ np.array(header[1].ImagePositionPatient, dtype=np.float64))
+
+    def height_of(header: tuple[Path, pydicom.Dataset]) -> float:
+        """Return the position of a slice along the normal."""
+        _, dataset = header
+        return normal @ np.array(dataset.ImagePositionPatient, dtype=np.float64)
+
+    headers = sorted(headers, key=height_of)
     positions = np.array([dataset.ImagePositionPatient for _, dataset in headers], dtype=np.float64)
     if len(headers) == 1:
         path, dataset = headers[0]
-        thickness = float(dataset.get("SpacingBetweenSlices") or dataset.get("SliceThickness") or 0)
-        if thickness <= 0:
-            raise ValueError(f"{path} is a single slice without SliceThickness, which is required for its spacing.")
-        step = thickness * normal
+        step = thickness_of(path, dataset) * normal
     else:
-        gaps = np.diff(positions @ normal)
-        usual = np.median(gaps)
-        for (before, _), (after, _), gap in zip(headers, headers[1:], gaps):
-            if gap <= TOLERANCE * usual or gap <= SAME:
-                raise ValueError(f"Expected one file per slice, {before} and {after} have the same position.")
-            if abs(gap - usual) > TOLERANCE * usual:
-                raise ValueError(
-                    f"Slices are missing: {before} and {after} are {gap:.2f} mm apart, most neighbors are "
-                    f"{usual:.2f} mm apart."
-                )
+        check_distances(headers, positions @ normal)
         step = (positions[-1] - positions[0]) / (len(headers) - 1)
-        offsets = np.linalg.norm(positions - positions[0] - np.arange(len(headers))[:, None] * step, axis=1)
-        worst = int(offsets.argmax())
-        if offsets[worst] > TOLERANCE * np.linalg.norm(step):
-            raise ValueError(
-                f"Expected slices on one line, {headers[worst][0]} is {offsets[worst]:.2f} mm off the line."
-            )
+        check_line(headers, positions, step)
+
     between_rows, between_columns = map(float, first.PixelSpacing)
     affine = np.eye(4)
-    affine[:3] = np.stack([between_columns * along_row, between_rows * along_column, step, positions[0]], axis=1)
+    affine[:3, 0] = between_columns * along_row
+    affine[:3, 1] = between_rows * along_column
+    affine[:3, 2] = step
+    affine[:3, 3] = positions[0]
     # DICOM axes point left and posterior, NIfTI axes point right and anterior.
     return headers, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
+def thickness_of(path: Path, dataset: pydicom.Dataset) -> float:
+    """Return the thickness of a single slice, in millimeters."""
+    thickness = float(dataset.get("SpacingBetweenSlices") or dataset.get("SliceThickness") or 0)
+    if thickness <= 0:
+        raise ValueError(f"{path} is a single slice without SliceThickness, which is required for its spacing.")
+    return thickness
+
+
+def check_distances(headers: list[tuple[Path, pydicom.Dataset]], heights: np.ndarray) -> None:
+    """Raise a `ValueError` unless sorted slices have equal distances, from their positions along the normal."""
+    distances = np.diff(heights)
+    usual_distance = np.median(distances)
+    for index, distance in enumerate(distances):
+        is_unusual = abs(distance - usual_distance) > TOLERANCE * usual_distance
+        if is_unusual or distance <= SAME:
+            before, _ = headers[index]
+            after, _ = headers[index + 1]
+            raise ValueError(
+                f"A slice is there twice or missing: {before} and {after} are {distance:.2f} mm apart, most neighbors "
+                f"are {usual_distance:.2f} mm apart."
+            )
+
+
+def check_line(headers: list[tuple[Path, pydicom.Dataset]], positions: np.ndarray, step: np.ndarray) -> None:
+    """Raise a `ValueError` if a slice is not at a multiple of a step from the first."""
+    expected_positions = positions[0] + np.arange(len(headers))[:, None] * step
+    deviations = np.linalg.norm(positions - expected_positions, axis=1)
+    farthest = int(deviations.argmax())
+    if deviations[farthest] > TOLERANCE * np.linalg.norm(step):
+        path, _ = headers[farthest]
+        raise ValueError(f"Expected slices on one line, {path} is {deviations[farthest]:.2f} mm off the line.")

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ from rasterio.io import DatasetReader
 from transformers import BaseImageProcessor, BatchFeature
 from transformers.image_utils import ChannelDimension
 
-from ..bands import describe_bands
 from ..image_decoding import PNG, TIFF, open_raster, over_white, tiff_tags
 from ..input_spec import InputSpec, band_percentiles
 from .pixels import IMAGE_PROCESSOR, to_pixels
@@ -64,33 +64,36 @@ class LargeImage:
 
     @classmethod
     def open(cls, dataset: DatasetReader, image_processor: BaseImageProcessor) -> "LargeImage":
-        spec = image_processor.input_spec
-        fields = InputSpec.from_dict(spec)
-        colors = dataset.colorinterp
-        bands = chosen_bands(dataset, fields)
-        if fields.band_names is not None and len(bands) != fields.num_channels:
-            raise ValueError(
-                f"{dataset.name} has {len(bands)} band(s), the model expects {describe_bands(fields.band_names)}."
-            )
-        if fields.band_names is None and len(bands) not in (1, 3):
-            raise ValueError(
-                f"Expected an image with one or three bands, {dataset.name} has {len(bands)}. Select bands, for "
-                'example with input_spec={"bands": [3, 2, 1]} of the image processor or on the command line.'
-            )
-        if any(colors[band - 1] == ColorInterp.palette for band in bands):
+        spec = InputSpec.from_dict(image_processor.input_spec)
+        bands = chosen_bands(dataset, spec)
+        if spec.bands is None:
+            with read_errors(dataset.name):
+                spec.check_number(len(bands))
+        band_colors = [dataset.colorinterp[band - 1] for band in bands]
+        if ColorInterp.palette in band_colors:
             raise ValueError(f"{dataset.name} has a palette. Convert it to RGB with gdal_translate -expand rgb.")
-        if spec is not None:
-            spec = {name: value for name, value in spec.items() if name not in ("bands", "percentiles")}
-            if fields.percentiles is not None:
-                spec["window"] = sampled_windows(dataset, bands, fields)
+
+        spec_of_windows = None
+        if image_processor.input_spec is not None:
+            spec_of_windows = dict(image_processor.input_spec)
+            spec_of_windows.pop("bands", None)
+            spec_of_windows.pop("percentiles", None)
+            if spec.percentiles is not None:
+                spec_of_windows["window"] = sampled_windows(dataset, bands, spec)
         return cls(
-            dataset, image_processor, bands, spec, has_gaps(dataset, bands), transparency(dataset, bands, fields)
+            dataset=dataset,
+            image_processor=image_processor,
+            bands=bands,
+            input_spec=spec_of_windows,
+            is_masked=has_gaps(dataset, bands),
+            alpha=transparency(dataset, bands, spec),
         )
 
     def read(self, top: int, bottom: int) -> torch.Tensor:
         """Return rows as in training, `(1, bands, bottom - top, width)`, with transparent pixels in white."""
         pixels = read_colors(self.dataset, self.bands, self.alpha, window=whole_rows(self.dataset, top, bottom))
-        if self.is_masked and self.input_spec is None and (self.dataset.driver, pixels.dtype) == ("PNG", np.uint8):
+        is_png_of_8_bits = self.dataset.driver == "PNG" and pixels.dtype == np.uint8
+        if is_png_of_8_bits and self.is_masked and self.input_spec is None:
             pixels[:, self.has_no_data(top, bottom)] = 255  # A PNG may have one transparent color.
         return torch.from_numpy(pixels)[None]
 
@@ -111,7 +114,8 @@ class LargeImage:
 
     def has_no_data(self, top: int, bottom: int) -> np.ndarray:
         """Return which pixels of rows have no data, bool of shape `(bottom - top, width)`."""
-        return self.dataset.dataset_mask(window=whole_rows(self.dataset, top, bottom)) == 0
+        valid = self.dataset.dataset_mask(window=whole_rows(self.dataset, top, bottom))
+        return valid == 0
 
 
 @contextmanager
@@ -119,27 +123,31 @@ def open_images(paths: Sequence[Path], image_processor: BaseImageProcessor) -> I
     """Open images of the same area.
 
     Raises:
-        IsADirectoryError: if a path is a folder.
-        ValueError: if the bands do not match the input spec, the images differ in size or georeference, or an image has
-            an orientation tag (TIFF or EXIF) other than upright or does not store colors.
+        ValueError: if a path is not that of an image, the bands do not match the input spec, the images differ in size
+            or georeference, or an image is truncated, has an orientation tag (TIFF or EXIF) other than upright or does
+            not store colors.
     """
-    for path in paths:
-        if path.is_dir():
-            raise IsADirectoryError(f"Expected an image file, got the folder {path}.")
+    spec = InputSpec.from_dict(image_processor.input_spec)
     with ExitStack() as stack:
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE))
-        images = [LargeImage.open(stack.enter_context(open_raster(path)), image_processor) for path in paths]
-        for path in paths:  # GDAL returns pixels in stored orientation, but training uses upright images.
-            check_upright(path)
-            with path.open("rb") as file:
-                if path.suffix.lower() == ".png" and lacks_end(file):  # GDAL reads its missing rows as zeros.
-                    raise ValueError(f"{path} cannot be read: the file is truncated. Save or download it again.")
-        if not InputSpec.from_dict(image_processor.input_spec).takes_bands:
-            for path in filter(is_tiff, paths):
-                with path.open("rb") as file:
-                    check_colors(path, tiff_tags(file))
+        images = []
+        for path in paths:
+            dataset = stack.enter_context(open_raster(path))
+            images.append(LargeImage.open(dataset, image_processor))
+        for path in paths:
+            check_pixels_of_gdal(path, spec)
         check_same_ground([image.dataset for image in images])
         yield images
+
+
+def check_pixels_of_gdal(path: Path, spec: InputSpec) -> None:
+    """Raise a `ValueError` if GDAL returns other pixels of an image than those of training."""
+    check_upright(path)  # GDAL returns pixels in stored orientation, but training uses upright images.
+    with path.open("rb") as file:
+        if path.suffix.lower() == ".png" and lacks_end(file):  # GDAL reads its missing rows as zeros.
+            raise ValueError(f"{path} cannot be read: the file is truncated. Save or download it again.")
+        if is_tiff(path) and not spec.takes_bands:
+            check_colors(path, tiff_tags(file))
 
 
 def whole_rows(dataset: DatasetReader, top: int, bottom: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -150,25 +158,23 @@ def whole_rows(dataset: DatasetReader, top: int, bottom: int) -> tuple[tuple[int
 def chosen_bands(dataset: DatasetReader, spec: InputSpec) -> list[int]:
     """Return the indices of the bands that a spec selects, from 1."""
     if spec.bands is not None:
-        missing = [band for band in spec.bands if band >= dataset.count]
-        if missing:
-            raise ValueError(
-                f"The input spec selects the bands {missing} (from 0), {dataset.name} has {dataset.count} band(s)."
-            )
+        with read_errors(dataset.name):
+            spec.check_number(dataset.count)
         return [band + 1 for band in spec.bands]
-    return [
-        band
-        for band, color in zip(dataset.indexes, dataset.colorinterp)
-        if color != ColorInterp.alpha or (spec.takes_bands and dataset.driver not in PICTURES)
-    ]
+    if spec.takes_bands and dataset.driver not in PICTURES:
+        return list(dataset.indexes)
+    return [band for band in dataset.indexes if dataset.colorinterp[band - 1] != ColorInterp.alpha]
 
 
 def transparency(dataset: DatasetReader, bands: list[int], spec: InputSpec) -> int | None:
     """Return the index of the transparency band, from 1, or `None`. Transparent pixels are white in training."""
-    if dataset.driver not in PICTURES and (spec.takes_bands or dataset.dtypes[0] != "uint8"):
+    is_stored = spec.takes_bands or dataset.dtypes[0] != "uint8"
+    if is_stored and dataset.driver not in PICTURES:
         return None
-    pairs = zip(dataset.indexes, dataset.colorinterp)
-    return next((band for band, color in pairs if color == ColorInterp.alpha and band not in bands), None)
+    for band, color in zip(dataset.indexes, dataset.colorinterp):
+        if color == ColorInterp.alpha and band not in bands:
+            return band
+    return None
 
 
 def read_colors(dataset: DatasetReader, bands: list[int], alpha: int | None, **options) -> np.ndarray:
@@ -180,19 +186,25 @@ def read_colors(dataset: DatasetReader, bands: list[int], alpha: int | None, **o
         alpha: index of the transparency band, see [`transparency`].
         options: options of rasterio that select the pixels.
     """
-    is_small = dataset.width * dataset.height <= (PIL.Image.MAX_IMAGE_PIXELS or math.inf)
-    if dataset.driver == "JPEG" and "window" in options and is_small:
+    largest_picture = PIL.Image.MAX_IMAGE_PIXELS or math.inf
+    fits_into_memory = dataset.width * dataset.height <= largest_picture
+    if dataset.driver == "JPEG" and "window" in options and fits_into_memory:
         # GDAL interpolates subsampled colors in another way than Pillow, which reads the images of training.
         (top, bottom), (left, right) = options["window"]
-        pixels = jpeg_pixels(Path(dataset.name), os.stat(dataset.name).st_mtime_ns)
-        return pixels[[band - 1 for band in bands], top:bottom, left:right]
+        modified = os.stat(dataset.name).st_mtime_ns
+        pixels = jpeg_pixels(Path(dataset.name), modified)
+        indices = [band - 1 for band in bands]
+        return pixels[indices, top:bottom, left:right]
+
     pixels = dataset.read(bands, **options)
     if dataset.driver == "PNG":  # GDAL returns values of 1, 2 and 4 bits without scaling them to 8 bits.
-        bits = int(dataset.tags(bands[0], ns="IMAGE_STRUCTURE").get("NBITS", 8))
+        tags = dataset.tags(bands[0], ns="IMAGE_STRUCTURE")
+        bits = int(tags.get("NBITS", 8))
         pixels *= 255 // (2**bits - 1)
     if alpha is not None:
-        for row, shares in enumerate(dataset.read(alpha, **options)):
-            pixels[:, row] = over_white(pixels[:, row], shares)
+        opacities = dataset.read(alpha, **options)
+        for row, opacity in enumerate(opacities):  # The blending of a single row takes little memory.
+            pixels[:, row] = over_white(pixels[:, row], opacity)
     return pixels
 
 
@@ -204,34 +216,44 @@ def jpeg_pixels(path: Path, modified: int) -> np.ndarray:
 
 def has_gaps(dataset: DatasetReader, bands: list[int]) -> bool:
     """Return whether the image may have pixels without data."""
-    # GDAL always marks the fourth 8-bit band as transparency.
-    is_data = any(dataset.colorinterp[band - 1] == ColorInterp.alpha for band in bands)
-    return any(
-        MaskFlags.all_valid not in flags and not (is_data and MaskFlags.alpha in flags)
-        for flags in dataset.mask_flag_enums
-    )
+    # GDAL marks every fourth 8-bit band as transparency, also if the band is one of those that are read.
+    reads_alpha = any(dataset.colorinterp[band - 1] == ColorInterp.alpha for band in bands)
+    for flags in dataset.mask_flag_enums:
+        if MaskFlags.all_valid in flags:
+            continue
+        if MaskFlags.alpha in flags and reads_alpha:
+            continue
+        return True
+    return False
 
 
 def sampled_windows(dataset: DatasetReader, bands: list[int], spec: InputSpec) -> list[list[float]]:
     """Return percentiles of each band over evenly spaced pixels, without pixels that have no data."""
-    size = {"out_shape": tuple(min(length, SAMPLE_SIZE) for length in dataset.shape)}
-    sample = read_colors(dataset, bands, transparency(dataset, bands, spec), **size).astype(np.float64)
+    shape = tuple(min(length, SAMPLE_SIZE) for length in dataset.shape)
+    alpha = transparency(dataset, bands, spec)
+    sample = read_colors(dataset, bands, alpha, out_shape=shape).astype(np.float64)
     if has_gaps(dataset, bands):
-        sample[dataset.read_masks(bands, **size) == 0] = np.nan
-    try:
-        windows = [band_percentiles(torch.from_numpy(band), spec.percentiles) for band in sample]
-    except ValueError as error:
-        raise ValueError(f"{dataset.name}: {error}") from error
-    return [[low, high if high > low else low + 1] for low, high in windows]
+        valid = dataset.read_masks(bands, out_shape=shape)
+        sample[valid == 0] = np.nan
+    windows = []
+    with read_errors(dataset.name):
+        for band in sample:
+            low, high = band_percentiles(torch.from_numpy(band), spec.percentiles)
+            if high <= low:
+                high = low + 1
+            windows.append([low, high])
+    return windows
 
 
 def check_same_ground(datasets: list[DatasetReader]) -> None:
-    for other in datasets[1:]:
-        for what in ("shape", "crs", "transform"):
-            values = getattr(datasets[0], what), getattr(other, what)
-            if values[0] != values[1]:
+    first = datasets[0]
+    for dataset in datasets[1:]:
+        for attribute in ("shape", "crs", "transform"):
+            first_value = getattr(first, attribute)
+            value = getattr(dataset, attribute)
+            if value != first_value:
                 raise ValueError(
-                    f"{datasets[0].name} and {other.name} differ in {what}: {values[0]} and {values[1]}. Resample them "
+                    f"{first.name} and {dataset.name} differ in {attribute}: {first_value} and {value}. Resample them "
                     "to one grid, for example with gdalwarp."
                 )
 
@@ -259,11 +281,13 @@ def whole_range(spec: InputSpec, image: Path | bytes, is_part: bool) -> InputSpe
     if is_array(spec, image):
         with open_raster(image) as dataset:
             bands = chosen_bands(dataset, spec)
-            spec.check_number(dataset.count if spec.bands is not None else len(bands))
+            if spec.bands is None:
+                spec.check_number(len(bands))
             return spec.with_windows(sampled_windows(dataset, bands, spec))
     if not is_part:
         return spec
-    picture = read_picture(image if isinstance(image, bytes) else image.read_bytes(), spec)
+    content = image if isinstance(image, bytes) else image.read_bytes()
+    picture = read_picture(content, spec)
     layout = ChannelDimension.LAST if isinstance(picture, np.ndarray) else None
     return spec.with_range_of(IMAGE_PROCESSOR.stored_bands(picture, spec, layout))
 
@@ -276,15 +300,17 @@ def whole_range_of_file(spec: InputSpec, path: Path, is_part: bool) -> InputSpec
 
 def is_array(spec: InputSpec, image: Path | bytes) -> bool:
     """Return whether an image is a TIFF that is read with its stored values, or a PNG with transparency."""
-    with io.BytesIO(image) if isinstance(image, bytes) else image.open("rb") as file:
-        head = file.read(26)
-        if head[:4] not in TIFF:
-            return head.startswith(PNG) and head[25:] in (b"\4", b"\6")
-        file.seek(0)
-        return spec.takes_bands or stores_colors(tiff_tags(file))
+    file = io.BytesIO(image) if isinstance(image, bytes) else image.open("rb")
+    with file:
+        header = file.read(26)
+        if header[:4] in TIFF:
+            file.seek(0)
+            return spec.takes_bands or stores_colors(tiff_tags(file))
+    has_transparency = header[25:] in (b"\4", b"\6")
+    return header.startswith(PNG) and has_transparency
 
 
-class PartFile:
+class PartFile(ABC):
     """File of results that survives a killed run. An incomplete item at its end is removed when the file is opened.
 
     An empty file, of a run that was killed before its first result, takes any settings and inputs.
@@ -303,32 +329,37 @@ class PartFile:
         self.made_of_path = path.with_name(path.name + ".json")
 
     def __enter__(self) -> Self:
-        if self.path.exists() and self.path.stat().st_size:
-            stored = json.loads(self.made_of_path.read_text())
-            changed = [name for name, value in self.made_of.items() if stored.get(name) != value]
-            if changed:
-                raise ValueError(
-                    f"{self.path} was started with different {', '.join(changed)}. Use the same values to resume, or "
-                    "delete the file."
-                )
+        has_results = self.path.exists() and self.path.stat().st_size > 0
+        if has_results:
+            self.check_made_of()
         else:
             self.made_of_path.write_text(json.dumps(self.made_of))
         self.file = open(self.path, "a+b")
         self.file.truncate(self.whole_size())
         return self
 
+    def check_made_of(self) -> None:
+        stored = json.loads(self.made_of_path.read_text())
+        changed_settings = [name for name, value in self.made_of.items() if stored.get(name) != value]
+        if changed_settings:
+            raise ValueError(
+                f"{self.path} was started with different {', '.join(changed_settings)}. Use the same values to "
+                "resume, or delete the file."
+            )
+
     def __exit__(self, error_type: type[BaseException] | None, *_) -> None:
         self.file.close()
-        if error_type is not None and issubclass(error_type, ValueError) and len(self) == 0:
-            self.delete()  # A wrong argument. With this file, `part_path` would allow to replace an existing output.
+        is_wrong_argument = error_type is not None and issubclass(error_type, ValueError)
+        if is_wrong_argument and len(self) == 0:
+            self.delete()  # With this file, `part_path` would allow to replace an existing output.
 
+    @abstractmethod
     def whole_size(self) -> int:
         """Return the number of bytes of complete items."""
-        raise NotImplementedError
 
+    @abstractmethod
     def __len__(self) -> int:
         """Return the number of complete items."""
-        raise NotImplementedError
 
     def write(self, content: bytes | memoryview) -> None:
         """Append content to the file and wait until it is on the disk."""
@@ -368,10 +399,12 @@ class RowFile(PartFile):
 
     def read(self, count: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the rows from the beginning in groups of `count`, each with the index of its first row."""
+        group_size = count * math.prod(self.shape)
         self.file.seek(0)
         for top in range(0, len(self), count):
-            values = np.frombuffer(self.file.read(count * math.prod(self.shape)), dtype=np.uint8)
-            yield top, values.reshape(-1, *self.shape)
+            content = self.file.read(group_size)
+            rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, *self.shape)
+            yield top, rows
 
 
 class LineFile(PartFile):
@@ -388,7 +421,8 @@ class LineFile(PartFile):
 
     def __iter__(self) -> Iterator[Any]:
         with open(self.path, "rb") as file:
-            yield from map(json.loads, file)
+            for line in file:
+                yield json.loads(line)
 
 
 def part_path(outputs: Sequence[Path]) -> Path:
@@ -399,15 +433,16 @@ def part_path(outputs: Sequence[Path]) -> Path:
         FileExistsError: if an output exists without a `PartFile` of a killed run.
         ValueError: if two outputs are the same file.
     """
-    if len({path.resolve() for path in outputs}) < len(outputs):
+    distinct_paths = {path.resolve() for path in outputs}
+    if len(distinct_paths) < len(outputs):
         raise ValueError(f"Expected different output files, got {outputs[0]} twice.")
-    part = outputs[0].with_name(outputs[0].name + ".part")
+    unfinished_results = outputs[0].with_name(outputs[0].name + ".part")
     for path in outputs:
         if not path.parent.is_dir():
             raise FileNotFoundError(f"Folder of the output not found: {path.parent}.")
-        if path.exists() and not part.exists():
+        if path.exists() and not unfinished_results.exists():
             raise FileExistsError(f"{path} exists. Delete it, or use another name.")
-    return part
+    return unfinished_results
 
 
 @contextmanager
@@ -426,8 +461,9 @@ def file_stamp(path: Path) -> list:
 
 def weights_digest(model: torch.nn.Module) -> str:
     """Return a hash of the weights of a model."""
-    result = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
     for name, tensor in model.state_dict().items():
-        result.update(name.encode())
-        result.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return result.hexdigest()
+        content = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()
+        digest.update(name.encode())
+        digest.update(content.data)
+    return digest.hexdigest()

@@ -6,6 +6,7 @@ Images are returned upright, rotated by their EXIF or TIFF orientation.
 import gzip
 import hashlib
 import io
+import math
 import os
 import re
 import threading
@@ -19,7 +20,14 @@ from typing import TYPE_CHECKING, BinaryIO
 import huggingface_hub
 import numpy as np
 import PIL.Image
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    EXTRASAMPLES,
+    PHOTOMETRIC_INTERPRETATION,
+    SAMPLEFORMAT,
+    SAMPLESPERPIXEL,
+    ImageFileDirectory_v2,
+)
 
 from ..image_decoding import (
     JPEG,
@@ -48,8 +56,10 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".g
 END_MARKS = {JPEG: b"\xff\xd9", PNG: b"IEND"}
 TAIL = 4096  # Number of bytes at the end of a file in which the end mark is searched.
 
-# Values of TIFF tag 262 (photometric interpretation) that are neither gray nor RGB.
+# Photometric interpretations of a TIFF that are neither gray nor RGB.
 NO_COLORS = {0: "white as 0", 3: "a palette", 5: "inks (CMYK)", 8: "L*a*b*", 9: "L*a*b*"}
+# Number of colors by photometric interpretation: RGB, CMYK, YCbCr and L*a*b*. All others have one.
+NUM_COLORS = {2: 3, 5: 4, 6: 3, 8: 3}
 VALUES = ("1", "L", "P", "I", "I;16", "I;16B", "F")  # Pillow modes with one number per pixel.
 
 # Pillow image, or array of shape `(height, width)` or `(height, width, bands)`.
@@ -58,7 +68,8 @@ Window = tuple[int, int, int, int]  # Left, top, right, bottom in pixels.
 
 LIMIT_LOCK = threading.Lock()  # Of Pillow's limit for the size of images, which all threads share.
 FETCH_VARIABLE = "VITP_FETCH_IMAGES"  # An environment variable, so that data loader workers see it too.
-FETCH_BYTES, FETCH_SECONDS = 32 << 20, 20  # Limits for one image.
+FETCH_BYTES = 32 << 20  # Limits for one image.
+FETCH_SECONDS = 20
 IS_URL = re.compile(r"[a-z][a-z0-9+.-]+:/+|[^/]*::[a-z]", re.IGNORECASE)
 OF_THE_WEB = re.compile(r"https?://", re.IGNORECASE)
 
@@ -75,29 +86,42 @@ def read_image(path: Path, window: Window | None, spec: "InputSpec | None" = Non
     Raises:
         ValueError: if the file is broken, or if a window is read in color from a TIFF that does not store colors.
     """
-    if not is_tiff(path):
-        if window is None:
-            return decode(path, spec, as_stored)
-        picture = decode_scene(path, spec, as_stored)
-        return picture.crop(window) if isinstance(picture, PIL.Image.Image) else cut(picture, window)
+    if is_tiff(path):
+        return read_tiff(path, window, spec, as_stored)
+    if window is None:
+        return decode(path, spec, as_stored)
+    picture = decode_scene(path, spec, as_stored)
+    if isinstance(picture, PIL.Image.Image):
+        return picture.crop(window)
+    return cut(picture, window)
+
+
+def read_tiff(path: Path, window: Window | None, spec: "InputSpec | None", as_stored: bool) -> Picture:
+    takes_bands = spec is not None and spec.takes_bands
+    in_color = not as_stored and not takes_bands
     with read_errors(path):
         with open_file(path) as file:
             tags = tiff_tags(file)
-        in_color = not as_stored and not (spec is not None and spec.takes_bands)
-        is_plain = stores_colors(tags) and 338 not in tags  # Tag 338 marks extra bands and transparency.
-        if in_color and window is None and not is_plain and not is_deep_tiff(tags):
-            return decode(path, spec)
-        orientation, area = orientation_of(tags), None
-        if window is not None and orientation == 1:
-            area = ((window[1], window[3]), (window[0], window[2]))  # Rows, columns.
+        is_deep = is_deep_tiff(tags)
+        needs_conversion = not stores_colors(tags) or EXTRASAMPLES in tags
+        if in_color and window is None and not is_deep and needs_conversion:
+            return decode(path, spec)  # Pillow converts palettes, inks and transparency.
+        orientation = orientation_of(tags)
+        reads_window_alone = window is not None and orientation == 1
+        area = None
+        if reads_window_alone:
+            left, top, right, bottom = window
+            area = ((top, bottom), (left, right))
         with open_raster(path) as file:
-            check_count(file.count, spec, path)
+            check_count(file.count, spec)
             picture = turn(bands_last(file.read(window=area)), orientation)
     if in_color:
         check_colors(path, tags)
-        if not is_deep_tiff(tags):
+        if not is_deep:
             picture = onto_white(picture)
-    return picture if window is None or area is not None else cut(picture, window)
+    if window is None or reads_window_alone:
+        return picture
+    return cut(picture, window)
 
 
 def read_picture(content: bytes, spec: "InputSpec | None" = None, as_stored: bool = False) -> Picture:
@@ -118,19 +142,21 @@ def read_picture(content: bytes, spec: "InputSpec | None" = None, as_stored: boo
         from .dicom import to_picture
 
         return to_picture(io.BytesIO(content), "DICOM", spec, as_stored)
-    if is_deep(content, not as_stored and spec is not None and spec.takes_bands):
-        with open_raster(content) as file:
-            check_count(file.count, spec)
-            limit = 2 * (PIL.Image.MAX_IMAGE_PIXELS or float("inf"))  # The limit of Pillow.
-            if file.width * file.height > limit:
-                raise ValueError(f"expected at most {limit} pixels, got {file.width} x {file.height}")
-            picture = bands_last(file.read())
-        if content.startswith(JPEG_2000):
-            return picture
-        if not content.startswith(TIFF):
-            picture = onto_white(picture)
-        return turn(picture, read_header(io.BytesIO(content))[2])
-    return upright(PIL.Image.open(io.BytesIO(content)))
+    takes_bands = not as_stored and spec is not None and spec.takes_bands
+    if not is_deep(content, takes_bands):
+        return upright(PIL.Image.open(io.BytesIO(content)))
+    with open_raster(content) as file:
+        check_count(file.count, spec)
+        limit = 2 * (PIL.Image.MAX_IMAGE_PIXELS or math.inf)  # The limit of Pillow.
+        if file.width * file.height > limit:
+            raise ValueError(f"expected at most {limit} pixels, got {file.width} x {file.height}")
+        picture = bands_last(file.read())
+    if content.startswith(JPEG_2000):
+        return picture
+    if not content.startswith(TIFF):
+        picture = onto_white(picture)
+    _, _, orientation = read_header(io.BytesIO(content))
+    return turn(picture, orientation)
 
 
 @contextmanager
@@ -139,7 +165,8 @@ def read_errors(name: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, ValueError) and str(name) in str(error):
+        names_the_file = isinstance(error, ValueError) and str(name) in str(error)
+        if names_the_file:
             raise
         raise ValueError(f"{name} cannot be read: {said(error)}") from error
 
@@ -157,19 +184,30 @@ decode_scene = lru_cache(maxsize=3)(decode)
 def is_deep(content: bytes, bands: bool = False) -> bool:
     """Return whether Pillow would lose bits or bands of an encoded image."""
     if content.startswith(PNG):
-        return content[24:25] == b"\x10" and content[25:26] != b"\0"  # 16 bits, not gray.
+        has_16_bits = content[24:25] == b"\x10"
+        is_gray = content[25:26] == b"\0"
+        return has_16_bits and not is_gray
     if content.startswith(JPEG_2000):
         return is_reduced_jpeg_2000(content, bands)
-    return content.startswith(TIFF) and is_deep_tiff(tiff_tags(io.BytesIO(content)), bands)
+    if content.startswith(TIFF):
+        return is_deep_tiff(tiff_tags(io.BytesIO(content)), bands)
+    return False
 
 
 def is_deep_tiff(tags: ImageFileDirectory_v2, bands: bool = False) -> bool:
     """Return whether Pillow would lose bits or bands of a TIFF, by the tags of its first directory."""
-    depths, formats, extra = (tags.get(tag, default) for tag, default in ((258, (1,)), (339, (1,)), (338, ())))
-    samples = tags.get(277, 1)
-    with_color = samples - len(extra) == {2: 3, 5: 4, 6: 3, 8: 3}.get(tags.get(262, 1), 1)
-    is_plain = max(depths) <= 8 and set(formats) == {1} and with_color and tuple(extra) in ((), (1,), (2,))
-    return not is_plain or (bands and samples not in (1, 3))
+    depths = tags.get(BITSPERSAMPLE, (1,))
+    formats = tags.get(SAMPLEFORMAT, (1,))
+    is_unsigned = set(formats) == {1}
+    if max(depths) > 8 or not is_unsigned:
+        return True
+    num_samples = tags.get(SAMPLESPERPIXEL, 1)
+    if bands and num_samples not in (1, 3):
+        return True
+    extra_samples = tuple(tags.get(EXTRASAMPLES, ()))
+    has_only_transparency = extra_samples in ((), (1,), (2,))
+    num_colors = NUM_COLORS.get(tags.get(PHOTOMETRIC_INTERPRETATION, 1), 1)
+    return not has_only_transparency or num_samples - len(extra_samples) != num_colors
 
 
 def picture_size(file: BinaryIO) -> tuple[int, int]:
@@ -182,7 +220,10 @@ def picture_size(file: BinaryIO) -> tuple[int, int]:
         dataset = open_dicom(file, "DICOM", with_pixels=False)
         return dataset.Rows, dataset.Columns
     height, width, orientation = read_header(file)
-    return (width, height) if orientation >= 5 else (height, width)
+    is_on_its_side = orientation >= 5
+    if is_on_its_side:
+        return width, height
+    return height, width
 
 
 @cache
@@ -199,12 +240,14 @@ def stored_orientation(path: Path) -> int:
         ValueError: if the header cannot be read.
     """
     with LIMIT_LOCK:  # Another thread would read, and later restore, the limit that is lifted here.
-        limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None  # No limit, because no pixel is decoded.
+        limit = PIL.Image.MAX_IMAGE_PIXELS
+        PIL.Image.MAX_IMAGE_PIXELS = None  # No limit, because no pixel is decoded.
         try:
             if is_dicom_file(path):  # The preamble of DICOM may be the header of a TIFF.
                 return 1
             with read_errors(path), open_file(path) as file, suppress(PIL.UnidentifiedImageError):
-                return read_header(file)[2]
+                _, _, orientation = read_header(file)
+                return orientation
             return 1
         finally:
             PIL.Image.MAX_IMAGE_PIXELS = limit
@@ -235,28 +278,30 @@ def lacks_end(file: BinaryIO) -> bool:
     """Return whether an open file is a JPEG or PNG without its end mark."""
     file.seek(0)
     head = file.read(len(PNG))
-    mark = next((end for begins, end in END_MARKS.items() if head.startswith(begins)), None)
-    file.seek(max(file.seek(0, os.SEEK_END) - TAIL, 0))
-    return mark is not None and mark not in file.read()
+    for signature, end_mark in END_MARKS.items():
+        if head.startswith(signature):
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - TAIL, 0))
+            return end_mark not in file.read()
+    return False
 
 
 def check_file(path: Path) -> None:
     """Raise a `ValueError` if a file is not an image, or is truncated, see [`check_whole`]."""
     if path.name.lower().endswith((".nii", ".nii.gz")):
         raise ValueError(f"{path} is a volume, and an image was expected. Set `volumes` in `data`.")
-    try:
-        with open_file(path) as file:
-            check_whole(file)
-    except Exception as error:  # The type depends on the decoder.
-        raise ValueError(f"{path} cannot be read: {said(error)}. Repair or remove the file.") from error
+    with read_errors(path), open_file(path) as file:
+        check_whole(file)
 
 
 def said(error: Exception) -> str:
     """Return the message of a reading error, with a remedy for images that are too large."""
     if isinstance(error, PIL.Image.DecompressionBombError):
+        _, _, end_of_message = str(error).rpartition("(")
+        size, _, _ = end_of_message.partition(")")
         return (
-            f"its {error.args[0].split('(')[-1].split(')')[0]} exceed the limit for one image. Convert it to TIFF, of "
-            "which single windows are read: gdal_translate -co TILED=YES -co COMPRESS=DEFLATE"
+            f"its {size} exceed the limit for one image. Convert it to TIFF, of which single windows are read: "
+            "gdal_translate -co TILED=YES -co COMPRESS=DEFLATE"
         )
     if isinstance(error, PIL.UnidentifiedImageError):
         return "it is not an image"
@@ -278,34 +323,36 @@ def has_8_bits(path: Path) -> bool:
         return False
 
 
-def check_count(number: int, spec: "InputSpec | None", name: str | Path = "the image") -> None:
+def check_count(number: int, spec: "InputSpec | None") -> None:
     """Raise a `ValueError` for an image of many bands that a spec does not take, before they are decoded."""
     if number > 4:
         from ..input_spec import InputSpec
 
-        try:
-            (spec or InputSpec()).check_number(number)
-        except ValueError as error:
-            raise ValueError(f"{name} cannot be read: {error}") from error
+        spec = spec or InputSpec()
+        spec.check_number(number)
 
 
 def stores_colors(tags: ImageFileDirectory_v2) -> bool:
     """Return whether the stored values of a TIFF are gray or RGB."""
-    return tags.get(262, 1) not in NO_COLORS and max(tags.get(258, (1,))) >= 8
+    photometric = tags.get(PHOTOMETRIC_INTERPRETATION, 1)
+    depths = tags.get(BITSPERSAMPLE, (1,))
+    return photometric not in NO_COLORS and max(depths) >= 8
 
 
 def check_colors(path: Path, tags: ImageFileDirectory_v2) -> None:
     """Raise a `ValueError` if the stored values of a TIFF are not gray or RGB."""
     if not stores_colors(tags):
-        found = NO_COLORS.get(tags.get(262, 1), "less than 8 bits")
+        content = NO_COLORS.get(tags.get(PHOTOMETRIC_INTERPRETATION, 1), "less than 8 bits")
         raise ValueError(
-            f"Expected a TIFF in gray or RGB to read windows, {path} stores {found}. Convert it, for example a palette "
-            "with gdal_translate -expand rgb."
+            f"Expected a TIFF in gray or RGB to read windows, {path} stores {content}. Convert it, for example a "
+            "palette with gdal_translate -expand rgb."
         )
 
 
 def bands_last(bands: np.ndarray) -> np.ndarray:
-    return bands[0] if len(bands) == 1 else bands.transpose(1, 2, 0)
+    if len(bands) == 1:
+        return bands[0]
+    return bands.transpose(1, 2, 0)
 
 
 def cut(picture: np.ndarray, window: Window) -> np.ndarray:
@@ -317,23 +364,26 @@ def onto_white(pixels: np.ndarray) -> np.ndarray:
     """Blend an image of shape `(height, width, bands)` with white, and remove its transparency band, if any."""
     if pixels.ndim == 2 or pixels.shape[2] not in (2, 4):
         return pixels
-    flat = over_white(pixels[..., :-1], pixels[..., -1:])
-    return flat[..., 0] if flat.shape[2] == 1 else flat
+    colors = over_white(pixels[..., :-1], pixels[..., -1:])
+    is_gray = colors.shape[2] == 1
+    return colors[..., 0] if is_gray else colors
 
 
 def whole_numbers(values: np.ndarray, name: str | Path) -> np.ndarray:
     """Return the values of a mask as int64, and raise a `ValueError` if they are not integers."""
-    if values.dtype.kind not in "buif":
-        raise ValueError(f"The mask {name} must have integer values, got {values.dtype}.")
+    if values.size == 0:
+        return values.astype(np.int64)
+    lowest = values.min()
+    highest = values.max()
+    is_whole = values.dtype.kind in "bui"
     if values.dtype.kind == "f":
-        odd = ~np.isfinite(values) | (values != np.rint(values))
-        if odd.any():
-            raise ValueError(
-                f"The mask {name} must have integer values, got {odd.sum()} other value(s) such as "
-                f"{values[odd].flat[0]:g}. Store class indices."
-            )
-    if values.size and not -(2**31) <= values.min() <= values.max() < 2**31:
-        raise ValueError(f"The mask {name} must have values in the range of int32, got {values.max()}.")
+        is_whole = (values == np.rint(values)).all()
+    is_in_range = -(2**31) <= lowest and highest < 2**31  # False for NaN too.
+    if not is_whole or not is_in_range:
+        raise ValueError(
+            f"The mask {name} must have integer values in the range of int32, such as class indices, got "
+            f"{values.dtype} from {lowest:g} to {highest:g}."
+        )
     return values.astype(np.int64)
 
 
@@ -352,11 +402,13 @@ def windows(image_size: tuple[int, int], size: int, overlap: int) -> list[Window
         raise ValueError(f"tile: `overlap` must be in [0, {size}), the size, got {overlap}.")
     if max(width, height) <= size:
         return [None]
-    return [
-        (left, top, min(left + size, width), min(top + size, height))
-        for top in window_starts(height, size, size - overlap)
-        for left in window_starts(width, size, size - overlap)
-    ]
+    areas = []
+    for top in window_starts(height, size, size - overlap):
+        for left in window_starts(width, size, size - overlap):
+            right = min(left + size, width)
+            bottom = min(top + size, height)
+            areas.append((left, top, right, bottom))
+    return areas
 
 
 def is_dicom(head: bytes) -> bool:
@@ -375,31 +427,40 @@ def patient_of(path: Path) -> str | None:
     Args:
         path: path of a file, or of the folder of a series.
     """
-    if path.is_dir():
-        path = next((file for file in sorted(path.iterdir()) if file.is_file() and is_dicom_file(file)), path)
-    if not path.is_file() or not is_dicom_file(path):
+    file = first_dicom_file(path)
+    if file is None:
         return None
     import pydicom
 
-    tags = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
+    tags = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID"]
     try:
-        dataset = pydicom.dcmread(path, specific_tags=list(tags), stop_before_pixels=True)
+        dataset = pydicom.dcmread(file, specific_tags=tags, stop_before_pixels=True)
     except Exception:  # A broken file raises an error when it is read.
         return None
-    return next((f"{tag} {dataset[tag].value}" for tag in tags if str(dataset.get(tag) or "").strip()), None)
+    for tag in tags:
+        value = str(dataset.get(tag) or "")
+        if value.strip():
+            return f"{tag} {value}"
+    return None
+
+
+def first_dicom_file(path: Path) -> Path | None:
+    """Return the path of a DICOM file itself, or the first DICOM file of a folder, or `None`."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    for file in files:
+        if file.is_file() and is_dicom_file(file):
+            return file
+    return None
 
 
 def content_digest(path: Path) -> bytes:
     """Return a hash of the content of a file, unpacked for gzipped NIfTI, or of all files of a folder in any order."""
-    digest = hashlib.sha256()
     if path.is_dir():
-        for part in sorted(content_digest(file) for file in path.iterdir() if file.is_file()):
-            digest.update(part)
-        return digest.digest()
-    with gzip.open(path) if path.name.lower().endswith(".nii.gz") else open_file(path) as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.digest()
+        digests = [content_digest(file) for file in path.iterdir() if file.is_file()]
+        return hashlib.sha256(b"".join(sorted(digests))).digest()
+    is_packed = path.name.lower().endswith(".nii.gz")
+    with gzip.open(path) if is_packed else open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def packed_key(path: Path) -> int:
@@ -424,8 +485,10 @@ def below(root: str | Path, name: str | Path, key: str = "root") -> Path:
     """
     path = Path(root) / name
     try:
-        is_plain = path.name != ".." and not path.is_symlink()
-        real = Path(real_path(path.parent), path.name) if is_plain else Path(os.path.realpath(path))
+        if path.name == ".." or path.is_symlink():
+            real = Path(os.path.realpath(path))
+        else:
+            real = Path(real_path(path.parent), path.name)
     except (OSError, ValueError) as error:  # The name is too long, or contains a null character.
         raise ValueError(f"invalid file name {str(name)[:80]!r}: {error.__class__.__name__}.") from error
     if not real.is_relative_to(real_path(Path(root))):
@@ -450,8 +513,13 @@ def visible_paths(folder: Path, pattern: str = "*") -> list[Path]:
     `tar` of macOS writes a file `._0.png` beside `0.png`, and Jupyter copies to `.ipynb_checkpoints`.
     """
     depth = len(folder.parts)
-    found = sorted(folder.rglob(pattern))
-    return [path for path in found if not any(part.startswith(".") for part in path.parts[depth:])]
+    paths = []
+    for path in sorted(folder.rglob(pattern)):
+        names_below_folder = path.parts[depth:]
+        is_hidden = any(name.startswith(".") for name in names_below_folder)
+        if not is_hidden:
+            paths.append(path)
+    return paths
 
 
 def identity(path: Path) -> tuple[int, int]:
@@ -472,29 +540,33 @@ def fetch(url: str) -> bytes:
         ValueError: if fetching is not enabled, the request fails, the server sends nothing for `FETCH_SECONDS`, or the
             image has more than `FETCH_BYTES` or is not complete after `FETCH_SECONDS`.
     """
-    shown = url[:200]
-    if not OF_THE_WEB.match(url):
-        raise ValueError(f"Expected a file path or an http(s) URL, got {shown}. Download the image.")
-    if os.environ.get(FETCH_VARIABLE, "0") in ("", "0"):
+    start_of_url = url[:200]
+    is_enabled = os.environ.get(FETCH_VARIABLE, "0") not in ("", "0")
+    if not OF_THE_WEB.match(url) or not is_enabled or huggingface_hub.constants.HF_HUB_OFFLINE:
         raise ValueError(
-            f"{shown} is a URL. Download the images and use file paths, or set {FETCH_VARIABLE}=1 in the environment "
-            "to fetch images."
+            f"{start_of_url} is a URL. Download the images and use file paths. Images are fetched from http(s) URLs "
+            f"alone, with {FETCH_VARIABLE}=1 and without HF_HUB_OFFLINE in the environment."
         )
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
-        raise ValueError(f"{shown} is a URL, and HF_HUB_OFFLINE is set. Unset it to fetch the image.")
     import httpx2
 
-    content, start = bytearray(), time.monotonic()
-    options = {"follow_redirects": True, "timeout": FETCH_SECONDS, "headers": {"Accept-Encoding": "identity"}}
+    content = bytearray()
+    deadline = time.monotonic() + FETCH_SECONDS
     try:
-        with httpx2.stream("GET", url, **options) as response:
+        with httpx2.stream(
+            "GET",
+            url,
+            follow_redirects=True,
+            timeout=FETCH_SECONDS,
+            headers={"Accept-Encoding": "identity"},
+        ) as response:
             response.raise_for_status()
             for chunk in response.iter_raw():
                 content += chunk
-                if len(content) > FETCH_BYTES:
-                    raise ValueError(f"it has more than {FETCH_BYTES >> 20} MiB")
-                if time.monotonic() > start + FETCH_SECONDS:
-                    raise ValueError(f"it was not complete after {FETCH_SECONDS} s")
+                if len(content) > FETCH_BYTES or time.monotonic() > deadline:
+                    raise ValueError(
+                        f"it has more than {FETCH_BYTES >> 20} MiB, or was not complete after {FETCH_SECONDS} s"
+                    )
     except Exception as error:
-        raise ValueError(f"{shown} cannot be fetched: {' '.join(str(error).split())}") from error
+        message_in_one_line = " ".join(str(error).split())
+        raise ValueError(f"{start_of_url} cannot be fetched: {message_in_one_line}") from error
     return bytes(content)

@@ -64,12 +64,15 @@ class Volume:
 
     def size(self, plane: str) -> tuple[int, int]:
         """Return height and width of a slice."""
-        across, up = (length for axis, length in enumerate(self.canonical_shape) if axis != PLANES[plane])
+        lengths = list(self.canonical_shape)
+        lengths.pop(PLANES[plane])
+        across, up = lengths
         return up, across
 
     def spacing(self, plane: str) -> tuple[float, float, float]:
         """Return the spacing in millimeters between slices, rows and columns."""
-        unit = MILLIMETERS.get(self.header.get_xyzt_units()[0], 1.0)
+        unit_name, _ = self.header.get_xyzt_units()
+        unit = MILLIMETERS.get(unit_name, 1.0)
         sizes = (unit * voxel_sizes(self.canonical_affine)).tolist()
         between = sizes.pop(PLANES[plane])
         across, up = sizes
@@ -80,21 +83,27 @@ class Volume:
         canonical = apply_orientation(self.stored, self.orientation)
         indices = [slice(None)] * 3
         indices[PLANES[plane]] = index
-        return self.scaled(np.ascontiguousarray(np.rot90(canonical[tuple(indices)])[:, ::-1]))
+        turned = np.rot90(canonical[tuple(indices)])
+        mirrored = turned[:, ::-1]
+        return self.scaled(np.ascontiguousarray(mirrored))
 
     def scaled(self, stored: np.ndarray) -> np.ndarray:
         slope, intercept = self.scale
-        if (slope, intercept) == (1, 0):
+        if slope == 1 and intercept == 0:
             return stored.astype(np.float32)
-        return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
+        values = stored.astype(np.float64) * slope + intercept
+        return values.astype(np.float32)
 
     def uncut(self, slices: np.ndarray, plane: str) -> np.ndarray:
         """Return slices of [`cut`], `(number, height, width, …)`, in the axes of the stored volume, `(i, j, k, …)`.
 
         The result is a view.
         """
-        canonical = np.moveaxis(np.rot90(slices[:, :, ::-1], -1, axes=(1, 2)), 0, PLANES[plane])
-        return apply_orientation(canonical, ornt_transform(io_orientation(np.eye(4)), self.orientation))
+        mirrored = slices[:, :, ::-1]
+        turned = np.rot90(mirrored, -1, axes=(1, 2))
+        canonical = np.moveaxis(turned, 0, PLANES[plane])
+        canonical_orientation = io_orientation(np.eye(4))
+        return apply_orientation(canonical, ornt_transform(canonical_orientation, self.orientation))
 
     def window(self, percentiles: Sequence[float]) -> tuple[float, float]:
         """Return percentiles of the non-zero values.
@@ -102,14 +111,19 @@ class Volume:
         At most 16 million evenly spaced values of a large volume are used.
 
         Raises:
-            ValueError: if all values are 0.
+            ValueError: if all values are 0, or the percentiles are equal.
         """
         every = math.ceil(self.stored.size / MAX_SAMPLED)
         values = self.scaled(self.stored.ravel(order="K")[::every])
         values = values[np.isfinite(values) & (values != 0)]
-        if not values.size:
-            raise ValueError(f"Expected non-zero values for percentiles, {self.path} is 0 everywhere.")
-        low, high = np.percentile(values, percentiles)
+        low = high = 0.0
+        if values.size > 0:
+            low, high = np.percentile(values, percentiles)
+        if not low < high:
+            raise ValueError(
+                f"Expected several non-zero values, of which two percentiles become black and white, {self.path} has "
+                f"the percentiles {low} and {high}."
+            )
         return float(low), float(high)
 
 
@@ -120,7 +134,9 @@ def is_volume(path: Path) -> bool:
 
 def files_of(path: Path) -> list[Path]:
     """Return all files of a volume: the NIfTI file, or the files in the folder of a series."""
-    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.is_file())
+    return [path]
 
 
 def open_volume(path: Path) -> Volume:
@@ -132,10 +148,7 @@ def open_volume(path: Path) -> Volume:
     Raises:
         ValueError: if a NIfTI file cannot be read, does not have three axes, has no spacing, or has colors, NaN or
             infinite values. For a series, see [`~modeling_vitp.images.dicom.read_series`].
-        FileNotFoundError: if the path does not exist.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"Volume not found: {path}.")
     return open_series(path) if path.is_dir() else open_nifti(path)
 
 
@@ -143,9 +156,13 @@ def open_series(folder: Path) -> Volume:
     from .dicom import read_series  # pydicom is optional.
 
     values, affine = read_series(folder)
-    low = min((float(np.nanmin(part)) for part in values.T if np.isfinite(part).any()), default=0.0)
-    for part in values.T:
-        part[np.isnan(part)] = low
+    lowest_values = []
+    for values_of_slice in values.T:
+        if np.isfinite(values_of_slice).any():
+            lowest_values.append(float(np.nanmin(values_of_slice)))
+    lowest = min(lowest_values, default=0.0)
+    for values_of_slice in values.T:
+        values_of_slice[np.isnan(values_of_slice)] = lowest
     header = nibabel.Nifti1Header()
     header.set_data_shape(values.shape)
     header.set_sform(affine, "scanner")
@@ -158,30 +175,28 @@ def open_nifti(path: Path) -> Volume:
     with read_errors(path):
         image = nibabel.load(path)
         proxy = image.dataobj
-        if len(proxy.shape) == 3 and 0 not in proxy.shape:
-            stored = map_file(Path(image.file_map["image"].filename), proxy)
-    if len(proxy.shape) != 3:
-        raise ValueError(
-            f"Expected a volume with three axes, {path} has {len(proxy.shape)}. Save its volumes separately, for "
-            "example with nibabel.four_to_three."
-        )
-    if 0 in proxy.shape:
-        raise ValueError(f"{path} is empty: its shape is {proxy.shape}.")
+        if len(proxy.shape) != 3 or 0 in proxy.shape:
+            raise ValueError(
+                f"expected a volume with three axes, each of at least one voxel, got the shape {proxy.shape}. Save "
+                "several volumes separately, for example with nibabel.four_to_three"
+            )
+        stored = map_file(Path(image.file_map["image"].filename), proxy)
     if stored.dtype.kind not in "buif":
         raise ValueError(f"Expected one number per voxel, {path} has values of type {stored.dtype}.")
-    if not has_spacing(image):
-        raise ValueError(f"{path} has no spacing: the header has neither an affine nor a voxel size (pixdim).")
-    if stored.dtype.kind == "f":
-        wrong = sum(int((~np.isfinite(part)).sum()) for part in stored.T)
-        if wrong:
-            raise ValueError(f"{path} has {wrong} values that are NaN or infinite. Repair or remove the file.")
     header = image.header
     if not isinstance(header, nibabel.Nifti1Header):
         header = nibabel.Nifti1Header.from_header(header)
-    try:
-        header.get_xyzt_units()
-    except KeyError as error:
-        raise ValueError(f"{path} has the unknown unit {int(header['xyzt_units'])} in xyzt_units.") from error
+    if not has_spacing(image) or not has_known_unit(header):
+        raise ValueError(
+            f"{path} has no spacing: its header has neither an affine nor a voxel size (pixdim), or has the unknown "
+            f"unit {header['xyzt_units']} in xyzt_units."
+        )
+    if stored.dtype.kind == "f":
+        num_invalid = 0
+        for stored_slice in stored.T:  # Slices of a mapped file take little memory.
+            num_invalid += int((~np.isfinite(stored_slice)).sum())
+        if num_invalid > 0:
+            raise ValueError(f"{path} has {num_invalid} values that are NaN or infinite. Repair or remove the file.")
     return Volume(path, stored, image.affine, header, (float(proxy.slope), float(proxy.inter)))
 
 
@@ -190,9 +205,20 @@ def has_spacing(image: nibabel.spatialimages.SpatialImage) -> bool:
     if isinstance(image, nibabel.Nifti1Image):
         with ImageOpener(image.file_map["image"].filename) as file:
             stored = type(image.header).from_fileobj(file, check=False)
-        if not stored["sform_code"] and not (stored["pixdim"][1:4] > 0).all():
+        has_sizes = (stored["pixdim"][1:4] > 0).all()
+        has_affine = bool(stored["sform_code"])
+        if not has_sizes and not has_affine:
             return False
-    return bool(np.isfinite(image.affine).all() and abs(np.linalg.det(image.affine[:3, :3])) > 1e-12)
+    volume_of_voxel = abs(np.linalg.det(image.affine[:3, :3]))
+    return bool(np.isfinite(image.affine).all() and volume_of_voxel > 1e-12)
+
+
+def has_known_unit(header: nibabel.Nifti1Header) -> bool:
+    try:
+        header.get_xyzt_units()
+    except KeyError:
+        return False
+    return True
 
 
 def map_file(path: Path, proxy: nibabel.arrayproxy.ArrayProxy) -> np.memmap:
@@ -207,38 +233,43 @@ def map_file(path: Path, proxy: nibabel.arrayproxy.ArrayProxy) -> np.memmap:
 def check_same_place(volumes: Sequence[Volume]) -> None:
     """Raise a `ValueError` if a volume differs in shape, position or orientation from the first."""
     first = volumes[0]
-    for other in volumes[1:]:
-        if other.canonical_shape != first.canonical_shape:
+    for volume in volumes[1:]:
+        has_same_shape = volume.canonical_shape == first.canonical_shape
+        if not has_same_shape or not np.allclose(volume.canonical_affine, first.canonical_affine, atol=1e-2):
             raise ValueError(
-                f"Expected volumes of the same shape, {other.path} has {other.canonical_shape} and {first.path} has "
-                f"{first.canonical_shape}."
-            )
-        if not np.allclose(other.canonical_affine, first.canonical_affine, atol=1e-2):
-            raise ValueError(
-                f"Expected volumes at the same position, the affines of {other.path} and {first.path} differ."
+                f"Expected volumes of the same shape at the same position, {volume.path} has "
+                f"{volume.canonical_shape} with the affine {volume.canonical_affine.tolist()} and {first.path} has "
+                f"{first.canonical_shape} with the affine {first.canonical_affine.tolist()}."
             )
 
 
-def to_gray(values: np.ndarray, window: tuple[float, float], path: Path) -> np.ndarray:
+def to_gray(values: np.ndarray, window: tuple[float, float]) -> np.ndarray:
     """Convert a slice to uint8: values below the window become black, values above become white."""
     low, high = window
-    if not low < high:
-        raise ValueError(f"{path}: the low value of the window must be below the high value, got {low} and {high}.")
-    return (255 * np.clip((values - low) / (high - low), 0, 1)).round().astype(np.uint8)
+    shares = np.clip((values - low) / (high - low), 0, 1)
+    return (255 * shares).round().astype(np.uint8)
 
 
 def check_cut(plane: str, window: Sequence[float] | None, percentiles: Sequence[float] | None) -> None:
     """Raise a `ValueError` if `plane`, `window` or `percentiles` are invalid."""
     if plane not in PLANES:
         raise ValueError(f"`plane` must be one of {', '.join(sorted(PLANES))}, got {plane!r}.")
-    if (window is None) == (percentiles is None):
+    is_one_set = (window is None) != (percentiles is None)
+    pair = percentiles if window is None else window
+    if not is_one_set or not is_increasing_pair(pair):
         raise ValueError(
-            "Expected either `window` or `percentiles` for volumes, which set the values of black and white."
+            "Expected either `window` or `percentiles` for volumes, as two increasing numbers that become black and "
+            f"white, got window={window} and percentiles={percentiles}."
         )
-    name, pair = ("percentiles", percentiles) if window is None else ("window", window)
-    are_numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in pair)
-    if len(pair) != 2 or not are_numbers or not pair[0] < pair[1]:
-        raise ValueError(f"`{name}` must be two increasing numbers, for black and for white, got {list(pair)}.")
+
+
+def is_increasing_pair(numbers: Sequence[float]) -> bool:
+    if len(numbers) != 2:
+        return False
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            return False
+    return numbers[0] < numbers[1]
 
 
 class VolumeSlices:
@@ -269,8 +300,13 @@ class VolumeSlices:
         self.plane = plane
         self.volumes = [open_volume(path) for path in paths]
         self.labels = None if mask is None else open_volume(mask)
-        check_same_place(self.volumes if mask is None else [*self.volumes, self.labels])
-        self.windows = [tuple(window) if window else volume.window(percentiles) for volume in self.volumes]
+        volumes_and_labels = list(self.volumes)
+        if self.labels is not None:
+            volumes_and_labels.append(self.labels)
+        check_same_place(volumes_and_labels)
+        self.windows = []
+        for volume in self.volumes:
+            self.windows.append(tuple(window) if window else volume.window(percentiles))
 
     def __len__(self) -> int:
         return self.volumes[0].number(self.plane)
@@ -281,11 +317,15 @@ class VolumeSlices:
         return self.volumes[0].size(self.plane)
 
     def image(self, index: int) -> PIL.Image.Image:
-        pairs = zip(self.volumes, self.windows)
-        channels = [to_gray(volume.cut(self.plane, index), window, volume.path) for volume, window in pairs]
-        return PIL.Image.fromarray(channels[0] if len(channels) == 1 else np.stack(channels, -1))
+        channels = []
+        for volume, window in zip(self.volumes, self.windows):
+            channels.append(to_gray(volume.cut(self.plane, index), window))
+        if len(channels) == 1:
+            return PIL.Image.fromarray(channels[0])
+        return PIL.Image.fromarray(np.stack(channels, -1))
 
     def mask(self, index: int) -> np.ndarray:
         """Return the mask of a slice, uint8 or, for other values than 0 to 255, int32 of shape `(height, width)`."""
-        values = whole_numbers(self.labels.cut(self.plane, index), self.labels.path)
-        return values.astype(np.uint8 if 0 <= values.min() <= values.max() < 256 else np.int32)
+        labels = whole_numbers(self.labels.cut(self.plane, index), self.labels.path)
+        fits_uint8 = 0 <= labels.min() and labels.max() < 256
+        return labels.astype(np.uint8 if fits_uint8 else np.int32)

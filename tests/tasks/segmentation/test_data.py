@@ -437,7 +437,7 @@ def test_bad_volumes_are_refused(tmp_path, what):
     expected = {
         "nan": "image_1.nii.gz has 1 values",
         "shape": r"mask_1.nii.gz has \(3, 4, 4\)",
-        "affine": "affines of .*mask_1.nii.gz .*image_1.nii.gz",
+        "affine": "same position, .*mask_1.nii.gz .*image_1.nii.gz",
         "value": "mask_1.nii.gz has 1 pixel.*: 7",
         "fraction": "mask_1.nii.gz .*integer",
         "broken": "mask_1.nii.gz cannot be read",
