@@ -67,7 +67,8 @@ def count_areas(
 def as_labels(values: np.ndarray | torch.Tensor | list, name: str) -> torch.Tensor:
     """Return the class indices of a map, int64 of shape `(pixels,)`."""
     if not isinstance(values, torch.Tensor):
-        values = torch.from_numpy(np.array(values))
+        array = np.array(values)
+        values = torch.from_numpy(array)
     if values.is_floating_point() or values.is_complex():
         raise ValueError(f"expected the {name} as integer class indices (the argmax of logits), got {values.dtype}.")
     return values.flatten().long()
@@ -181,8 +182,9 @@ class PixelMetric(DistributedMetric):
                 areas_by_case[case] = areas_by_case.get(case, 0) + areas
         ordered_cases = sorted(areas_by_case)
         self.areas = np.stack([areas_by_case[case] for case in ordered_cases])
+        ordered_groups = [group for group, _ in ordered_cases]
         # The cases are sorted by group, so the counter has the groups in the order of their cases.
-        group_sizes = Counter(group for group, _ in ordered_cases)
+        group_sizes = Counter(ordered_groups)
         counts = np.array(list(group_sizes.values()))
         starts = np.cumsum(counts) - counts
         return np.stack([starts, counts], axis=1)

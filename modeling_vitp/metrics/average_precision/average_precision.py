@@ -66,13 +66,15 @@ class AveragePrecision(box_metrics.BoxMetric):
         """
         detected_labels = self._labels(prediction, "prediction")
         object_labels = self._labels(reference, "reference")
-        scores = box_metrics.numbers(prediction, "scores", "prediction", len(detected_labels), ())
-        is_ignored = self._is_ignored(reference, len(object_labels))
-        iou = pairwise_overlaps(
-            read_boxes(prediction, "prediction", len(detected_labels)),
-            read_boxes(reference, "reference", len(object_labels)),
-        )
-        matches = np.zeros((len(self.iou_thresholds), len(detected_labels)), np.int8)
+        num_detections = len(detected_labels)
+        num_objects = len(object_labels)
+        scores = box_metrics.numbers(prediction, "scores", "prediction", num_detections, ())
+        is_ignored = self._is_ignored(reference, num_objects)
+        detected_boxes = read_boxes(prediction, "prediction", num_detections)
+        object_boxes = read_boxes(reference, "reference", num_objects)
+        iou = pairwise_overlaps(detected_boxes, object_boxes)
+
+        matches = np.zeros((len(self.iou_thresholds), num_detections), np.int8)
         for label in np.unique(detected_labels):
             detections = np.flatnonzero(detected_labels == label)
             order = np.argsort(-scores[detections], kind="stable")
@@ -80,9 +82,14 @@ class AveragePrecision(box_metrics.BoxMetric):
             objects = np.flatnonzero(object_labels == label)
             class_iou = iou[np.ix_(detections, objects)]
             for index, threshold in enumerate(self.iou_thresholds):
-                matches[index, detections] = assign(class_iou, is_ignored[objects], threshold)
-        num_objects = np.bincount(object_labels[~is_ignored], minlength=self.num_labels)
-        return detected_labels.astype(np.int32), scores, matches, num_objects
+                matches[index, detections] = assign(
+                    class_iou,
+                    is_ignored[objects],
+                    threshold,
+                )
+        counted_labels = object_labels[~is_ignored]
+        class_sizes = np.bincount(counted_labels, minlength=self.num_labels)
+        return detected_labels.astype(np.int32), scores, matches, class_sizes
 
     def _is_ignored(self, reference: Mapping, num_objects: int) -> np.ndarray:
         """Return whether each object is a crowd region or, unless they count, difficult, bool of shape `(n,)`."""
@@ -92,33 +99,35 @@ class AveragePrecision(box_metrics.BoxMetric):
         is_ignored = np.zeros(num_objects, bool)
         for mark in marks:
             if reference.get(mark) is not None:
-                is_ignored |= box_metrics.numbers(reference, mark, "reference", num_objects, ()) != 0
+                is_marked = box_metrics.numbers(reference, mark, "reference", num_objects, ())
+                is_ignored |= is_marked != 0
         return is_ignored
 
     def _compute(self, images: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]) -> dict:
-        image_labels, image_scores, image_matches, image_objects = zip(*images)
+        image_labels, image_scores, image_matches, image_class_sizes = zip(*images)
         scores = np.concatenate(image_scores)
         order = np.argsort(-scores, kind="stable")
         labels = np.concatenate(image_labels)[order]
         matches = np.concatenate(image_matches, axis=1)[:, order]
-        num_objects = np.sum(image_objects, axis=0)
+        class_sizes = np.sum(image_class_sizes, axis=0)
 
         precisions = np.full((len(self.iou_thresholds), self.num_labels), np.nan)
-        for label in np.flatnonzero(num_objects):
+        for label in np.flatnonzero(class_sizes):
             class_matches = matches[:, labels == label]
             for index, threshold_matches in enumerate(class_matches):
                 is_counted = threshold_matches >= 0
                 precisions[index, label] = interpolated_precision(
                     threshold_matches[is_counted],
-                    num_objects[label],
+                    class_sizes[label],
                     self.interpolation,
                 )
 
-        metrics = {"map": float(pixel_metrics.mean_of_counted(precisions))}
+        mean_precision = pixel_metrics.mean_of_counted(precisions)
+        metrics = {"map": float(mean_precision)}
         for threshold, class_precisions in zip(self.iou_thresholds, precisions):
             percent = f"{100 * threshold:g}"
-            mean_precision = pixel_metrics.mean_of_counted(class_precisions)
-            metrics[f"map_{percent}"] = float(mean_precision)
+            threshold_mean = pixel_metrics.mean_of_counted(class_precisions)
+            metrics[f"map_{percent}"] = float(threshold_mean)
             metrics[f"per_category_ap_{percent}"] = class_precisions.tolist()
         return metrics
 
@@ -130,7 +139,8 @@ def read_boxes(side: Mapping, name: str, length: int) -> np.ndarray:
     corners = box_metrics.numbers(side, "corners", name, length, (4, 2))
     if length == 0:
         return np.zeros((0, 5))
-    return smallest_rectangles(torch.from_numpy(corners)).numpy()
+    rectangles = smallest_rectangles(torch.from_numpy(corners))
+    return rectangles.numpy()
 
 
 def pairwise_overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -140,7 +150,10 @@ def pairwise_overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     if boxes.shape[1] != others.shape[1]:
         raise ValueError("expected rotated boxes in both prediction and reference or in neither, got one of them.")
     overlap_function = box_iou if boxes.shape[1] == 4 else rotated_iou
-    iou = overlap_function(torch.from_numpy(boxes), torch.from_numpy(others))
+    iou = overlap_function(
+        torch.from_numpy(boxes),
+        torch.from_numpy(others),
+    )
     return iou.numpy()
 
 

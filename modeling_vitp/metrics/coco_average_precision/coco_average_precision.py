@@ -56,13 +56,10 @@ class CocoAveragePrecision(box_metrics.BoxMetric):
             if reference.get(key) is not None:
                 annotated[key] = box_metrics.numbers(reference, key, "reference", num_annotated, ())
 
-        sizes = set()
-        for mask in detected.get("masks", []) + annotated.get("masks", []):
-            sizes.add(tuple(mask["size"]))
-        if len(sizes) > 1:
-            raise ValueError(f"expected masks of one size, got {sorted(sizes)}.")
-        size = sizes.pop() if sizes else (0, 0)
-        return detected, annotated, size
+        masks = []
+        if self.masks:
+            masks = detected["masks"] + annotated["masks"]
+        return detected, annotated, size_of_masks(masks)
 
     def _objects(self, side: Mapping, name: str) -> dict:
         """Return the labels and the boxes or masks of a prediction or reference."""
@@ -142,6 +139,16 @@ class CocoAveragePrecision(box_metrics.BoxMetric):
         return metrics
 
 
+def size_of_masks(masks: list[dict]) -> tuple[int, int]:
+    """Return the height and width that the run lengths of an image have in common, 0 without masks."""
+    sizes = {tuple(mask["size"]) for mask in masks}
+    if len(sizes) > 1:
+        raise ValueError(f"expected masks of one size, got {sorted(sizes)}.")
+    if not sizes:
+        return 0, 0
+    return sizes.pop()
+
+
 def encoded(side: Mapping, name: str, length: int) -> list[dict]:
     """Return the masks of a prediction or reference as COCO run lengths."""
     masks = side.get("masks", [])
@@ -150,7 +157,8 @@ def encoded(side: Mapping, name: str, length: int) -> list[dict]:
         encoded_masks = []
         for mask in masks:
             height, width = mask["size"]
-            encoded_masks.append(run_lengths.segmToRle(dict(mask), width, height))
+            encoded_mask = run_lengths.segmToRle(dict(mask), width, height)
+            encoded_masks.append(encoded_mask)
         return encoded_masks
     masks = base.as_array(masks)
     if masks.ndim != 3 or len(masks) != length:
