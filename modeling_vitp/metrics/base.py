@@ -1,6 +1,7 @@
 """Base class of the metrics, which computes results over all processes."""
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import evaluate
@@ -45,9 +46,18 @@ class DistributedMetric(evaluate.Metric):
 
     def add(self, *, prediction, reference):
         """Add one prediction and its reference, see `add_batch`."""
-        self.add_batch(predictions=[prediction], references=[reference])
+        self.add_batch(
+            predictions=[prediction],
+            references=[reference],
+        )
 
-    def compute(self, *, predictions=None, references=None, **kwargs) -> dict[str, Any]:
+    def compute(
+        self,
+        *,
+        predictions: Sequence | None = None,
+        references: Sequence | None = None,
+        **kwargs,
+    ) -> dict[str, Any]:
         """Return the result for all batches added so far, and reset the metric.
 
         Args:
@@ -57,17 +67,23 @@ class DistributedMetric(evaluate.Metric):
             ValueError: if no batch was added, or if the number of running processes is not `num_process`.
         """
         if predictions is not None:
-            self.add_batch(predictions=predictions, references=references, **kwargs)
+            self.add_batch(
+                predictions=predictions,
+                references=references,
+                **kwargs,
+            )
         parts = gather_parts(self.kept, self.num_process, self.name)
         self.kept = type(self.kept)()
         if not any(parts):
             raise ValueError(f"{self.name}: nothing to compute. Add predictions first.")
         self.cases = self._join(parts)
-        return self.compute_cases(np.arange(len(self.cases)))
+        all_indices = np.arange(len(self.cases))
+        return self.compute_cases(all_indices)
 
     def compute_cases(self, indices: np.ndarray) -> dict[str, Any]:
         """Return the result for some cases of the last result, which may be repeated, without predicting again."""
-        return self._compute(self._take(indices))
+        cases = self._take(indices)
+        return self._compute(cases)
 
     def greater_is_better(self, score: str) -> bool:
         """Return whether a higher value of a score is better.
@@ -77,7 +93,9 @@ class DistributedMetric(evaluate.Metric):
                 [`~modeling_vitp.metrics.report.name_classes`].
         """
         key = score.partition("/")[0]
-        return key not in self.lower_is_better and f"per_category_{key}" not in self.lower_is_better
+        if key in self.lower_is_better:
+            return False
+        return f"per_category_{key}" not in self.lower_is_better
 
     def score_images(self, key: str | None = None) -> Score:
         """Return a score of the last result with its values over resamples of the cases.
@@ -91,15 +109,19 @@ class DistributedMetric(evaluate.Metric):
         key = key or self.main_score
         num_cases = len(self.cases)
         metrics = self.compute_cases(np.arange(num_cases))
-        if not isinstance(metrics.get(key), float):
-            score_names = ", ".join(name for name, value in metrics.items() if isinstance(value, float))
+        scores = {}
+        for name, value in metrics.items():
+            if isinstance(value, float):
+                scores[name] = value
+        if key not in scores:
+            score_names = ", ".join(scores)
             raise ValueError(f"{self.name}: unknown main score {key!r}. Expected one of {score_names}.")
         resampled = []
         for draw in resample(num_cases, number=self.resamples):
             drawn_cases = self._take(draw)
             resampled.append(self._score(drawn_cases, key))
         return Score(
-            value=metrics[key],
+            value=scores[key],
             resampled=resampled,
             cases=num_cases,
             greater_is_better=self.greater_is_better(key),
@@ -123,12 +145,30 @@ def as_array(values: Any) -> np.ndarray:
     return tensor.numpy()
 
 
+def check_lengths(metric_name: str, **arguments: Sequence) -> None:
+    """Raise a `ValueError` if the arguments, each with a value for every image of a batch, differ in length."""
+    lengths = {argument: len(values) for argument, values in arguments.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"{metric_name}: expected arguments of the same length, got {lengths}.")
+
+
+@contextmanager
+def prefixed_errors(prefix: str) -> Iterator[None]:
+    """Put a prefix, such as the metric and the image, before the message of a `ValueError` in the block."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{prefix}: {error}") from error
+
+
 def group_by_case(case_ids: Iterable[Hashable]) -> list[list[int]]:
     """Return the indices of the images of each case, in the order of the cases."""
-    cases = {}
+    image_indices = {}
     for index, case in enumerate(case_ids):
-        cases.setdefault(case, []).append(index)
-    return [cases[case] for case in sorted(cases)]
+        if case not in image_indices:
+            image_indices[case] = []
+        image_indices[case].append(index)
+    return [image_indices[case] for case in sorted(image_indices)]
 
 
 def gather_parts(part: Any, num_process: int, name: str) -> list[Any]:
@@ -144,7 +184,9 @@ def gather_parts(part: Any, num_process: int, name: str) -> list[Any]:
     """
     if num_process == 1:
         return [part]
-    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    processes = 1
+    if torch.distributed.is_initialized():
+        processes = torch.distributed.get_world_size()
     if processes != num_process:
         raise ValueError(f"{name}: expected num_process={num_process} processes, got {processes}.")
     parts = [None] * processes

@@ -8,7 +8,7 @@ import numpy as np
 from datasets import Features, Value
 from datasets import Sequence as ListOf
 
-from .base import DistributedMetric, as_array, group_by_case
+from .base import DistributedMetric, as_array, check_lengths, group_by_case, prefixed_errors
 from .resampling import BOX_RESAMPLES
 
 
@@ -34,9 +34,23 @@ class BoxMetric(DistributedMetric):
         super().__init__(*args, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
-        boxes = {"boxes": ListOf(ListOf(Value("float64"))), "labels": ListOf(Value("int64"))}
-        features = {"predictions": {**boxes, "scores": ListOf(Value("float64"))}, "references": boxes}
-        return evaluate.MetricInfo(description=type(self).__doc__, citation="", features=Features(features))
+        reference_features = {
+            "boxes": ListOf(ListOf(Value("float64"))),
+            "labels": ListOf(Value("int64")),
+        }
+        prediction_features = {
+            **reference_features,
+            "scores": ListOf(Value("float64")),
+        }
+        features = Features(
+            predictions=prediction_features,
+            references=reference_features,
+        )
+        return evaluate.MetricInfo(
+            description=type(self).__doc__,
+            citation="",
+            features=features,
+        )
 
     def add_batch(
         self,
@@ -61,59 +75,70 @@ class BoxMetric(DistributedMetric):
             ValueError: if the arguments differ in length, an image was added before, or its values are invalid.
         """
         if image_ids is None:
-            image_ids = [(self.process_id, len(self) + index) for index in range(len(references))]
-        case_ids = image_ids if case_ids is None else case_ids
-        if not len(predictions) == len(references) == len(image_ids) == len(case_ids):
-            raise ValueError(
-                f"{self.name}: expected as many predictions, image_ids and case_ids as references, got "
-                f"{len(predictions)}, {len(image_ids)}, {len(case_ids)} and {len(references)}."
-            )
+            first_index = len(self)
+            image_ids = [(self.process_id, first_index + index) for index in range(len(references))]
+        if case_ids is None:
+            case_ids = image_ids
+        check_lengths(
+            self.name,
+            predictions=predictions,
+            references=references,
+            image_ids=image_ids,
+            case_ids=case_ids,
+        )
         for image_id, case_id, prediction, reference in zip(image_ids, case_ids, predictions, references):
-            try:
+            with prefixed_errors(f"{self.name}, image {image_id!r}"):
                 if image_id in self.kept:
                     raise ValueError("the image was added before.")
-                self.kept[image_id] = case_id, self._reduce(prediction, reference)
-            except ValueError as error:
-                raise ValueError(f"{self.name}, image {image_id!r}: {error}") from error
+                statistics = self._reduce(prediction, reference)
+            self.kept[image_id] = (case_id, statistics)
 
     def _join(self, parts: list[dict[Hashable, tuple[Hashable, Any]]]) -> list[list[int]]:
         """Return the indices of the images of each case, and set `images` to the statistics of the images."""
-        kept = {image_id: image for part in parts for image_id, image in part.items()}
-        images = [kept[image_id] for image_id in sorted(kept)]
-        self.images = [statistics for _, statistics in images]
-        return group_by_case(case for case, _ in images)
+        images_by_id = {}
+        for process_images in parts:
+            images_by_id.update(process_images)
+        self.images = []
+        case_ids = []
+        for image_id in sorted(images_by_id):
+            case_id, statistics = images_by_id[image_id]
+            case_ids.append(case_id)
+            self.images.append(statistics)
+        return group_by_case(case_ids)
 
-    def _take(self, indices):
-        images = sorted(image for case in indices for image in self.cases[case])
-        return [self.images[index] for index in images]
+    def _take(self, indices: np.ndarray) -> list:
+        image_indices = []
+        for index in indices:
+            image_indices.extend(self.cases[index])
+        image_indices.sort()
+        return [self.images[image_index] for image_index in image_indices]
 
     def _labels(self, side: Mapping, name: str) -> np.ndarray:
         """Return the class indices of a prediction or reference, int64 of shape `(n,)`."""
-        labels = array(side, "labels", name)
-        if labels.ndim != 1 or (labels.size and not np.issubdtype(labels.dtype, np.integer)):
-            found = f"{labels.dtype} of shape {labels.shape}"
-            raise ValueError(f"expected `labels` of the {name} as a list of class indices, got {found}.")
-        wrong = np.unique(labels[(labels < 0) | (labels >= self.num_labels)]).tolist()
-        if wrong:
-            raise ValueError(f"expected `labels` of the {name} in [0, {self.num_labels}), got {wrong[:10]}.")
+        labels = as_array(side["labels"])
+        # An empty list becomes an array of floats.
+        are_integers = labels.size == 0 or np.issubdtype(labels.dtype, np.integer)
+        is_unknown = ~np.isin(labels, np.arange(self.num_labels))
+        if labels.ndim != 1 or not are_integers or is_unknown.any():
+            wrong_labels = np.unique(labels[is_unknown])
+            raise ValueError(
+                f"expected `labels` of the {name} as a list of class indices in [0, {self.num_labels}), got "
+                f"{labels.dtype} of shape {labels.shape}, outside of this range {wrong_labels[:10].tolist()}."
+            )
         return labels.astype(np.int64)
-
-
-def array(side: Mapping, key: str, name: str) -> np.ndarray:
-    """Return a value of a prediction or reference as an array."""
-    if key not in side:
-        raise ValueError(f"no key {key!r} in the {name}. Found: {', '.join(side)}.")
-    return as_array(side[key])
 
 
 def numbers(side: Mapping, key: str, name: str, length: int, *shapes: tuple[int, ...]) -> np.ndarray:
     """Return finite numbers of a prediction or reference, float64 of shape `(length, *shape)` for one of `shapes`."""
-    values = array(side, key, name).astype(np.float64)
-    if not length and not values.size:
+    values = as_array(side[key]).astype(np.float64)
+    if length == 0 and values.size == 0:
         return values.reshape(0, *shapes[0])
-    if len(values) != length or values.shape[1:] not in shapes:
-        expected = " or ".join(str([length, *shape]) for shape in shapes)
-        raise ValueError(f"expected `{key}` of the {name} of shape {expected}, got {list(values.shape)}.")
-    if not np.isfinite(values).all():
-        raise ValueError(f"`{key}` of the {name} must be finite.")
+    is_finite = np.isfinite(values)
+    expected_shapes = [(length, *shape) for shape in shapes]
+    if values.shape not in expected_shapes or not is_finite.all():
+        expected = " or ".join(str(list(shape)) for shape in expected_shapes)
+        raise ValueError(
+            f"expected `{key}` of the {name} as finite numbers of shape {expected}, got {list(values.shape)}, "
+            f"{np.sum(~is_finite)} of them not finite."
+        )
     return values

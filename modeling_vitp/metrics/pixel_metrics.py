@@ -8,13 +8,19 @@ import numpy as np
 import torch
 from datasets import Features, List, Value
 
-from .base import DistributedMetric
+from .base import DistributedMetric, check_lengths, prefixed_errors
 
-LABEL_MAPS = Features(dict.fromkeys(("predictions", "references"), List(List(Value("int64")))))
+LABEL_MAPS = Features(
+    predictions=List(List(Value("int64"))),
+    references=List(List(Value("int64"))),
+)
 
 
 def count_areas(
-    prediction: torch.Tensor, reference: torch.Tensor, num_labels: int, ignore_index: int | None = None
+    prediction: torch.Tensor,
+    reference: torch.Tensor,
+    num_labels: int,
+    ignore_index: int | None = None,
 ) -> np.ndarray:
     """Return the number of pixels of each class, without the pixels whose reference is `ignore_index`.
 
@@ -29,10 +35,10 @@ def count_areas(
     Raises:
         ValueError: if the shapes differ, the values are not integers, or a value is not a class index.
     """
-    if tuple(np.shape(prediction)) != tuple(np.shape(reference)):
-        raise ValueError(
-            f"expected a prediction of the shape of the reference {np.shape(reference)}, got {np.shape(prediction)}."
-        )
+    shape = tuple(np.shape(prediction))
+    reference_shape = tuple(np.shape(reference))
+    if shape != reference_shape:
+        raise ValueError(f"expected a prediction of the shape of the reference {reference_shape}, got {shape}.")
     prediction = as_labels(prediction, "prediction")
     reference = as_labels(reference, "reference")
     if ignore_index is not None:
@@ -47,14 +53,22 @@ def count_areas(
                 f"expected class indices of the {name} in [0, {num_labels}) or ignore_index={ignore_index}, got "
                 f"{wrong_labels[:10]}."
             )
-    confusion = torch.bincount(reference * num_labels + prediction, minlength=num_labels**2)
-    confusion = confusion.view(num_labels, num_labels).cpu().numpy()
-    return np.stack([confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1)])
+    pairs = reference * num_labels + prediction
+    pair_counts = torch.bincount(pairs, minlength=num_labels**2)
+    confusion = pair_counts.view(num_labels, num_labels).cpu().numpy()
+    areas = [
+        confusion.diagonal(),
+        confusion.sum(axis=0),
+        confusion.sum(axis=1),
+    ]
+    return np.stack(areas)
 
 
-def as_labels(values, name: str) -> torch.Tensor:
+def as_labels(values: np.ndarray | torch.Tensor | list, name: str) -> torch.Tensor:
+    """Return the class indices of a map, int64 of shape `(pixels,)`."""
     if not isinstance(values, torch.Tensor):
-        values = torch.from_numpy(np.array(values))
+        array = np.array(values)
+        values = torch.from_numpy(array)
     if values.is_floating_point() or values.is_complex():
         raise ValueError(f"expected the {name} as integer class indices (the argmax of logits), got {values.dtype}.")
     return values.flatten().long()
@@ -69,7 +83,8 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 def mean_of_counted(values: np.ndarray, axis: int | None = None) -> np.ndarray:
     """Return the mean of the values that are not NaN, or NaN if all are."""
     is_counted = ~np.isnan(values)
-    return ratio(np.where(is_counted, values, 0).sum(axis), is_counted.sum(axis))
+    counted_values = np.where(is_counted, values, 0)
+    return ratio(counted_values.sum(axis), is_counted.sum(axis))
 
 
 class PixelMetric(DistributedMetric):
@@ -91,14 +106,24 @@ class PixelMetric(DistributedMetric):
 
     surface_metric: str | None = None
 
-    def __init__(self, *args, num_labels: int, ignore_index: int | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        num_labels: int,
+        ignore_index: int | None = None,
+        **kwargs,
+    ):
         self.num_labels = num_labels
         self.ignore_index = ignore_index
         self.kept: dict[tuple[Hashable, Hashable], np.ndarray] = {}
         super().__init__(*args, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(description=type(self).__doc__, citation="", features=LABEL_MAPS)
+        return evaluate.MetricInfo(
+            description=type(self).__doc__,
+            citation="",
+            features=LABEL_MAPS,
+        )
 
     def set_names(self, names: Sequence[str]) -> None:
         """Set the names of the classes. Metrics that depend on class names override this method."""
@@ -125,19 +150,25 @@ class PixelMetric(DistributedMetric):
             ValueError: if the arguments differ in number or shape, or have a value that is not a class index.
         """
         if case_ids is None:
-            case_ids = [(self.process_id, len(self) + index) for index in range(len(references))]
+            first_index = len(self)
+            case_ids = [(self.process_id, first_index + index) for index in range(len(references))]
         if group_ids is None:
             group_ids = case_ids
-        if not len(predictions) == len(case_ids) == len(group_ids) == len(references):
-            raise ValueError(
-                f"{self.name}: expected as many predictions, case_ids and group_ids as references, got "
-                f"{len(predictions)}, {len(case_ids)} and {len(references)}, and {len(group_ids)} group_ids."
-            )
+        check_lengths(
+            self.name,
+            predictions=predictions,
+            references=references,
+            case_ids=case_ids,
+            group_ids=group_ids,
+        )
         for index, case in enumerate(zip(group_ids, case_ids)):
-            try:
-                areas = count_areas(predictions[index], references[index], self.num_labels, self.ignore_index)
-            except ValueError as error:
-                raise ValueError(f"{self.name}, map {index} of the batch: {error}") from error
+            with prefixed_errors(f"{self.name}, map {index} of the batch"):
+                areas = count_areas(
+                    predictions[index],
+                    references[index],
+                    self.num_labels,
+                    self.ignore_index,
+                )
             self.kept[case] = self.kept.get(case, 0) + areas
 
     def _join(self, parts: list[dict[tuple[Hashable, Hashable], np.ndarray]]) -> np.ndarray:
@@ -145,21 +176,23 @@ class PixelMetric(DistributedMetric):
 
         Set `areas` to the pixel counts of the cases, group by group.
         """
-        total = {}
-        for part in parts:
-            for case, areas in part.items():
-                total[case] = total.get(case, 0) + areas
-        ordered_cases = sorted(total)
-        self.areas = np.stack([total[case] for case in ordered_cases])
+        areas_by_case = {}
+        for process_areas in parts:
+            for case, areas in process_areas.items():
+                areas_by_case[case] = areas_by_case.get(case, 0) + areas
+        ordered_cases = sorted(areas_by_case)
+        self.areas = np.stack([areas_by_case[case] for case in ordered_cases])
+        ordered_groups = [group for group, _ in ordered_cases]
         # The cases are sorted by group, so the counter has the groups in the order of their cases.
-        group_sizes = Counter(group for group, _ in ordered_cases)
+        group_sizes = Counter(ordered_groups)
         counts = np.array(list(group_sizes.values()))
         starts = np.cumsum(counts) - counts
         return np.stack([starts, counts], axis=1)
 
-    def _take(self, indices):
+    def _take(self, indices: np.ndarray) -> np.ndarray:
         starts, counts = self.cases[indices].T
         ends = np.cumsum(counts)
         # The difference of where a group starts in `areas` and where it starts in what is returned.
         offsets = starts - ends + counts
-        return self.areas[np.repeat(offsets, counts) + np.arange(ends[-1])]
+        case_indices = np.repeat(offsets, counts) + np.arange(ends[-1])
+        return self.areas[case_indices]

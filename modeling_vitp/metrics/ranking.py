@@ -14,10 +14,16 @@ def area_under_curve(scores: np.ndarray, is_positive: np.ndarray) -> float:
         scores: scores of shape `(n,)`.
         is_positive: bool of shape `(n,)`.
     """
-    return weighted_areas(scores, is_positive, [np.ones(len(scores))])[0]
+    equal_weight = np.ones(len(scores))
+    (area,) = weighted_areas(scores, is_positive, [equal_weight])
+    return area
 
 
-def weighted_areas(scores: np.ndarray, is_positive: np.ndarray, weights: Iterable[np.ndarray]) -> list[float]:
+def weighted_areas(
+    scores: np.ndarray,
+    is_positive: np.ndarray,
+    weights: Iterable[np.ndarray],
+) -> list[float]:
     """Return the area under the ROC curve for each of several weights of the scores, see [`area_under_curve`].
 
     Args:
@@ -30,12 +36,14 @@ def weighted_areas(scores: np.ndarray, is_positive: np.ndarray, weights: Iterabl
         positives = np.bincount(ranks, weight * is_positive)
         negatives = np.bincount(ranks, weight * ~is_positive)
         num_pairs = positives.sum() * negatives.sum()
-        if not num_pairs:
+        if num_pairs == 0:
             areas.append(float("nan"))
             continue
-        lower_negatives = np.cumsum(negatives) - negatives / 2  # Ties count one half.
-        num_ordered_pairs = (positives * lower_negatives).sum()
-        areas.append(float(num_ordered_pairs / num_pairs))
+        # Ties count one half.
+        lower_negatives = np.cumsum(negatives) - negatives / 2
+        num_ordered_pairs = np.sum(positives * lower_negatives)
+        area = num_ordered_pairs / num_pairs
+        areas.append(float(area))
     return areas
 
 
@@ -47,11 +55,16 @@ def average_precision(scores: np.ndarray, is_positive: np.ndarray) -> float:
         is_positive: bool of shape `(n,)`, at least one true.
     """
     order = np.argsort(-scores, kind="stable")
-    score_changes = np.flatnonzero(np.diff(scores[order]))
-    last_indices = np.append(score_changes, len(scores) - 1)  # of each distinct score
-    num_positives = np.cumsum(is_positive[order])[last_indices]
+    sorted_scores = scores[order]
+    is_sorted_positive = is_positive[order]
+    # The last index of each distinct score.
+    score_changes = np.flatnonzero(np.diff(sorted_scores))
+    last_indices = np.append(score_changes, len(scores) - 1)
+
+    num_scores = last_indices + 1
+    num_positives = np.cumsum(is_sorted_positive)[last_indices]
     new_positives = np.diff(num_positives, prepend=0)
-    precision_sum = (new_positives * num_positives / (last_indices + 1)).sum()
+    precision_sum = np.sum(new_positives * num_positives / num_scores)
     return float(precision_sum / num_positives[-1])
 
 
@@ -73,6 +86,8 @@ def mean_area(logits: np.ndarray, labels: np.ndarray) -> float:
     """
     areas = []
     for label in np.unique(labels):
-        area = area_under_curve(log_odds(logits, label), labels == label)
+        scores = log_odds(logits, label)
+        is_positive = labels == label
+        area = area_under_curve(scores, is_positive)
         areas.append(area)
     return float(np.mean(areas))

@@ -16,7 +16,8 @@ def metric_path(name: str) -> str:
     path = METRICS_FOLDER / name / f"{name}.py"
     if path.is_file():
         return str(path.parent)
-    if not Path(name).expanduser().exists():
+    custom_path = Path(name).expanduser()
+    if not custom_path.exists():
         metric_names = []
         for folder in sorted(METRICS_FOLDER.iterdir()):
             if (folder / f"{folder.name}.py").is_file():
@@ -24,7 +25,7 @@ def metric_path(name: str) -> str:
         raise ValueError(
             f"Unknown metric {name!r}. Expected a path of a Python file or folder, or one of {', '.join(metric_names)}."
         )
-    return str(Path(name).expanduser().resolve())
+    return str(custom_path.resolve())
 
 
 def name_classes(metrics: dict, names: list[str]) -> dict[str, float]:

@@ -11,16 +11,25 @@ RESAMPLES = 1000
 BOX_RESAMPLES = 200  # for scores of boxes, which take longer
 
 
-def resample(num_cases: int, seed: int = 0, number: int = RESAMPLES) -> np.ndarray:
+def resample(
+    num_cases: int,
+    seed: int = 0,
+    number: int = RESAMPLES,
+) -> np.ndarray:
     """Draw resamples of cases with replacement, see Efron, *Bootstrap methods*, Annals of Statistics 7, 1979.
 
     Returns:
         Indices of the cases, int64 of shape `(number, num_cases)`.
     """
-    return np.random.default_rng(seed).integers(num_cases, size=(number, num_cases))
+    generator = np.random.default_rng(seed)
+    return generator.integers(num_cases, size=(number, num_cases))
 
 
-def resample_mean(values: np.ndarray, case_ids: Sequence, seed: int = 0) -> np.ndarray:
+def resample_mean(
+    values: np.ndarray,
+    case_ids: Sequence,
+    seed: int = 0,
+) -> np.ndarray:
     """Return the mean of values over resamples of their cases.
 
     Args:
@@ -36,7 +45,8 @@ def resample_mean(values: np.ndarray, case_ids: Sequence, seed: int = 0) -> np.n
     counts = np.bincount(cases)
     means = []
     for draw in resample(len(counts), seed):
-        means.append(sums[draw].sum() / counts[draw].sum())
+        mean = sums[draw].sum() / counts[draw].sum()
+        means.append(mean)
     return np.array(means)
 
 
@@ -67,7 +77,11 @@ class Scores(dict[str, float]):
         main: main score, if it was resampled.
     """
 
-    def __init__(self, scores: Mapping[str, float], main: Score | None = None):
+    def __init__(
+        self,
+        scores: Mapping[str, float],
+        main: Score | None = None,
+    ):
         super().__init__(scores)
         self.main = main
 
@@ -98,10 +112,19 @@ class Difference:
         """Return the difference as an improvement, which is positive if the first model is better."""
         if self.greater_is_better:
             return self
-        return replace(self, mean=-self.mean, low=-self.high, high=-self.low, greater_is_better=True)
+        return replace(
+            self,
+            mean=-self.mean,
+            low=-self.high,
+            high=-self.low,
+            greater_is_better=True,
+        )
 
 
-def paired_difference(ours: Sequence[Score], theirs: Sequence[Score]) -> Difference:
+def paired_difference(
+    ours: Sequence[Score],
+    theirs: Sequence[Score],
+) -> Difference:
     """Return the mean difference `ours - theirs` of runs with the same seeds, with its 95% interval.
 
     Half the width is sqrt(t² · A + u² · B). A is the variance over the seeds divided by their number (randomness of
@@ -118,18 +141,20 @@ def paired_difference(ours: Sequence[Score], theirs: Sequence[Score]) -> Differe
         ValueError: if the models differ in the number of seeds, of resamples or of cases or in the direction of the
             score, or have no scores.
     """
-    our_sizes = [(len(score.resampled), score.cases) for score in ours]
-    their_sizes = [(len(score.resampled), score.cases) for score in theirs]
-    if not len(ours) == len(theirs) > 0 or len({*our_sizes, *their_sizes}) > 1:
+    our_kinds = [kind_of(score) for score in ours]
+    their_kinds = [kind_of(score) for score in theirs]
+    is_paired = len(ours) == len(theirs) > 0
+    if not is_paired or len(set(our_kinds + their_kinds)) > 1:
         raise ValueError(
-            "Expected two scores of the same cases for each seed, got numbers of resamples and cases "
-            f"{[our_sizes, their_sizes]}."
+            "Expected two scores of the same metric and cases for each seed. Each must have the same number of "
+            "resamples, number of cases, and direction (whether a higher or a lower value is better). Got "
+            f"{our_kinds} and {their_kinds}."
         )
-    greater_is_better = ours[0].greater_is_better
-    if any(score.greater_is_better != greater_is_better for score in (*ours, *theirs)):
-        raise ValueError("Expected scores of one metric, got some that are better when higher and some when lower.")
 
-    differences = np.array([our_score.value - their_score.value for our_score, their_score in zip(ours, theirs)])
+    differences = []
+    for our_score, their_score in zip(ours, theirs):
+        differences.append(our_score.value - their_score.value)
+    differences = np.array(differences)
     mean = float(differences.mean())
     seeds = len(differences)
     half_of_seeds = 0.0
@@ -139,7 +164,8 @@ def paired_difference(ours: Sequence[Score], theirs: Sequence[Score]) -> Differe
 
     resampled_differences = mean_resampled(ours) - mean_resampled(theirs)
     cases = ours[0].cases
-    variance_of_cases = float(np.nanvar(resampled_differences, ddof=1)) * cases / max(cases - 1, 1)
+    variance_of_draws = float(np.nanvar(resampled_differences, ddof=1))
+    variance_of_cases = variance_of_draws * cases / max(cases - 1, 1)
     half_of_cases = half_width(variance_of_cases, cases - 1)
 
     half = math.hypot(half_of_seeds, half_of_cases)
@@ -149,8 +175,14 @@ def paired_difference(ours: Sequence[Score], theirs: Sequence[Score]) -> Differe
         high=mean + half,
         is_clear=seeds > 1 and abs(mean) > half,
         seeds=seeds,
-        greater_is_better=greater_is_better,
+        greater_is_better=ours[0].greater_is_better,
     )
+
+
+def kind_of(score: Score) -> tuple[int, int, str]:
+    """Return what two scores must have in common: numbers of resamples and cases, and which value is better."""
+    better = "higher" if score.greater_is_better else "lower"
+    return len(score.resampled), score.cases, better
 
 
 def mean_resampled(scores: Sequence[Score]) -> np.ndarray:
@@ -162,4 +194,5 @@ def mean_resampled(scores: Sequence[Score]) -> np.ndarray:
 
 def half_width(variance: float, freedom: float) -> float:
     """Return half the width of a 95% interval by Student's t, from the variance of a mean and degrees of freedom."""
-    return float(stats.t.ppf(0.975, freedom) * math.sqrt(variance))
+    quantile = stats.t.ppf(0.975, freedom)
+    return float(quantile * math.sqrt(variance))

@@ -282,7 +282,6 @@ BOX = {"boxes": [[0, 0, 2, 2]], "labels": [0], "scores": [0.5]}
         ("average_precision", {**BOX, "scores": [1, 2]}, BOX, r"scores.* of the prediction .*\[2\]"),
         ("average_precision", BOX, {**BOX, "boxes": [[0, 0, 1]]}, r"boxes.* of the reference .*\[1, 3\]"),
         ("average_precision", {**BOX, "boxes": [[1, 1, 2, 2, 0]]}, BOX, "rotated boxes"),
-        ("average_precision", {"boxes": [], "labels": []}, BOX, "'scores' in the prediction"),
         ("coco_average_precision", BOX, {**BOX, "boxes": [[1, 1, 2, 2, 0]]}, r"boxes.* got \[1, 5\]"),
         ("coco_average_precision", BOX, {**BOX, "area": [1, 2]}, r"area.* of the reference .*\[2\]"),
     ],
@@ -305,7 +304,7 @@ def test_image_added_twice_is_refused():
     metric.add_batch(predictions=[BOX], references=[BOX], image_ids=["P0"])
     with pytest.raises(ValueError, match="image 'P0'"):
         metric.add_batch(predictions=[BOX], references=[BOX], image_ids=["P0"])
-    with pytest.raises(ValueError, match="1, 2, 2 and 2"):
+    with pytest.raises(ValueError, match="'predictions': 1, 'references': 2"):
         metric.add_batch(predictions=[BOX], references=[BOX, BOX])
 
 

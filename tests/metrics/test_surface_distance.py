@@ -157,9 +157,9 @@ def test_processes_share_cases_and_slices(monkeypatch):
     ("change", "message"),
     [
         ({"spacings": [(1, 0, 1)]}, r"map 0 of the batch: .*\(2, 3, 3\) and \(1, 0, 1\)"),
-        ({"spacings": []}, "1 predictions, spacings, case_ids and places"),
+        ({"spacings": []}, "'spacings': 0"),
         ({"references": np.full((1, 2, 3, 3), 7)}, r"map 0 of the batch: .*reference.*\[7\]"),
-        ({"case_ids": ["a"]}, "1 predictions, spacings, case_ids and places"),
+        ({"case_ids": ["a"]}, "'places': 0"),
         ({"case_ids": ["a"], "places": [1]}, "slice 0 of case 'a'"),
     ],
 )

@@ -276,7 +276,7 @@ SPECS = [
     *(({"window": [0, 1], "gamma": gamma}, "gamma") for gamma in (0, NAN, "bright")),
     ({"windows": [0, 1]}, "windows"),
     *(({"band_names": names}, "band_names") for names in ([], SAR[:1] * 2, ["VV", ""], "VV", [1, 2])),
-    ({"band_names": SENTINEL_2, "bands": [0, 1]}, r"12 `bands`.*\[0, 1\]"),
+    ({"band_names": SENTINEL_2, "bands": [0, 1]}, r"12 `bands`.*\(0, 1\)"),
 ]
 
 

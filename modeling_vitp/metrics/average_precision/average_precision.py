@@ -1,5 +1,7 @@
 """Average precision of detection as in Pascal VOC and DOTA, for upright and oriented boxes."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torchvision.ops import box_iou
@@ -49,82 +51,131 @@ class AveragePrecision(box_metrics.BoxMetric):
         if interpolation not in INTERPOLATIONS:
             raise ValueError(f"`interpolation` must be one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}.")
         self.iou_thresholds = tuple(iou_thresholds)
-        self.interpolation, self.difficult_counts = interpolation, difficult_counts
+        self.interpolation = interpolation
+        self.difficult_counts = difficult_counts
         super().__init__(*args, **kwargs)
 
-    def _reduce(self, prediction, reference):
+    def _reduce(
+        self,
+        prediction: Mapping,
+        reference: Mapping,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return labels, scores and matches of the detections, and the number of objects of each class.
 
         A match is 1 for a correct, 0 for a wrong and -1 for an ignored detection, at each IoU threshold.
         """
-        detected, annotated = self._labels(prediction, "prediction"), self._labels(reference, "reference")
-        scores = box_metrics.numbers(prediction, "scores", "prediction", len(detected), ())
-        ignored = np.zeros(len(annotated), bool)
-        for name in ("crowd",) if self.difficult_counts else ("crowd", "difficult"):
-            if reference.get(name) is not None:
-                ignored |= box_metrics.numbers(reference, name, "reference", len(annotated), ()) != 0
-        iou = pairwise_overlaps(
-            read_boxes(prediction, "prediction", len(detected)), read_boxes(reference, "reference", len(annotated))
-        )
-        matches = np.zeros((len(self.iou_thresholds), len(detected)), np.int8)
-        for label in np.unique(detected):
-            rows, columns = np.flatnonzero(detected == label), np.flatnonzero(annotated == label)
-            rows = rows[np.argsort(-scores[rows], kind="stable")]
-            for match, threshold in zip(matches, self.iou_thresholds):
-                match[rows] = assign(iou[np.ix_(rows, columns)], ignored[columns], threshold)
-        objects = np.bincount(annotated[~ignored], minlength=self.num_labels)
-        return detected.astype(np.int32), scores, matches, objects
+        detected_labels = self._labels(prediction, "prediction")
+        object_labels = self._labels(reference, "reference")
+        num_detections = len(detected_labels)
+        num_objects = len(object_labels)
+        scores = box_metrics.numbers(prediction, "scores", "prediction", num_detections, ())
+        is_ignored = self._is_ignored(reference, num_objects)
+        detected_boxes = read_boxes(prediction, "prediction", num_detections)
+        object_boxes = read_boxes(reference, "reference", num_objects)
+        iou = pairwise_overlaps(detected_boxes, object_boxes)
 
-    def _compute(self, images):
-        labels, scores, matches, objects = zip(*images)
-        labels, scores, matches = np.concatenate(labels), np.concatenate(scores), np.concatenate(matches, 1)
+        matches = np.zeros((len(self.iou_thresholds), num_detections), np.int8)
+        for label in np.unique(detected_labels):
+            detections = np.flatnonzero(detected_labels == label)
+            order = np.argsort(-scores[detections], kind="stable")
+            detections = detections[order]
+            objects = np.flatnonzero(object_labels == label)
+            class_iou = iou[np.ix_(detections, objects)]
+            for index, threshold in enumerate(self.iou_thresholds):
+                matches[index, detections] = assign(
+                    class_iou,
+                    is_ignored[objects],
+                    threshold,
+                )
+        counted_labels = object_labels[~is_ignored]
+        class_sizes = np.bincount(counted_labels, minlength=self.num_labels)
+        return detected_labels.astype(np.int32), scores, matches, class_sizes
+
+    def _is_ignored(self, reference: Mapping, num_objects: int) -> np.ndarray:
+        """Return whether each object is a crowd region or, unless they count, difficult, bool of shape `(n,)`."""
+        marks = ["crowd"]
+        if not self.difficult_counts:
+            marks.append("difficult")
+        is_ignored = np.zeros(num_objects, bool)
+        for mark in marks:
+            if reference.get(mark) is not None:
+                is_marked = box_metrics.numbers(reference, mark, "reference", num_objects, ())
+                is_ignored |= is_marked != 0
+        return is_ignored
+
+    def _compute(self, images: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]) -> dict:
+        image_labels, image_scores, image_matches, image_class_sizes = zip(*images)
+        scores = np.concatenate(image_scores)
         order = np.argsort(-scores, kind="stable")
-        labels, matches, objects = labels[order], matches[:, order], np.sum(objects, axis=0)
+        labels = np.concatenate(image_labels)[order]
+        matches = np.concatenate(image_matches, axis=1)[:, order]
+        class_sizes = np.sum(image_class_sizes, axis=0)
+
         precisions = np.full((len(self.iou_thresholds), self.num_labels), np.nan)
-        for label in np.flatnonzero(objects):
-            for row, match in zip(precisions, matches[:, labels == label]):
-                row[label] = interpolated_precision(match[match >= 0], objects[label], self.interpolation)
-        result = {"map": float(pixel_metrics.mean_of_counted(precisions))}
-        for threshold, row in zip(self.iou_thresholds, precisions):
-            name = f"{100 * threshold:g}"
-            result[f"map_{name}"] = float(pixel_metrics.mean_of_counted(row))
-            result[f"per_category_ap_{name}"] = row.tolist()
-        return result
+        for label in np.flatnonzero(class_sizes):
+            class_matches = matches[:, labels == label]
+            for index, threshold_matches in enumerate(class_matches):
+                is_counted = threshold_matches >= 0
+                precisions[index, label] = interpolated_precision(
+                    threshold_matches[is_counted],
+                    class_sizes[label],
+                    self.interpolation,
+                )
+
+        mean_precision = pixel_metrics.mean_of_counted(precisions)
+        metrics = {"map": float(mean_precision)}
+        for threshold, class_precisions in zip(self.iou_thresholds, precisions):
+            percent = f"{100 * threshold:g}"
+            threshold_mean = pixel_metrics.mean_of_counted(class_precisions)
+            metrics[f"map_{percent}"] = float(threshold_mean)
+            metrics[f"per_category_ap_{percent}"] = class_precisions.tolist()
+        return metrics
 
 
-def read_boxes(side, name: str, length: int) -> np.ndarray:
+def read_boxes(side: Mapping, name: str, length: int) -> np.ndarray:
     """Return the boxes of a prediction or reference, upright `(length, 4)` or rotated `(length, 5)`."""
     if "corners" not in side:
         return box_metrics.numbers(side, "boxes", name, length, (4,), (5,))
-    corners = torch.from_numpy(box_metrics.numbers(side, "corners", name, length, (4, 2)))
-    return smallest_rectangles(corners).numpy() if length else np.zeros((0, 5))
+    corners = box_metrics.numbers(side, "corners", name, length, (4, 2))
+    if length == 0:
+        return np.zeros((0, 5))
+    rectangles = smallest_rectangles(torch.from_numpy(corners))
+    return rectangles.numpy()
 
 
 def pairwise_overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Return the intersection over union of all pairs, `(n, m)`."""
-    if not len(boxes) or not len(others):
+    if len(boxes) == 0 or len(others) == 0:
         return np.zeros((len(boxes), len(others)))
     if boxes.shape[1] != others.shape[1]:
         raise ValueError("expected rotated boxes in both prediction and reference or in neither, got one of them.")
-    iou = box_iou if boxes.shape[1] == 4 else rotated_iou
-    return iou(torch.from_numpy(boxes), torch.from_numpy(others)).numpy()
+    overlap_function = box_iou if boxes.shape[1] == 4 else rotated_iou
+    iou = overlap_function(
+        torch.from_numpy(boxes),
+        torch.from_numpy(others),
+    )
+    return iou.numpy()
 
 
-def assign(iou: np.ndarray, ignored: np.ndarray, threshold: float) -> np.ndarray:
+def assign(iou: np.ndarray, is_ignored: np.ndarray, threshold: float) -> np.ndarray:
     """Match detections to objects, and return 1 for correct, 0 for wrong and -1 for ignored detections.
 
     Args:
         iou: overlaps of the detections, by descending score, with the objects, `(n, m)`.
-        ignored: whether an object is ignored, bool of shape `(m,)`.
+        is_ignored: whether an object is ignored, bool of shape `(m,)`.
         threshold: smallest IoU of a match.
     """
-    if not iou.shape[1]:
-        return np.zeros(len(iou), np.int8)
-    best, is_enough = iou.argmax(1), iou.max(1) >= threshold
-    matches = np.where(is_enough & ignored[best], -1, 0)
-    candidates = np.flatnonzero(is_enough & ~ignored[best])
-    _, first = np.unique(best[candidates], return_index=True)  # The best detection of each object.
-    matches[candidates[first]] = 1
+    num_detections, num_objects = iou.shape
+    if num_objects == 0:
+        return np.zeros(num_detections, np.int8)
+    best_objects = iou.argmax(axis=1)
+    is_enough = iou.max(axis=1) >= threshold
+    is_of_ignored = is_ignored[best_objects]
+    matches = np.where(is_enough & is_of_ignored, -1, 0)
+    # Only the best of the detections of an object is correct. They are sorted by score, so it is the first one.
+    candidates = np.flatnonzero(is_enough & ~is_of_ignored)
+    _, first_candidates = np.unique(best_objects[candidates], return_index=True)
+    matches[candidates[first_candidates]] = 1
     return matches
 
 
@@ -136,10 +187,18 @@ def interpolated_precision(matches: np.ndarray, num_objects: int, interpolation:
         num_objects: number of objects of the class.
         interpolation: `"11_points"` or `"area"`.
     """
-    correct = np.cumsum(matches, dtype=np.int64)
-    precision = correct / np.arange(1, len(correct) + 1)
-    best = np.maximum.accumulate(precision[::-1])[::-1]  # Best precision at this recall or a higher one.
+    num_correct = np.cumsum(matches, dtype=np.int64)
+    num_detections = np.arange(1, len(num_correct) + 1)
+    precision = num_correct / num_detections
+    # The best precision at this recall or a higher one: the largest from each detection to the last.
+    best_precision = np.maximum.accumulate(precision[::-1])[::-1]
     if interpolation == "area":
-        return float((best * (matches > 0)).sum() / num_objects)
-    indices = [np.searchsorted(10 * correct, tenth * num_objects) for tenth in range(11)]
-    return float(sum(best[index] for index in indices if index < len(best)) / 11)
+        precision_sum = (best_precision * (matches > 0)).sum()
+        return float(precision_sum / num_objects)
+    precision_sum = 0.0
+    for tenth in range(11):
+        # The first detection with at least this recall, compared as integers.
+        index = np.searchsorted(10 * num_correct, tenth * num_objects)
+        if index < len(best_precision):
+            precision_sum += best_precision[index]
+    return float(precision_sum / 11)

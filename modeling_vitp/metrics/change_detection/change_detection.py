@@ -1,5 +1,7 @@
 """F1, precision, recall and intersection over union of the change class."""
 
+import numpy as np
+
 from modeling_vitp.metrics import pixel_metrics
 
 
@@ -25,8 +27,18 @@ class ChangeDetection(pixel_metrics.PixelMetric):
 
     main_score = "f1"
 
-    def __init__(self, *args, num_labels: int = 2, change_label: int = 1, **kwargs):
-        super().__init__(*args, num_labels=num_labels, **kwargs)
+    def __init__(
+        self,
+        *args,
+        num_labels: int = 2,
+        change_label: int = 1,
+        **kwargs,
+    ):
+        super().__init__(
+            *args,
+            num_labels=num_labels,
+            **kwargs,
+        )
         self.change_label = change_label
 
     def set_names(self, names):
@@ -35,19 +47,27 @@ class ChangeDetection(pixel_metrics.PixelMetric):
         Raises:
             ValueError: if there are more than two classes, and no class has such a name.
         """
-        found = [label for label, name in enumerate(names) if name.casefold() in ("change", "changed")]
-        if not found and len(names) != 2:
+        for label, name in enumerate(names):
+            if name.casefold() in ("change", "changed"):
+                self.change_label = label
+                return
+        if len(names) != 2:
             raise ValueError(
                 f"metric: change_detection scores one class against all others. Expected a class named 'change', got "
                 f"{list(names)}. Rename the class, or set metric: mean_iou."
             )
-        self.change_label = found[0] if found else 1
+        self.change_label = 1
 
-    def _compute(self, cases):
+    def _compute(self, cases: np.ndarray) -> dict:
         both, predicted, labeled = cases.sum(axis=0)[:, self.change_label]
+        union = predicted + labeled - both
+        f1 = pixel_metrics.ratio(2 * both, predicted + labeled)
+        precision = pixel_metrics.ratio(both, predicted)
+        recall = pixel_metrics.ratio(both, labeled)
+        iou = pixel_metrics.ratio(both, union)
         return {
-            "f1": float(pixel_metrics.ratio(2 * both, predicted + labeled)),
-            "precision": float(pixel_metrics.ratio(both, predicted)),
-            "recall": float(pixel_metrics.ratio(both, labeled)),
-            "iou": float(pixel_metrics.ratio(both, predicted + labeled - both)),
+            "f1": float(f1),
+            "precision": float(precision),
+            "recall": float(recall),
+            "iou": float(iou),
         }

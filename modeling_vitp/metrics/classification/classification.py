@@ -36,7 +36,14 @@ class Classification(base.DistributedMetric):
         are left out of all scores.
     """
 
-    def __init__(self, *args, num_labels: int, multi_label: bool = False, threshold: float = 0.5, **kwargs):
+    def __init__(
+        self,
+        *args,
+        num_labels: int,
+        multi_label: bool = False,
+        threshold: float = 0.5,
+        **kwargs,
+    ):
         self.num_labels = num_labels
         self.multi_label = multi_label
         self.threshold = threshold
@@ -45,14 +52,29 @@ class Classification(base.DistributedMetric):
         super().__init__(*args, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
-        references = List(Value("int64")) if self.multi_label else Value("int64")
-        features = Features({"predictions": List(Value("float64")), "references": references})
-        return evaluate.MetricInfo(description=type(self).__doc__, citation="", features=features)
+        label_features = Value("int64")
+        if self.multi_label:
+            label_features = List(label_features)
+        features = Features(
+            predictions=List(Value("float64")),
+            references=label_features,
+        )
+        return evaluate.MetricInfo(
+            description=type(self).__doc__,
+            citation="",
+            features=features,
+        )
 
     def __len__(self) -> int:
-        return sum(len(references) for _, references, _ in self.kept)
+        return sum(len(labels) for _, labels, _ in self.kept)
 
-    def add_batch(self, *, predictions: Sequence, references: Sequence, case_ids: Sequence[Hashable] | None = None):
+    def add_batch(
+        self,
+        *,
+        predictions: Sequence,
+        references: Sequence,
+        case_ids: Sequence[Hashable] | None = None,
+    ):
         """Add a batch of images.
 
         Args:
@@ -67,29 +89,47 @@ class Classification(base.DistributedMetric):
         """
         scores = base.as_array(predictions)
         labels = base.as_array(references)
+        with base.prefixed_errors(self.name):
+            self._check(scores, labels)
+        if case_ids is None:
+            first_index = len(self)
+            case_ids = [(self.process_id, first_index + index) for index in range(len(labels))]
+        base.check_lengths(
+            self.name,
+            references=labels,
+            case_ids=case_ids,
+        )
+        batch = (
+            scores.astype(np.float64),
+            labels.astype(np.int64),
+            case_ids,
+        )
+        self.kept.append(batch)
+
+    def _check(self, scores: np.ndarray, labels: np.ndarray) -> None:
         scores_shape = (len(labels), self.num_labels)
         labels_shape = scores_shape if self.multi_label else (len(labels),)
         if scores.shape != scores_shape or labels.shape != labels_shape:
             raise ValueError(
-                f"{self.name}: expected scores of shape {scores_shape} and labels of shape {labels_shape}, "
-                f"got {scores.shape} and {labels.shape}."
+                f"expected scores of shape {scores_shape} and labels of shape {labels_shape}, got {scores.shape} and "
+                f"{labels.shape}."
             )
-        if np.isnan(scores).any():
-            raise ValueError(f"{self.name}: image {np.argwhere(np.isnan(scores))[0, 0]} of the batch has a NaN score.")
+        images_with_nan = np.flatnonzero(np.isnan(scores).any(axis=1))
+        if len(images_with_nan) > 0:
+            raise ValueError(f"image {images_with_nan[0]} of the batch has a NaN score.")
         highest_label = 1 if self.multi_label else self.num_labels - 1
-        is_label = (labels >= 0) & (labels <= highest_label) & (labels == np.rint(labels))
+        is_integer = labels == np.rint(labels)
+        is_label = is_integer & (labels >= 0) & (labels <= highest_label)
         if self.multi_label:
             is_label |= labels == UNKNOWN
-        wrong_labels = np.unique(labels[~is_label]).tolist()
-        if wrong_labels:
-            raise ValueError(f"{self.name}: expected integer labels in [0, {highest_label}], got {wrong_labels[:10]}.")
-        if case_ids is None:
-            case_ids = [(self.process_id, len(self) + index) for index in range(len(labels))]
-        if len(case_ids) != len(labels):
-            raise ValueError(f"{self.name}: expected {len(labels)} case_ids, got {len(case_ids)}.")
-        self.kept.append((scores.astype(np.float64), labels.astype(np.int64), case_ids))
+        wrong_labels = np.unique(labels[~is_label])
+        if len(wrong_labels) > 0:
+            raise ValueError(f"expected integer labels in [0, {highest_label}], got {wrong_labels[:10].tolist()}.")
 
-    def _join(self, parts: list[list[tuple[np.ndarray, np.ndarray, Sequence[Hashable]]]]) -> list[list[int]]:
+    def _join(
+        self,
+        parts: list[list[tuple[np.ndarray, np.ndarray, Sequence[Hashable]]]],
+    ) -> list[list[int]]:
         """Return the indices of the images of each case.
 
         Set `images` to the scores of each image followed by its label or labels, float64.
@@ -98,7 +138,8 @@ class Classification(base.DistributedMetric):
         all_case_ids = []
         for process_batches in parts:
             for scores, labels, case_ids in process_batches:
-                images.append(np.column_stack([scores, labels]))
+                image_rows = np.column_stack([scores, labels])
+                images.append(image_rows)
                 all_case_ids.extend(case_ids)
         self.images = np.concatenate(images)
         return base.group_by_case(all_case_ids)
@@ -115,24 +156,30 @@ class Classification(base.DistributedMetric):
         if self.multi_label:
             is_known = labels != UNKNOWN
             predicted = (scores > self.threshold) & is_known
-            return labels == 1, predicted, is_known
+            truth = labels == 1
+            return truth, predicted, is_known
         classes = np.arange(self.num_labels)
-        predicted = scores.argmax(1)[:, None] == classes
+        best_classes = scores.argmax(axis=1, keepdims=True)
+        predicted = best_classes == classes
+        truth = labels == classes
         is_known = np.ones(scores.shape, dtype=bool)
-        return labels == classes, predicted, is_known
+        return truth, predicted, is_known
 
     def _score(self, cases: np.ndarray, key: str) -> float:
         if key != "accuracy":
             return super()._score(cases, key)
         truth, predicted, is_known = self._classes(cases)
-        is_counted = is_known.any(1)
-        is_correct = (truth == predicted)[is_counted].all(1)
-        return float(pixel_metrics.ratio(is_correct.sum(), is_counted.sum()))
+        is_counted = is_known.any(axis=1)
+        is_correct = (truth == predicted).all(axis=1)
+        num_correct = np.sum(is_correct & is_counted)
+        accuracy = pixel_metrics.ratio(num_correct, is_counted.sum())
+        return float(accuracy)
 
     def _compute(self, cases: np.ndarray) -> dict:
         truth, predicted, is_known = self._classes(cases)
-        true_positives = (truth & predicted).sum(0)
-        f1 = pixel_metrics.ratio(2 * true_positives, truth.sum(0) + predicted.sum(0))
+        true_positives = (truth & predicted).sum(axis=0)
+        num_positives = truth.sum(axis=0) + predicted.sum(axis=0)
+        f1 = pixel_metrics.ratio(2 * true_positives, num_positives)
 
         areas = []
         precisions = []
@@ -140,9 +187,11 @@ class Classification(base.DistributedMetric):
             known_images = is_known[:, label]
             scores = cases[known_images, label]
             is_positive = truth[known_images, label]
-            areas.append(ranking.area_under_curve(scores, is_positive))
+            area = ranking.area_under_curve(scores, is_positive)
+            areas.append(area)
             if self.multi_label and is_positive.any():
-                precisions.append(ranking.average_precision(scores, is_positive))
+                precision = ranking.average_precision(scores, is_positive)
+                precisions.append(precision)
         areas = np.array(areas)
 
         metrics = {
@@ -154,6 +203,8 @@ class Classification(base.DistributedMetric):
         }
         if self.multi_label:
             is_correct = (truth == predicted)[is_known]
-            metrics["label_accuracy"] = float(pixel_metrics.ratio(is_correct.sum(), is_known.sum()))
-            metrics["mean_average_precision"] = float(np.mean(precisions)) if precisions else float("nan")
+            label_accuracy = pixel_metrics.ratio(is_correct.sum(), is_known.sum())
+            metrics["label_accuracy"] = float(label_accuracy)
+            mean_precision = pixel_metrics.mean_of_counted(np.array(precisions))
+            metrics["mean_average_precision"] = float(mean_precision)
         return metrics

@@ -1,5 +1,7 @@
 """Dice coefficient of medical segmentation, over the data set and per case."""
 
+import numpy as np
+
 from modeling_vitp.metrics import pixel_metrics
 
 
@@ -26,21 +28,36 @@ class Dice(pixel_metrics.PixelMetric):
     main_score = "mean_dice"
     surface_metric = "surface_distance"
 
-    def __init__(self, *args, background: int = 0, **kwargs):
+    def __init__(
+        self,
+        *args,
+        background: int = 0,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         self.background = background
 
-    def _compute(self, cases):
-        both, predicted, labeled = cases.sum(axis=0)
-        dice = pixel_metrics.ratio(2 * both, predicted + labeled)
-        both, predicted, labeled = cases.swapaxes(0, 1)
-        by_case = pixel_metrics.mean_of_counted(pixel_metrics.ratio(2 * both, predicted + labeled), axis=0)
-        foreground = [label for label in range(self.num_labels) if label != self.background]
+    def _compute(self, cases: np.ndarray) -> dict:
+        dice = dice_of_areas(cases.sum(axis=0))
+        dice_of_cases = dice_of_areas(cases.swapaxes(0, 1))
+        dice_by_case = pixel_metrics.mean_of_counted(dice_of_cases, axis=0)
+        is_foreground = np.arange(self.num_labels) != self.background
         return {
-            "mean_dice": float(pixel_metrics.mean_of_counted(dice)),
-            "mean_dice_foreground": float(pixel_metrics.mean_of_counted(dice[foreground])),
-            "mean_dice_by_case": float(pixel_metrics.mean_of_counted(by_case)),
-            "mean_dice_by_case_foreground": float(pixel_metrics.mean_of_counted(by_case[foreground])),
+            "mean_dice": mean_dice(dice),
+            "mean_dice_foreground": mean_dice(dice[is_foreground]),
+            "mean_dice_by_case": mean_dice(dice_by_case),
+            "mean_dice_by_case_foreground": mean_dice(dice_by_case[is_foreground]),
             "per_category_dice": dice.tolist(),
-            "per_category_dice_by_case": by_case.tolist(),
+            "per_category_dice_by_case": dice_by_case.tolist(),
         }
+
+
+def dice_of_areas(areas: np.ndarray) -> np.ndarray:
+    """Return Dice coefficients from the areas of intersection, prediction and reference, the first axis."""
+    both, predicted, labeled = areas
+    return pixel_metrics.ratio(2 * both, predicted + labeled)
+
+
+def mean_dice(coefficients: np.ndarray) -> float:
+    """Return the mean of the coefficients that are not NaN."""
+    return float(pixel_metrics.mean_of_counted(coefficients))

@@ -1,5 +1,7 @@
 """Mean intersection over union and accuracy of semantic segmentation."""
 
+import numpy as np
+
 from modeling_vitp.metrics import pixel_metrics
 
 
@@ -20,14 +22,18 @@ class MeanIou(pixel_metrics.PixelMetric):
 
     main_score = "mean_iou"
 
-    def _compute(self, cases):
+    def _compute(self, cases: np.ndarray) -> dict:
         both, predicted, labeled = cases.sum(axis=0)
-        iou = pixel_metrics.ratio(both, predicted + labeled - both)
+        union = predicted + labeled - both
+        iou = pixel_metrics.ratio(both, union)
         accuracy = pixel_metrics.ratio(both, labeled)
+        mean_iou = pixel_metrics.mean_of_counted(iou)
+        mean_accuracy = pixel_metrics.mean_of_counted(accuracy)
+        overall_accuracy = pixel_metrics.ratio(both.sum(), labeled.sum())
         return {
-            "mean_iou": float(pixel_metrics.mean_of_counted(iou)),
-            "mean_accuracy": float(pixel_metrics.mean_of_counted(accuracy)),
-            "overall_accuracy": float(pixel_metrics.ratio(both.sum(), labeled.sum())),
+            "mean_iou": float(mean_iou),
+            "mean_accuracy": float(mean_accuracy),
+            "overall_accuracy": float(overall_accuracy),
             "per_category_iou": iou.tolist(),
             "per_category_accuracy": accuracy.tolist(),
         }

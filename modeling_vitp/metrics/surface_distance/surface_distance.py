@@ -63,13 +63,19 @@ class SurfaceDistance(base.DistributedMetric):
         tolerance: float = 1.0,
         **kwargs,
     ):
-        self.num_labels, self.ignore_index = num_labels, ignore_index
-        self.background, self.tolerance = background, tolerance
+        self.num_labels = num_labels
+        self.ignore_index = ignore_index
+        self.background = background
+        self.tolerance = tolerance
         self.kept: dict[Hashable, dict[int, Packed]] = {}
         super().__init__(*args, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(description=type(self).__doc__, citation="", features=pixel_metrics.LABEL_MAPS)
+        return evaluate.MetricInfo(
+            description=type(self).__doc__,
+            citation="",
+            features=pixel_metrics.LABEL_MAPS,
+        )
 
     def add_batch(
         self,
@@ -94,83 +100,125 @@ class SurfaceDistance(base.DistributedMetric):
             ValueError: if the arguments differ in number, a map differs in shape from its reference, a value is not a
                 class index, or a spacing is not three positive numbers.
         """
-        count = len(references)
         if case_ids is None:
-            case_ids, places = [(self.process_id, len(self) + index) for index in range(count)], [0] * count
-        if not len(predictions) == len(spacings) == len(case_ids) == len(places or ()) == count:
-            raise ValueError(f"{self.name}: expected {count} predictions, spacings, case_ids and places.")
+            first_index = len(self)
+            case_ids = [(self.process_id, first_index + index) for index in range(len(references))]
+            places = [0] * len(references)
+        if places is None:
+            places = []
+        base.check_lengths(
+            self.name,
+            predictions=predictions,
+            references=references,
+            spacings=spacings,
+            case_ids=case_ids,
+            places=places,
+        )
         for index, (case, place) in enumerate(zip(case_ids, places)):
-            try:
+            with base.prefixed_errors(f"{self.name}, map {index} of the batch"):
                 packed = self._pack(predictions[index], references[index], spacings[index])
-            except ValueError as error:
-                raise ValueError(f"{self.name}, map {index} of the batch: {error}") from error
-            if place in self.kept.setdefault(case, {}):
+            slices = self.kept.setdefault(case, {})
+            if place in slices:
                 raise ValueError(f"{self.name}: slice {place} of case {case!r} was added before.")
-            self.kept[case][int(place)] = packed
+            slices[int(place)] = packed
 
     def _pack(self, prediction, reference, spacing: Sequence[float]) -> Packed:
-        shape = tuple(np.shape(reference))
         # Only the checks of this function are needed.
         pixel_metrics.count_areas(prediction, reference, self.num_labels, self.ignore_index)
-        if len(shape) not in (2, 3) or len(spacing) != 3 or not all(0 < value < np.inf for value in spacing):
+        shape = tuple(np.shape(reference))
+        is_spacing = len(spacing) == 3 and all(0 < distance < np.inf for distance in spacing)
+        if len(shape) not in (2, 3) or not is_spacing:
             raise ValueError(
                 f"expected shape (slices, height, width) and three spacings in millimeters, got {shape} and {spacing}."
             )
-        maps = [pixel_metrics.as_labels(values, "map").cpu().numpy() for values in (prediction, reference)]
+        predicted_labels = pixel_metrics.as_labels(prediction, "map").cpu().numpy()
+        labels = pixel_metrics.as_labels(reference, "map").cpu().numpy()
         if self.ignore_index is not None:
-            ignored = maps[1] == self.ignore_index
-            maps = [np.where(ignored, self.background, values) for values in maps]
-        packed = [zlib.compress(values.astype(np.uint8).tobytes(), 1) for values in maps]
-        return Packed((1,) * (3 - len(shape)) + shape, *packed, tuple(map(float, spacing)))
+            is_ignored = labels == self.ignore_index
+            predicted_labels = np.where(is_ignored, self.background, predicted_labels)
+            labels = np.where(is_ignored, self.background, labels)
+        if len(shape) == 2:
+            shape = (1, *shape)
+        return Packed(
+            shape=shape,
+            prediction=compressed(predicted_labels),
+            reference=compressed(labels),
+            spacing=tuple(float(distance) for distance in spacing),
+        )
 
     def _join(self, parts: list[dict[Hashable, dict[int, Packed]]]) -> np.ndarray:
         """Return the scores of each case, see `_measure`, of shape `(cases, 3, num_labels)`."""
         cases: dict[Hashable, dict[int, Packed]] = {}
-        for part in parts:
-            for case, slices in part.items():
+        for process_cases in parts:
+            for case, slices in process_cases.items():
                 cases.setdefault(case, {}).update(slices)
-        numbered = list(enumerate(cases.items()))
-        own_scores = {number: self._measure(*case) for number, case in numbered[self.process_id :: self.num_process]}
-        measured = {}
-        for part in base.gather_parts(own_scores, self.num_process, self.name):
-            measured |= part
-        return np.stack([measured[number] for number, _ in numbered])
+        case_ids = list(cases)
+
+        # Every process has all cases, in the same order, and measures a share of them.
+        own_scores = {}
+        for index in range(self.process_id, len(case_ids), self.num_process):
+            case = case_ids[index]
+            own_scores[index] = self._measure(case, cases[case])
+        scores_by_index = {}
+        for process_scores in base.gather_parts(own_scores, self.num_process, self.name):
+            scores_by_index.update(process_scores)
+        return np.stack([scores_by_index[index] for index in range(len(case_ids))])
 
     def _compute(self, cases: np.ndarray) -> dict[str, Any]:
         surface_dice, hausdorff, missed = cases.swapaxes(0, 1)
-        by_class = [pixel_metrics.mean_of_counted(values, axis=0) for values in (surface_dice, hausdorff)]
+        class_surface_dice = pixel_metrics.mean_of_counted(surface_dice, axis=0)
+        class_hausdorff = pixel_metrics.mean_of_counted(hausdorff, axis=0)
+        class_missed = missed.sum(axis=0).astype(int)
         return {
-            "mean_surface_dice": float(pixel_metrics.mean_of_counted(by_class[0])),
-            "mean_hausdorff_95": float(pixel_metrics.mean_of_counted(by_class[1])),
-            "per_category_surface_dice": by_class[0].tolist(),
-            "per_category_hausdorff_95": by_class[1].tolist(),
-            "per_category_missed_cases": missed.sum(axis=0).astype(int).tolist(),
+            "mean_surface_dice": float(pixel_metrics.mean_of_counted(class_surface_dice)),
+            "mean_hausdorff_95": float(pixel_metrics.mean_of_counted(class_hausdorff)),
+            "per_category_surface_dice": class_surface_dice.tolist(),
+            "per_category_hausdorff_95": class_hausdorff.tolist(),
+            "per_category_missed_cases": class_missed.tolist(),
         }
 
     def _measure(self, case: Hashable, slices: dict[int, Packed]) -> np.ndarray:
         """Return surface Dice, Hausdorff distance and whether the case is missed, of shape `(3, num_labels)`."""
-        if sorted(slices) != list(range(len(slices))):
-            missing = min(set(range(len(slices))) - set(slices))
+        missing_places = set(range(len(slices))) - set(slices)
+        if missing_places:
             raise ValueError(
-                f"{self.name}: slice {missing} of case {case!r} is missing. Surface distances need whole volumes."
+                f"{self.name}: slice {min(missing_places)} of case {case!r} is missing. Surface distances need whole "
+                "volumes."
             )
-        ordered = [slices[place] for place in range(len(slices))]
-        if len({(packed.shape[1:], packed.spacing) for packed in ordered}) > 1:
-            raise ValueError(f"{self.name}: the slices of case {case!r} differ in size or spacing.")
-        prediction, reference = (
-            np.concatenate(
-                [np.frombuffer(zlib.decompress(getattr(part, kind)), np.uint8).reshape(part.shape) for part in ordered]
-            )
-            for kind in ("prediction", "reference")
-        )
+        ordered_slices = [slices[place] for place in range(len(slices))]
+        first_slice = ordered_slices[0]
+        predictions = []
+        references = []
+        for packed in ordered_slices:
+            if packed.shape[1:] != first_slice.shape[1:] or packed.spacing != first_slice.spacing:
+                raise ValueError(f"{self.name}: the slices of case {case!r} differ in size or spacing.")
+            predictions.append(decompressed(packed.prediction, packed.shape))
+            references.append(decompressed(packed.reference, packed.shape))
+        prediction = np.concatenate(predictions)
+        reference = np.concatenate(references)
+
         scores = np.full((3, self.num_labels), np.nan)
         scores[2] = 0
         for label in range(self.num_labels):
             if label != self.background:
                 scores[:, label] = surface_scores(
-                    prediction == label, reference == label, ordered[0].spacing, self.tolerance
+                    prediction == label,
+                    reference == label,
+                    first_slice.spacing,
+                    self.tolerance,
                 )
         return scores
+
+
+def compressed(labels: np.ndarray) -> bytes:
+    """Return class indices as compressed bytes, one for each voxel."""
+    return zlib.compress(labels.astype(np.uint8).tobytes(), level=1)
+
+
+def decompressed(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the class indices of [`compressed`], uint8 of a shape."""
+    labels = np.frombuffer(zlib.decompress(content), np.uint8)
+    return labels.reshape(shape)
 
 
 def surface_scores(
@@ -186,21 +234,43 @@ def surface_scores(
         spacing: spacing of the three axes in millimeters.
         tolerance: tolerance of surface Dice in millimeters.
     """
-    if not (prediction.any() and reference.any()):
-        if not (prediction.any() or reference.any()):
-            return np.nan, np.nan, 0
-        return 0.0, float(np.linalg.norm(np.array(prediction.shape) * spacing)), 1
+    is_predicted = prediction.any()
+    is_labeled = reference.any()
+    if not is_predicted and not is_labeled:
+        return np.nan, np.nan, 0
+    if not is_predicted or not is_labeled:
+        diagonal = np.linalg.norm(np.array(prediction.shape) * spacing)
+        return 0.0, float(diagonal), 1
     try:
         from monai.metrics import compute_hausdorff_distance, compute_surface_dice
     except ModuleNotFoundError as error:
         raise ImportError("Surface distances need MONAI: pip install 'modeling-vitp[medical]'.") from error
 
     if len(prediction) == 1:
-        prediction, reference, spacing = prediction[0], reference[0], spacing[1:]
-    maps = [torch.from_numpy(np.ascontiguousarray(values))[None, None] for values in (prediction, reference)]
-    options = {"include_background": True, "spacing": list(spacing)}
+        prediction = prediction[0]
+        reference = reference[0]
+        spacing = spacing[1:]
+    prediction_mask = as_batch(prediction)
+    reference_mask = as_batch(reference)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # MONAI warns about its own code.
-        surface_dice = compute_surface_dice(*maps, [tolerance], **options)
-        hausdorff = compute_hausdorff_distance(*maps, percentile=PERCENTILE, **options)
+        surface_dice = compute_surface_dice(
+            prediction_mask,
+            reference_mask,
+            class_thresholds=[tolerance],
+            include_background=True,
+            spacing=list(spacing),
+        )
+        hausdorff = compute_hausdorff_distance(
+            prediction_mask,
+            reference_mask,
+            percentile=PERCENTILE,
+            include_background=True,
+            spacing=list(spacing),
+        )
     return surface_dice.item(), hausdorff.item(), 0
+
+
+def as_batch(mask: np.ndarray) -> torch.Tensor:
+    """Return a mask as a batch of one image with one channel."""
+    return torch.from_numpy(np.ascontiguousarray(mask))[None, None]
