@@ -2,6 +2,7 @@
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import IntervalStrategy
@@ -10,6 +11,7 @@ from ..training.checkpointing import check_free, check_no_model
 from ..training.results import RunResult, evaluate, finish, report, save_metrics, train
 from .arguments import SplitArguments
 from .base import FineTuningOptions, Task
+from .trainer import FineTuningTrainer
 
 
 def check_splits(training_args: TrainingArguments, args: SplitArguments) -> list[str]:
@@ -80,15 +82,7 @@ def fine_tune(task: Task, options: FineTuningOptions, command: str | None = None
     metrics = train(trainer, **counts)
     evaluate(trainer, metrics, "eval", samples["eval"])
     evaluate(trainer, metrics, "test", samples["test"])
-    if samples["eval"] is not None or samples["test"] is not None:
-        metrics["main_score"] = trainer.main_score
-        if trainer.main_score is not None:
-            metrics["greater_is_better"] = trainer.greater_is_better(trainer.main_score)
-            metrics["is_share"] = trainer.metric.is_share
-    if args.resample_test:
-        score = trainer.metric.score_images()
-        metrics["test_resampled"] = score.resampled
-        metrics["test_cases"] = score.cases
+    describe_scores(trainer, metrics, args.resample_test)
     controls = task.score_controls(trainer, data, samples, options)
     if controls:
         metrics["test"].update(controls)
@@ -111,3 +105,22 @@ def fine_tune(task: Task, options: FineTuningOptions, command: str | None = None
     ]
     status |= report(metrics, Path(training_args.output_dir), trainer.model.config.model_type, next_commands)
     return RunResult(metrics, status)
+
+
+def describe_scores(trainer: FineTuningTrainer, metrics: dict[str, Any], resample_test: bool) -> None:
+    """Add the main score, what is known of it, and its resamples to the metrics.
+
+    Args:
+        trainer: trainer, after the splits are scored.
+        metrics: content of `metrics.json`, which is changed.
+        resample_test: whether to resample the cases of the test split.
+    """
+    if "eval" in metrics or "test" in metrics:
+        metrics["main_score"] = trainer.main_score
+        if trainer.main_score is not None:
+            metrics["greater_is_better"] = trainer.greater_is_better(trainer.main_score)
+            metrics["is_share"] = trainer.metric.is_share
+    if resample_test:
+        score = trainer.metric.score_images()
+        metrics["test_resampled"] = score.resampled
+        metrics["test_cases"] = score.cases

@@ -3,7 +3,9 @@
 import copy
 import gc
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -83,14 +85,23 @@ def print_cost(task: Task, options: FineTuningOptions) -> None:
     print("\n" + table([*MEMORY_HEADER, f"{SMALL_CARD} GiB card", "TFLOP per step", duration], rows))
     if steps is None:
         print(f"\nThe training images are not in {args.data.get('root')}, so the number of steps is unknown.")
-    fastest = fastest_setting(hours_by_setting, device.memory)
-    if fastest is None:
-        print(f"\nNothing leaves {SPARE:.0%} of the device free. Set a smaller per_device_train_batch_size or image.")
-    else:
-        bf16, checkpointing = fastest
-        words = f"--bf16 {str(bf16).lower()} --activation_checkpointing {str(checkpointing).lower()}"
-        print(f"\nFastest setting with {SPARE:.0%} of the device free: {words}")
+    print(f"\n{recommend_setting(hours_by_setting, device.memory)}")
     gc.freeze()  # at its end, Python would search all of the model's objects for cycles, which takes seconds
+
+
+def recommend_setting(hours_by_setting: Mapping[tuple[bool, bool], tuple[Any, float]], memory: float) -> str:
+    """Return a sentence with the options of the fastest setting that fits.
+
+    Args:
+        hours_by_setting: cost and hours by bf16 and activation checkpointing.
+        memory: memory of the device in GiB.
+    """
+    fastest = fastest_setting(hours_by_setting, memory)
+    if fastest is None:
+        return f"Nothing leaves {SPARE:.0%} of the device free. Set a smaller per_device_train_batch_size or image."
+    bf16, checkpointing = fastest
+    words = f"--bf16 {str(bf16).lower()} --activation_checkpointing {str(checkpointing).lower()}"
+    return f"Fastest setting with {SPARE:.0%} of the device free: {words}"
 
 
 def count_samples(task: Task, data: DataSettings, options: FineTuningOptions) -> int | None:
