@@ -133,9 +133,8 @@ class DenseArguments(SplitArguments):
     )
 
     def __post_init__(self):
-        if self.class_weights is not None:  # A configuration may give numbers or a single word instead of a list.
-            weights = self.class_weights if isinstance(self.class_weights, list) else [self.class_weights]
-            self.class_weights = [str(weight) for weight in weights]
+        if self.class_weights is not None:
+            self.class_weights = as_texts(self.class_weights)
         super().__post_init__()
         if self.metric is not None:
             metric_path(self.metric)
@@ -145,11 +144,20 @@ class DenseArguments(SplitArguments):
                 raise ValueError(
                     "submission: masks are named after image files. Use a data set of files instead of `dataset_name`."
                 )
-        if self.class_weights not in (None, ["balanced"]) and not all(map(is_weight, self.class_weights)):
+        if self.class_weights is None or self.class_weights == ["balanced"]:
+            return
+        if not all(is_weight(weight) for weight in self.class_weights):
             raise ValueError(
                 "Expected `class_weights` to be 'balanced' or one non-negative number per class, got "
                 f"{self.class_weights}."
             )
+
+
+def as_texts(weights: list | float | str) -> list[str]:
+    """Return class weights as on the command line; a configuration may give numbers, or one word without a list."""
+    if not isinstance(weights, list):
+        weights = [weights]
+    return [str(weight) for weight in weights]
 
 
 def is_weight(text: str) -> bool:

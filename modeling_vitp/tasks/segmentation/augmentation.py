@@ -37,37 +37,52 @@ class RandomScaledCrop(v2.Transform):
         fill: Sequence[float] = (0, 0, 0),
     ):
         super().__init__()
-        self.size, self.scale, self.max_class_share, self.fill = size, tuple(scale), max_class_share, list(fill)
+        self.size = size
+        self.scale = tuple(scale)
+        self.max_class_share = max_class_share
+        self.fill = list(fill)
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        (mask,) = (item for item in flat_inputs if isinstance(item, tv_tensors.Mask))
+        (mask,) = [item for item in flat_inputs if isinstance(item, tv_tensors.Mask)]
         height, width = mask.shape[-2:]
-        factor = torch.empty(()).uniform_(*self.scale).item()
+        smallest_scale, largest_scale = self.scale
+        factor = torch.empty(()).uniform_(smallest_scale, largest_scale).item()
         side = max(round(self.size / factor), 1)
-        box = {"height": min(side, height), "width": min(side, width)}
+        crop_height = min(side, height)
+        crop_width = min(side, width)
         for _ in range(10):
-            box["top"] = torch.randint(height - box["height"] + 1, ()).item()
-            box["left"] = torch.randint(width - box["width"] + 1, ()).item()
-            if class_share(F.crop(mask, **box)) <= self.max_class_share:
+            top = torch.randint(height - crop_height + 1, ()).item()
+            left = torch.randint(width - crop_width + 1, ()).item()
+            crop = F.crop(mask, top, left, crop_height, crop_width)
+            if class_share(crop) <= self.max_class_share:
                 break
-        scaled = [round(self.size * box[name] / side) for name in ("height", "width")]
-        return {"box": box, "scaled": [max(length, 1) for length in scaled]}
+        return {
+            "box": {"top": top, "left": left, "height": crop_height, "width": crop_width},
+            "scaled_height": max(round(self.size * crop_height / side), 1),
+            "scaled_width": max(round(self.size * crop_width / side), 1),
+        }
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         cropped = F.crop(inpt, **params["box"])
-        height, width = params["scaled"]
-        beyond = [0, 0, self.size - width, self.size - height]
+        scaled_size = [params["scaled_height"], params["scaled_width"]]
+        padding = [0, 0, self.size - params["scaled_width"], self.size - params["scaled_height"]]
         if not isinstance(inpt, tv_tensors.Mask):
-            return F.pad(F.resize(cropped, params["scaled"], antialias=True), beyond, fill=self.fill)
+            image = F.resize(cropped, scaled_size, antialias=True)
+            return F.pad(image, padding, fill=self.fill)
         # torchvision's resize of masks is not used, because it shifts masks by up to a pixel relative to images.
-        mask = F.resize_image(cropped.as_subclass(torch.Tensor)[None], [height, width], InterpolationMode.NEAREST_EXACT)
-        return tv_tensors.Mask(F.pad(mask, beyond, fill=IGNORE_INDEX)[0])
+        pixels = cropped.as_subclass(torch.Tensor)[None]
+        pixels = F.resize_image(pixels, scaled_size, InterpolationMode.NEAREST_EXACT)
+        pixels = F.pad(pixels, padding, fill=IGNORE_INDEX)
+        return tv_tensors.Mask(pixels[0])
 
 
 def class_share(mask: torch.Tensor) -> float:
     """Return the fraction of labeled pixels that have the most frequent class, 1 if no pixel is labeled."""
     counts = mask.flatten().to(torch.int64).bincount(minlength=IGNORE_INDEX + 1)[:IGNORE_INDEX]
-    return (counts.max() / counts.sum().clamp(min=1)).item() if counts.sum() else 1.0
+    total = counts.sum()
+    if not total:
+        return 1.0
+    return (counts.max() / total).item()
 
 
 def random_rotation_or_reflection(rotation: float, angle: float, reflection: float) -> v2.Transform:
@@ -82,13 +97,21 @@ def random_rotation_or_reflection(rotation: float, angle: float, reflection: flo
             of the diagonals, all equally likely.
     """
     fill = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORE_INDEX}
-    turns = [v2.RandomRotation((turn, turn), expand=True) for turn in (0, 90, 180, 270)]
-    choices = {
-        v2.RandomRotation(angle, InterpolationMode.BILINEAR, fill=fill): rotation,
-        v2.Compose([v2.RandomHorizontalFlip(1.0), v2.RandomChoice(turns)]): (1 - rotation) * reflection,
-        v2.Identity(): (1 - rotation) * (1 - reflection),
-    }
-    return v2.RandomChoice(list(choices), list(choices.values()))
+    quarter_turns = [v2.RandomRotation((degrees, degrees), expand=True) for degrees in (0, 90, 180, 270)]
+    # A mirrored image that is turned is mirrored about one of the four axes.
+    random_reflection = v2.Compose([v2.RandomHorizontalFlip(1.0), v2.RandomChoice(quarter_turns)])
+    return v2.RandomChoice(
+        [
+            v2.RandomRotation(angle, InterpolationMode.BILINEAR, fill=fill),
+            random_reflection,
+            v2.Identity(),
+        ],
+        [
+            rotation,
+            (1 - rotation) * reflection,
+            (1 - rotation) * (1 - reflection),
+        ],
+    )
 
 
 def distort_colors(image: torch.Tensor, strengths: Sequence[float]) -> torch.Tensor:
@@ -103,18 +126,21 @@ def distort_colors(image: torch.Tensor, strengths: Sequence[float]) -> torch.Ten
         strengths: largest change of brightness as a share of white, of the factors of contrast and of saturation, and
             of the hue as a share of the color circle.
     """
-    drawn, chances = torch.empty(4).uniform_(-1, 1), torch.rand(5)
-    changes = drawn * torch.tensor(strengths) * (chances[:4] < 0.5)
+    directions = torch.empty(4).uniform_(-1, 1)
+    chances = torch.rand(5)
+    changes = directions * torch.tensor(strengths) * (chances[:4] < 0.5)
     brightness, contrast, saturation, hue = changes.tolist()
-    pixels = (F.to_dtype(image, torch.float32, scale=True) + brightness).clamp(0, 1)
     contrast_is_first = chances[4] < 0.5
+    pixels = F.to_dtype(image, torch.float32, scale=True)
+    pixels = (pixels + brightness).clamp(0, 1)
     if contrast_is_first:
         pixels = (pixels * (1 + contrast)).clamp(0, 1)
     if saturation:
         value = pixels.amax(0)
         below = value - pixels
         # The largest factor makes the smallest channel 0, a saturation of 1.
-        pixels = value - below * (value / below.amax(0)).nan_to_num(1.0).clamp(max=1 + saturation)
+        largest_factor = (value / below.amax(0)).nan_to_num(1.0)
+        pixels = value - below * largest_factor.clamp(max=1 + saturation)
     if hue:
         pixels = F.adjust_hue(pixels, hue)
     if not contrast_is_first:
@@ -128,8 +154,14 @@ def distort_bands(image: torch.Tensor, strengths: Sequence[float]) -> torch.Tens
     It replaces [`distort_colors`] for other bands than red, green and blue. Brightness and contrast are factors here.
     The strengths of saturation and hue are not used.
     """
-    jitters = [BandJitter((1 - strength, 1 + strength), of_mean) for strength, of_mean in zip(strengths, (False, True))]
-    return v2.Compose([v2.RandomApply([jitter], p=0.5) for jitter in jitters])(image)
+    brightness, contrast = strengths[:2]
+    jitters = [
+        BandJitter((1 - brightness, 1 + brightness), from_mean=False),
+        BandJitter((1 - contrast, 1 + contrast), from_mean=True),
+    ]
+    for jitter in jitters:
+        image = v2.RandomApply([jitter], p=0.5)(image)
+    return image
 
 
 class Augmentation:
@@ -154,9 +186,10 @@ class Augmentation:
                 v2.RandomVerticalFlip(settings.vertical_flip),
             ]
         )
-        distortion = distort_colors if of_colors else distort_bands
-        strengths = settings.color_jitter
-        self.colors = partial(distortion, strengths=strengths) if settings.photometric else v2.Identity()
+        self.colors = v2.Identity()
+        if settings.photometric:
+            distortion = distort_colors if of_colors else distort_bands
+            self.colors = partial(distortion, strengths=settings.color_jitter)
         self.exchange_time = settings.exchange_time
 
     def __call__(

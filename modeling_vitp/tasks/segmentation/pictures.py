@@ -34,32 +34,69 @@ def draw_predictions(
         components: principal components of the backbone features as RGB images, to show in a last column.
         band_names: names of the image bands, see [`~modeling_vitp.images.pixels.shown`].
     """
-    colors = np.full((IGNORE_INDEX + 1, 3), UNLABELED, dtype=np.uint8)
-    colors[: len(encoding.classes)] = encoding.palette
-    # Wrong pixels have the color that differs most from those of all classes.
-    wrong = max(WRONG, key=lambda name: np.abs(encoding.palette.astype(int) - WRONG[name]).sum(-1).min())
-    titles = ["image"] if len(samples[0]["images"]) == 1 else ["before", "after"]
-    titles += ["mask", "prediction", f"wrong ({wrong})"] if "mask" in samples[0] else ["prediction"]
-    titles += ["backbone"] if components else []
+    error_color = color_of_errors(encoding)
+    titles = titles_of_panels(samples[0], error_color)
+    if components:
+        titles.append("backbone")
     figure = Figure(figsize=(2.6 * len(titles), 2.8 * len(samples)), layout="constrained")
     axes = figure.subplots(len(samples), len(titles), squeeze=False)
-    for row, sample, prediction, colored in zip(axes, samples, predictions, components or [None] * len(samples)):
+    for index, (sample, prediction) in enumerate(zip(samples, predictions)):
         panels = [shown(image, band_names) for image in sample["images"]]
-        if "mask" in sample:
-            errors = mistakes(sample["mask"], prediction, WRONG[wrong])
-            panels += [colors[sample["mask"].numpy()], colors[prediction], errors]
-        else:
-            panels.append(colors[prediction])
-        panels += [] if colored is None else [colored]
-        for axis, panel, title in zip(row, panels, titles):
+        panels += panels_of_masks(sample, prediction, encoding, error_color)
+        if components:
+            panels.append(components[index])
+        for axis, panel, title in zip(axes[index], panels, titles):
             axis.imshow(panel, interpolation="nearest")
             axis.set_title(title, fontsize=8)
             axis.axis("off")
-        row[0].set_title(sample["id"], fontsize=8)
-    legend = [(item.name, item.color) for item in encoding.classes] + [("no class", UNLABELED)]
-    handles = [Patch(facecolor=np.array(color) / 255, edgecolor="black", label=name) for name, color in legend]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), fontsize=8)
+        axes[index, 0].set_title(sample["id"], fontsize=8)
+    legend = legend_entries(encoding)
+    figure.legend(handles=legend, loc="outside lower center", ncols=min(len(legend), 6), fontsize=8)
     figure.savefig(path, dpi=120)
+
+
+def color_of_errors(encoding: LabelEncoding) -> str:
+    """Return the name of the color that differs most from those of all classes."""
+
+    def distance_to_classes(name: str) -> int:
+        differences = np.abs(encoding.palette.astype(int) - WRONG[name])
+        return differences.sum(-1).min()
+
+    return max(WRONG, key=distance_to_classes)
+
+
+def titles_of_panels(sample: dict, error_color: str) -> list[str]:
+    titles = ["image"] if len(sample["images"]) == 1 else ["before", "after"]
+    if "mask" in sample:
+        titles.append("mask")
+    titles.append("prediction")
+    if "mask" in sample:
+        titles.append(f"wrong ({error_color})")
+    return titles
+
+
+def panels_of_masks(
+    sample: dict, prediction: np.ndarray, encoding: LabelEncoding, error_color: str
+) -> list[np.ndarray]:
+    """Return the mask, the prediction and the errors as RGB images, or the prediction alone."""
+    colors = np.full((IGNORE_INDEX + 1, 3), UNLABELED, dtype=np.uint8)
+    colors[: len(encoding.classes)] = encoding.palette
+    if "mask" not in sample:
+        return [colors[prediction]]
+    errors = mistakes(sample["mask"], prediction, WRONG[error_color])
+    return [colors[sample["mask"].numpy()], colors[prediction], errors]
+
+
+def legend_entries(encoding: LabelEncoding) -> list[Patch]:
+    entries = []
+    for item in encoding.classes:
+        entries.append(legend_entry(item.name, item.color))
+    entries.append(legend_entry("no class", UNLABELED))
+    return entries
+
+
+def legend_entry(name: str, color: tuple[int, int, int]) -> Patch:
+    return Patch(facecolor=np.array(color) / 255, edgecolor="black", label=name)
 
 
 def mistakes(mask: torch.Tensor, prediction: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:

@@ -54,7 +54,10 @@ class SegmentationProbe(Probe):
     def __init__(self, data: DenseData, splits: Mapping[str, str], l2: float, depths: int = 1, intervals: bool = False):
         if splits["train"] == splits["test"]:
             raise ValueError(f"train_split and test_split must differ, got {splits['train']!r}.")
-        self.data, self.l2, self.depths, self.intervals = data, l2, depths, intervals
+        self.data = data
+        self.l2 = l2
+        self.depths = depths
+        self.intervals = intervals
         self.names = data.encoding.names
         self.samples = {role: data.open([name]) for role, name in splits.items()}
         for role, name in splits.items():
@@ -72,11 +75,14 @@ class SegmentationProbe(Probe):
     @cached_property
     def pixels(self) -> np.ndarray:
         """Number of pixels of each class in each training image, int64 `(images, classes)`."""
-        counts = ClassPixels(self.samples["train"], len(self.names))
-        pixels = np.stack([counts[index].numpy() for index in tqdm(range(len(counts)), desc="Reading masks")])
-        absent = [name for name, count in zip(self.names, pixels.sum(0)) if not count]
-        if absent:
-            logger.warning("No training images found for the classes %s.", absent)
+        class_pixels = ClassPixels(self.samples["train"], len(self.names))
+        pixels_of_images = []
+        for index in tqdm(range(len(class_pixels)), desc="Reading masks"):
+            pixels_of_images.append(class_pixels[index].numpy())
+        pixels = np.stack(pixels_of_images)
+        absent_classes = [name for name, count in zip(self.names, pixels.sum(0)) if not count]
+        if absent_classes:
+            logger.warning("No training images found for the classes %s.", absent_classes)
         return pixels
 
     @property
@@ -85,14 +91,16 @@ class SegmentationProbe(Probe):
 
     def masks(self, role: str) -> Iterator[np.ndarray]:
         """Yield the masks of a split: class indices, uint8 `(height, width)`."""
-        for index in range(len(self.samples[role])):
-            yield self.samples[role].mask(index).numpy()
+        samples = self.samples[role]
+        for index in range(len(samples)):
+            yield samples.mask(index).numpy()
 
     def control(self) -> dict[str, float]:
         """Return the scores of a constant prediction: the most frequent class of the training pixels."""
-        metric, label = self._metric(), int(self.pixels.sum(0).argmax())
+        metric = self._metric()
+        most_frequent_class = int(self.pixels.sum(0).argmax())
         for mask in self.masks("test"):
-            metric.add(prediction=np.full(mask.shape, label), reference=mask)
+            metric.add(prediction=np.full(mask.shape, most_frequent_class), reference=mask)
         return name_classes(metric.compute(), self.names)
 
     def fit(
@@ -104,12 +112,20 @@ class SegmentationProbe(Probe):
         **loading,
     ) -> dict[tuple[str, FewLabels], list[Head]]:
         """Fit the probes to each draw of training images, and return them by probe and labels."""
-        train = self.features(backbone, "train", image_size, folder, **loading)
-        counts = np.stack([pixels_by_patch(mask, train.shape[1:3], len(self.names)) for mask in self.masks("train")])
-        heads, device = {}, backbone.model.device
-        for labels, subsets in draws.items():
-            heads["linear", labels] = [fit_linear(train, counts, used, self.l2, device) for used in subsets]
-            heads["nonlinear", labels] = [fit_nonlinear(train, counts, used, device=device) for used in subsets]
+        features = self.features(backbone, "train", image_size, folder, **loading)
+        grid = features.shape[1:3]
+        counts = np.stack([pixels_by_patch(mask, grid, len(self.names)) for mask in self.masks("train")])
+        device = backbone.model.device
+        heads = {}
+        for labels, draws_of_images in draws.items():
+            linear_heads = []
+            for images in draws_of_images:
+                linear_heads.append(fit_linear(features, counts, images, self.l2, device))
+            nonlinear_heads = []
+            for images in draws_of_images:
+                nonlinear_heads.append(fit_nonlinear(features, counts, images, device=device))
+            heads["linear", labels] = linear_heads
+            heads["nonlinear", labels] = nonlinear_heads
         return heads
 
     def probe(
@@ -125,9 +141,8 @@ class SegmentationProbe(Probe):
         `mean_iou` is computed on pixels. `patch_auc` is computed on patches, with the most frequent class of a patch as
         label: area under the ROC curve of each class against the others, averaged over classes.
         """
-        return self.score(
-            self.fit(backbone, draws, image_size, folder, **loading), backbone, image_size, folder, **loading
-        )
+        heads = self.fit(backbone, draws, image_size, folder, **loading)
+        return self.score(heads, backbone, image_size, folder, **loading)
 
     def score(
         self,
@@ -138,22 +153,32 @@ class SegmentationProbe(Probe):
         **loading,
     ) -> dict[tuple[str, FewLabels], list[Scores]]:
         """Return the scores of fitted probes, see [`fit`] and [`probe`]."""
-        test = self.features(backbone, "test", image_size, folder, **loading)
-        return {key: [self._score(probe, test, f"{backbone.name}, {key[0]}") for probe in heads[key]] for key in heads}
+        features = self.features(backbone, "test", image_size, folder, **loading)
+        scores = {}
+        for (probe, labels), heads_of_draws in heads.items():
+            description = f"{backbone.name}, {probe}"
+            scores[probe, labels] = [self._score(head, features, description) for head in heads_of_draws]
+        return scores
 
-    def _score(self, probe: Head, features: np.ndarray, description: str) -> Scores:
-        metric, logits, labels = self._metric(), [], []
+    def _score(self, head: Head, features: np.ndarray, description: str) -> Scores:
+        metric = self._metric()
+        patch_logits = []
+        patch_labels = []
+        cases = self.samples["test"].cases
         masks = tqdm(self.masks("test"), desc=f"{description}, scoring", total=len(features))
         for index, (maps, mask) in enumerate(zip(features, masks, strict=True)):
-            scores, case = probe(torch.tensor(maps)).cpu(), self.samples["test"].cases[index]
-            predicted = interpolate(scores, mask.shape).max(0).indices.numpy()
-            metric.add_batch(predictions=[predicted], references=[mask], case_ids=[case])
-            counts = pixels_by_patch(mask, scores.shape[:2], len(self.names))
-            labels.append(counts.argmax(-1)[counts.any(-1)])
-            logits.append(scores.numpy()[counts.any(-1)])
-        area = mean_area(np.concatenate(logits), np.concatenate(labels))
-        found = name_classes(metric.compute(), self.names) | {"patch_auc": area}
-        return Scores(found, metric.score_images(self.main_score) if self.intervals else None)
+            logits = head(torch.tensor(maps)).cpu()
+            prediction = interpolate(logits, mask.shape).max(0).indices.numpy()
+            metric.add_batch(predictions=[prediction], references=[mask], case_ids=[cases[index]])
+            counts = pixels_by_patch(mask, logits.shape[:2], len(self.names))
+            is_labeled = counts.any(-1)
+            patch_labels.append(counts.argmax(-1)[is_labeled])
+            patch_logits.append(logits.numpy()[is_labeled])
+        area = mean_area(np.concatenate(patch_logits), np.concatenate(patch_labels))
+        scores = name_classes(metric.compute(), self.names)
+        scores["patch_auc"] = area
+        resamples = metric.score_images(self.main_score) if self.intervals else None
+        return Scores(scores, resamples)
 
     def _metric(self) -> evaluate.Metric:
         return evaluate.load(str(METRICS_FOLDER / "mean_iou"), num_labels=len(self.names), ignore_index=IGNORE_INDEX)
@@ -170,17 +195,21 @@ class SegmentationProbe(Probe):
         """Return the patch tokens of a split, `train` or `test`, float32 `(images, rows, columns, width)`."""
         samples = self.read_for(backbone, role)
         if isinstance(samples, ImageFiles):
-            images = [path for sample, _ in samples.rows for path in sample.images]
-            parts = [window for _, window in samples.rows]
+            images = []
+            windows_or_columns = []
+            for sample, window in samples.rows:
+                images += sample.images
+                windows_or_columns.append(window)
         else:
-            images, parts = samples.rows, samples.image_columns
+            images = samples.rows
+            windows_or_columns = samples.image_columns
         return extract_maps(
             backbone,
             len(samples),
             partial(single_image, samples),
             self.depths,
             image_size,
-            state_of(images, parts, samples.spec),
+            state_of(images, windows_or_columns, samples.spec),
             folder,
             description=f"{backbone.name}, {role}",
             **loading,
@@ -190,9 +219,10 @@ class SegmentationProbe(Probe):
 def single_image(samples: MaskedImages, index: int) -> torch.Tensor:
     """Return the image of a sample without its mask."""
     sample = samples[index]
-    if len(sample["images"]) > 1:
-        raise ValueError(f"Probes need samples of one image, got {sample['id']} with {len(sample['images'])} images.")
-    return sample["images"][0]
+    images = sample["images"]
+    if len(images) > 1:
+        raise ValueError(f"Probes need samples of one image, got {sample['id']} with {len(images)} images.")
+    return images[0]
 
 
 def pixels_by_patch(mask: np.ndarray, grid: tuple[int, int], num_classes: int) -> np.ndarray:
@@ -206,15 +236,25 @@ def pixels_by_patch(mask: np.ndarray, grid: tuple[int, int], num_classes: int) -
     Returns:
         float32 `(rows, columns, num_classes)`.
     """
-    (rows, columns), (height, width) = grid, mask.shape
-    row = (2 * np.arange(height) + 1) * rows // (2 * height)
-    column = (2 * np.arange(width) + 1) * columns // (2 * width)
-    bins = (row[:, None] * columns + column) * num_classes + mask
-    counts = np.bincount(bins[mask != IGNORE_INDEX], minlength=rows * columns * num_classes)
+    rows, columns = grid
+    height, width = mask.shape
+    row_of_pixel = patch_of_centers(height, rows)
+    column_of_pixel = patch_of_centers(width, columns)
+    patch_of_pixel = row_of_pixel[:, None] * columns + column_of_pixel
+    # Each patch has one bin for each class.
+    bin_of_pixel = patch_of_pixel * num_classes + mask
+    labeled_bins = bin_of_pixel[mask != IGNORE_INDEX]
+    counts = np.bincount(labeled_bins, minlength=rows * columns * num_classes)
     return counts.reshape(rows, columns, num_classes).astype(np.float32)
+
+
+def patch_of_centers(length: int, patches: int) -> np.ndarray:
+    """Return the patch that has the center of each pixel along an axis."""
+    doubled_centers = 2 * np.arange(length) + 1  # Integers, which are exact.
+    return doubled_centers * patches // (2 * length)
 
 
 def interpolate(logits: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     """Interpolate logits of patches, `(rows, columns, classes)`, bilinearly to pixels, `(classes, height, width)`."""
-    logits = logits.permute(2, 0, 1)[None]
-    return F.interpolate(logits, shape, mode="bilinear", align_corners=False)[0]
+    channels_first = logits.permute(2, 0, 1)[None]
+    return F.interpolate(channels_first, shape, mode="bilinear", align_corners=False)[0]

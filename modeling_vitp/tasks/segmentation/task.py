@@ -70,22 +70,25 @@ class SegmentationTask(Task):
         self.check_images(samples)
         if samples["train"] is None:
             return {}
-        names, num_workers = data.encoding.names, options.training.dataloader_num_workers
-        pixels = count_pixels(samples["train"], names, num_workers)
+        names = data.encoding.names
+        num_workers = options.training.dataloader_num_workers
+        train_pixels = count_pixels(samples["train"], names, num_workers)
         for role, kind in (("eval", "evaluation"), ("test", "test")):
             if samples[role] is not None:  # A bad mask would stop the run when it is scored.
                 count_pixels(samples[role], names, num_workers, kind)
-        return {"train_pixels": pixels}
+        return {"train_pixels": train_pixels}
 
     def check_images(self, samples):
         """Raise a `ValueError` if samples are pairs of images instead of images, or the reverse."""
-        expected = self.entry.model_class.images_per_sample
-        for of_role in samples.values():
-            if of_role is None:
+        expected_number = self.entry.model_class.images_per_sample
+        for role_samples in samples.values():
+            if role_samples is None:
                 continue
-            number = len(of_role[0]["images"])
-            if number != expected:
-                raise ValueError(f"Expected {expected} image(s) in a sample, got {number}. Use {self.other_command}.")
+            number = len(role_samples[0]["images"])
+            if number != expected_number:
+                raise ValueError(
+                    f"Expected {expected_number} image(s) in a sample, got {number}. Use {self.other_command}."
+                )
 
     def load_model(self, data, options, checked):
         from .data import class_weights
@@ -94,8 +97,13 @@ class SegmentationTask(Task):
         weights = None
         if "train_pixels" in checked:
             weights = class_weights(options.data.class_weights, checked["train_pixels"])
-        model_class = self.entry.model_class
-        model = load_dense_model(model_class, options.start, data.encoding.names, weights, data.image_spec)
+        model = load_dense_model(
+            self.entry.model_class,
+            options.start,
+            data.encoding.names,
+            class_weights=weights,
+            input_spec=data.image_spec,
+        )
         model.config.volume_plane = data.plane
         return model
 
@@ -105,7 +113,9 @@ class SegmentationTask(Task):
         from .trainer import ViTPSegmentationTrainer
 
         image_processor = load_image_processor(
-            ViTPSegmentationImageProcessor, options.start, input_spec=data.image_spec
+            ViTPSegmentationImageProcessor,
+            options.start,
+            input_spec=data.image_spec,
         )
         return ViTPSegmentationTrainer(
             model,
@@ -128,17 +138,19 @@ class SegmentationTask(Task):
         return loss_without_values(model, number, side)
 
     def next_commands(self, folder):
-        images = " ".join(["IMAGE.tif"] * self.entry.model_class.images_per_sample)
-        return [f"vitp predict_large {folder} {images} --output CLASSES.tif"]
+        image_arguments = ["IMAGE.tif"] * self.entry.model_class.images_per_sample
+        return [f"vitp predict_large {folder} {' '.join(image_arguments)} --output CLASSES.tif"]
 
     def read_split(self, data, split, settings):
         from ...image_processing_vitp_dense import IGNORE_INDEX
 
-        opened_split = self.data_class.from_dict(data).open_split(split)
-        classes = {}
-        for index, (row, _) in enumerate(tqdm(opened_split.rows, desc=f"masks of {split}", disable=None)):
-            classes[row.images[0]] = {*opened_split.mask(index).unique().tolist()} - {IGNORE_INDEX}
-        return classes
+        samples = self.data_class.from_dict(data).open_split(split)
+        classes_by_image = {}
+        for index, (files, _) in enumerate(tqdm(samples.rows, desc=f"masks of {split}", disable=None)):
+            class_indices = set(samples.mask(index).unique().tolist())
+            class_indices.discard(IGNORE_INDEX)
+            classes_by_image[files.images[0]] = class_indices
+        return classes_by_image
 
     def phrases(self, class_names, data):
         """Return the phrases of masks by value or color.
@@ -146,20 +158,26 @@ class SegmentationTask(Task):
         The value 0 or color black is the background, which no question is about, unless `class_names` has a phrase for
         it. No question is about ignored values either.
         """
-        names = {str(value): None for value in data.get("ignore", ())}
-        classes = [entry["name"] for entry in data["classes"]]
-        unknown_classes = sorted(class_names.keys() - set(classes))
+        phrases = {str(value): None for value in data.get("ignore", ())}
+        known_classes = [item["name"] for item in data["classes"]]
+        unknown_classes = sorted(class_names.keys() - set(known_classes))
         if unknown_classes:
-            raise ValueError(f"class_names: class {unknown_classes[0]!r} not found. Classes: {', '.join(classes)}.")
-        for entry in data["classes"]:
-            key = str(entry["value"]) if "value" in entry else ",".join(map(str, entry["color"]))
-            default = None if key in BACKGROUND else entry["name"]
-            names[key] = class_names.get(entry["name"], default)
-        return names
+            raise ValueError(
+                f"class_names: class {unknown_classes[0]!r} not found. Classes: {', '.join(known_classes)}."
+            )
+        for item in data["classes"]:
+            if "value" in item:
+                key = str(item["value"])
+            else:
+                key = ",".join(str(level) for level in item["color"])
+            default = None if key in BACKGROUND else item["name"]
+            phrases[key] = class_names.get(item["name"], default)
+        return phrases
 
     def fine_tuning_defaults(self, config, size, window):
-        side = min(max(min(size) // 32 * 32, 32), 512)
-        return {"crop_size": side, "per_device_train_batch_size": 8}
+        side_of_patches = min(size) // 32 * 32
+        crop_size = min(max(side_of_patches, 32), 512)
+        return {"crop_size": crop_size, "per_device_train_batch_size": 8}
 
 
 @register_task("change_detection")

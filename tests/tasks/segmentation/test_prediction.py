@@ -256,9 +256,12 @@ def test_png_has_same_classes(model, tmp_path):
 @pytest.mark.parametrize(("window", "stride"), [(48, 36), (30, 22), (1, 1), ((40, 64), (30, 48))])
 def test_default_stride_is_three_quarters(model, tmp_path, monkeypatch, window, stride):
     asked = []
-    monkeypatch.setattr(
-        large_images, "predict_bands", lambda *args, **kwargs: asked.append((kwargs["window"], kwargs["stride"])) or []
-    )
+
+    def record_windows(*args, window, stride, **kwargs):
+        asked.append((window, stride))
+        return []
+
+    monkeypatch.setattr(large_images, "predict_bands", record_windows)
     image = write_tiff(tmp_path / "scene.tif", scene())
     predict_large(model, ViTPSegmentationImageProcessor(), image, tmp_path / "classes.tif", window=window)
     stride = stride if isinstance(stride, tuple) else (stride, stride)
