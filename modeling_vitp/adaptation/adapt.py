@@ -4,7 +4,7 @@
 unfinished run resumes from its checkpoint, so that the same command goes on wherever it was stopped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from .bundle import make_bundle
 from .comparison import Comparison, fine_tune_backbones, fine_tuning_settings
 from .controls import check_instructions, control_settings, count_control_questions, score_answers
 from .instructions import make_all_questions
-from .labels import read_labels
+from .labels import TaskData, read_labels
 from .plan import make_plan
 from .preparation import check_arguments, open_progress
-from .pretraining import early_comparison, open_pretraining, pretrain, train_mae
+from .pretraining import Pretraining, early_comparison, open_pretraining, pretrain, train_mae
 from .probing import Prober, compare_with_start, probe_backbones, probe_size
 from .report import AdaptationReport, make_report
 from .runs import describe_seconds, fine_tuning_options
@@ -89,12 +89,7 @@ def run_adaptation(args: AdaptArguments) -> AdaptationReport | None:
     check_arguments(args)
     folder = Path(args.output_dir)
     lock = FolderLock(folder)  # The lock is released when this function ends.
-    is_new = not folder.exists()
-    if not is_new:
-        progress = open_progress(args, lock)
-    labels = read_labels(args.data, folder / "splits", args.task, args.scene_pattern, args.seed)
-    if is_new:  # Labels that cannot be used leave no folder.
-        progress = open_progress(args, lock)
+    labels, progress = open_labels(args, lock)
     print(labels.how)
     stages = Stages(progress)
 
@@ -128,20 +123,11 @@ def run_adaptation(args: AdaptArguments) -> AdaptationReport | None:
         return None
     stages.planned_seconds = plan["planned_seconds"]
 
-    stages.begin("pretraining")
     prober = Prober(labels, probe_size(start, args.pretraining.get("vision_image_size")), args.seed)
-
-    def compare(checkpoint: str) -> dict[str, Any]:
-        return compare_with_start(prober, checkpoint, backbones.path(start.name, args.seed), folder / "early")
-
-    pretrain(pretraining, plan, folder / "pretraining", progress, compare, args.force)
-    if MAE in backbones.models:
-        stages.begin("mae")
-        progress.result("mae", lambda: train_mae(pretraining, plan, labels.images["train"], backbones))
-
+    train_backbones(stages, pretraining, plan, prober, backbones)
+    first_seed = plan["seeds"][0]
     stages.begin("frozen")
-    seeds = plan["seeds"]
-    frozen = progress.result("frozen", lambda: probe_backbones(prober, backbones, seeds[0], folder / "frozen"))
+    frozen = progress.result("frozen", lambda: probe_backbones(prober, backbones, first_seed, folder / "frozen"))
 
     comparison = Comparison(
         labels=labels,
@@ -152,18 +138,71 @@ def run_adaptation(args: AdaptArguments) -> AdaptationReport | None:
         progress=progress,
         begin=lambda: stages.begin("fine_tuning"),
     )
-    fine_tuned, diverged = fine_tune_backbones(comparison, backbones, seeds, args.label_fractions)
+    fine_tuned, diverged = fine_tune_backbones(comparison, backbones, plan["seeds"], args.label_fractions)
 
     stages.begin("controls")
     has_questions = args.instructions is None
     answers = progress.result("controls", lambda: score_answers(controls, folder / "controls", has_questions))
-    all_controls = checks | answers | early_comparison(progress)
+    all_controls = {**checks, **answers, **early_comparison(progress)}
 
     report = make_report(labels, plan, stages.used_seconds(), backbones, frozen, fine_tuned, all_controls, diverged)
     stages.begin("bundle")
-    best = next(entry for entry in fine_tuned if entry["model"] == ADAPTED)
-    progress.result("bundle", lambda: make_bundle(args, labels, report, Path(best["folder"]), folder))
+    fine_tuned_folder = folder_of_adapted(fine_tuned)
+    progress.result("bundle", lambda: make_bundle(args, labels, report, fine_tuned_folder, folder))
     return report
+
+
+def open_labels(args: AdaptArguments, lock: FolderLock) -> tuple[TaskData, Progress]:
+    """Return the labeled images, and the results of finished parts in the output folder, which is locked.
+
+    Args:
+        args: arguments of the command.
+        lock: lock of the output folder.
+    """
+    is_new = not lock.folder.exists()
+    if not is_new:
+        progress = open_progress(args, lock)
+    labels = read_labels(args.data, lock.folder / "splits", args.task, args.scene_pattern, args.seed)
+    if is_new:  # Labels that cannot be used leave no folder.
+        progress = open_progress(args, lock)
+    return labels, progress
+
+
+def train_backbones(
+    stages: "Stages",
+    pretraining: Pretraining,
+    plan: Mapping[str, Any],
+    prober: Prober,
+    backbones: Backbones,
+) -> None:
+    """Run or resume the pretraining, and the masked autoencoder if it is compared.
+
+    Args:
+        stages: stages of the adaptation.
+        pretraining: settings of the pretraining.
+        plan: plan of the adaptation.
+        prober: probes for the early comparison with the start.
+        backbones: compared backbones.
+    """
+    folder = backbones.folder
+    progress = backbones.progress
+
+    def compare(checkpoint: str) -> dict[str, Any]:
+        start = backbones.path(backbones.start.name, prober.seed)
+        return compare_with_start(prober, checkpoint, start, folder / "early")
+
+    stages.begin("pretraining")
+    pretrain(pretraining, plan, folder / "pretraining", progress, compare, backbones.args.force)
+    if MAE in backbones.models:
+        stages.begin("mae")
+        images = prober.labels.images["train"]
+        progress.result("mae", lambda: train_mae(pretraining, plan, images, backbones))
+
+
+def folder_of_adapted(fine_tuned: Sequence[Mapping[str, Any]]) -> Path:
+    """Return the folder of the model that was first fine-tuned from the adapted backbone, whose weights are kept."""
+    folders = [Path(run["folder"]) for run in fine_tuned if run["model"] == ADAPTED]
+    return folders[0]
 
 
 class Stages:
@@ -183,11 +222,12 @@ class Stages:
 
     def begin(self, stage: str) -> None:
         """Print the stage and the estimated time that is left, unless this was printed last."""
-        number = list(STAGES).index(stage)
-        text = f"\n[{number + 1}/{len(STAGES)}] {STAGES[stage]}"
+        names = list(STAGES)
+        index = names.index(stage)
+        text = f"\n[{index + 1}/{len(STAGES)}] {STAGES[stage]}"
         if self.planned_seconds:
             seconds_left = 0.0
-            for name in list(STAGES)[number:]:
+            for name in names[index:]:
                 planned_seconds = self.planned_seconds.get(name, 0.0)
                 seconds_left += max(planned_seconds - self.progress.seconds(name), 0.0)
             text += f"; about {describe_seconds(seconds_left)} left"
@@ -197,5 +237,9 @@ class Stages:
 
     def used_seconds(self) -> dict[str, float]:
         """Return the seconds that the finished parts of each stage took."""
-        seconds = {stage: self.progress.seconds(stage) for stage in STAGES}
-        return {stage: value for stage, value in seconds.items() if value}
+        used_seconds = {}
+        for stage in STAGES:
+            seconds = self.progress.seconds(stage)
+            if seconds:
+                used_seconds[stage] = seconds
+        return used_seconds

@@ -2,18 +2,23 @@
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..command.paths import find_config, read_yaml
 from ..command.settings import JsonText, NonNegativeInt, PositiveFloat, PositiveInt, Settings, Share, check_value
 
-START, RANDOM, MAE, ADAPTED = "start", "random", "mae", "adapted"
+START = "start"
+RANDOM = "random"
+MAE = "mae"
+ADAPTED = "adapted"
 LANGUAGE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 # Settings that `adapt` sets for each of its runs, with its own option for them, if there is one.
-FIXED = {"output_dir": "output_dir", "eval_strategy": None, "report_to": None}
-CHOSEN = {
-    "pretraining": FIXED
-    | {
+SET_OPTIONS = {
+    "pretraining": {
+        "output_dir": "output_dir",
+        "eval_strategy": None,
+        "report_to": None,
         "seed": "seed",
         "max_steps": "steps",
         "num_train_epochs": "steps",
@@ -23,8 +28,10 @@ CHOSEN = {
         "require": None,
         "probe_data": None,
     },
-    "fine_tuning": FIXED
-    | {
+    "fine_tuning": {
+        "output_dir": "output_dir",
+        "eval_strategy": None,
+        "report_to": None,
         "seed": "seeds",
         "max_steps": "fine_tuning_steps",
         "num_train_epochs": "fine_tuning_steps",
@@ -37,7 +44,11 @@ CHOSEN = {
     },
 }
 # Settings of the pretraining that the option `start` replaces.
-STARTS = {"model_name_or_path": "start", "vision_model": "start", "language_model": "language_model"}
+START_OPTIONS = {
+    "model_name_or_path": "start",
+    "vision_model": "start",
+    "language_model": "language_model",
+}
 
 
 def read_budget(text: str) -> float:
@@ -47,9 +58,11 @@ def read_budget(text: str) -> float:
         ValueError: if the text is not a positive number with one of these units.
     """
     match = re.fullmatch(r"(\d+\.?\d*)\s*(s|min|h|d)", text.strip())
-    if match is None or not float(match[1]):
-        raise ValueError(f"Expected budget to be a duration such as 24h, 90min or 600s, got {text!r}.")
-    return float(match[1]) * UNITS[match[2]]
+    if match is not None:
+        number = float(match[1])
+        if number > 0:
+            return number * UNITS[match[2]]
+    raise ValueError(f"Expected budget to be a duration such as 24h, 90min or 600s, got {text!r}.")
 
 
 @dataclass
@@ -156,31 +169,44 @@ class AdaptArguments(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        of_file = set()
-        for name in CHOSEN:
-            file = getattr(self, name)
-            if isinstance(file, str):
-                settings = read_yaml(find_config(file))
-                check_value(f"{name}={file}", settings, dict)
-                setattr(self, name, settings)
-                of_file.add(name)
-        for name, chosen in CHOSEN.items():
-            chosen = chosen | STARTS if name == "pretraining" and self.start is not None else chosen
-            settings = getattr(self, name) or {}
-            if name not in of_file and (wrong := [key for key in settings if key in chosen]):
-                option = chosen[wrong[0]]
-                what = "remove it" if option is None else f"set {option} of adapt instead"
-                raise ValueError(f"{name} must not set {wrong[0]}: {what}.")
-            setattr(self, name, {key: value for key, value in settings.items() if key not in chosen})
+        self.pretraining = self.free_settings("pretraining")
+        self.fine_tuning = self.free_settings("fine_tuning")
         self.seconds = read_budget(self.budget)
         for name in ("data", "output_dir"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is missing: give --data FOLDER --start VIT --output_dir FOLDER.")
-        names = ("model_name_or_path", "vision_model", "from_scratch")
-        if self.start is None and not any(self.pretraining.get(name) for name in names):
+        start_names = ("model_name_or_path", "vision_model", "from_scratch")
+        if self.start is None and not any(self.pretraining.get(name) for name in start_names):
             raise ValueError("start is missing: give --start facebook/dinov2-base, or the folder of a ViT.")
         for name in ("baselines", "seeds", "learning_rates", "label_fractions"):
             values = getattr(self, name)
             if values is not None and (not values or len(set(values)) < len(values)):
                 raise ValueError(f"{name} must be a list without duplicates, got {values}.")
         self.label_fractions = sorted({*self.label_fractions, 1.0}, reverse=True)
+
+    def free_settings(self, field_name: str) -> dict[str, Any]:
+        """Return the settings of a run without those that `adapt` sets.
+
+        A configuration is for a command of its own, and its settings that `adapt` sets are left out. In JSON they are
+        errors.
+
+        Args:
+            field_name: field with the settings, `pretraining` or `fine_tuning`.
+        """
+        settings = getattr(self, field_name)
+        is_configuration = isinstance(settings, str)
+        if is_configuration:
+            file = settings
+            settings = read_yaml(find_config(file))
+            check_value(f"{field_name}={file}", settings, dict)
+        options = dict(SET_OPTIONS[field_name])
+        if field_name == "pretraining" and self.start is not None:
+            options.update(START_OPTIONS)
+        free_settings = {}
+        for name, value in (settings or {}).items():
+            if name not in options:
+                free_settings[name] = value
+            elif not is_configuration:
+                remedy = "remove it" if options[name] is None else f"set {options[name]} of adapt instead"
+                raise ValueError(f"{field_name} must not set {name}: {remedy}.")
+        return free_settings

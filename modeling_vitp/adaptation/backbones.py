@@ -44,14 +44,18 @@ class Start:
 
 def start_settings(args: AdaptArguments) -> dict[str, Any]:
     """Return the settings of the start for `vitp pretrain`."""
-    given = {name: args.pretraining[name] for name in START_SETTINGS if args.pretraining.get(name)}
     if args.start is None:
-        return given
-    model_type = PreTrainedConfig.get_config_dict(args.start)[0].get("model_type")
-    if model_type in ("vitp", "internvl"):
+        settings = {}
+        for name in START_SETTINGS:
+            if args.pretraining.get(name):
+                settings[name] = args.pretraining[name]
+        return settings
+    config, _ = PreTrainedConfig.get_config_dict(args.start)
+    if config.get("model_type") in ("vitp", "internvl"):
         return {"model_name_or_path": args.start}
-    if "from_scratch" in given:
-        return {"vision_model": args.start, "from_scratch": given["from_scratch"]}
+    from_scratch = args.pretraining.get("from_scratch")
+    if from_scratch:
+        return {"vision_model": args.start, "from_scratch": from_scratch}
     return {"vision_model": args.start, "language_model": args.language_model or LANGUAGE_MODEL}
 
 
@@ -68,7 +72,8 @@ def open_start(args: AdaptArguments, folder: Path, progress: Progress) -> Start:
         vit = settings["vision_model"]
     elif "model_name_or_path" in settings:
         vit = str(folder / "start")
-        progress.result("start", lambda: str(export_backbone(settings["model_name_or_path"], vit)))
+        model = settings["model_name_or_path"]
+        progress.result("start", lambda: str(export_backbone(model, vit)))
     else:
         return Start(settings, None, RANDOM)
     name = short_name(args.start or vit)
@@ -100,9 +105,11 @@ class Backbones:
     @cached_property
     def models(self) -> dict[str, str]:
         """Descriptions of the backbones by name, the adapted one first."""
-        args, start = self.args, self.start
+        args = self.args
+        start = self.start
         models = {ADAPTED: "the backbone of this run"}
-        if {START, args.start} & {*args.baselines} and start.vit is not None:
+        is_start_compared = START in args.baselines or args.start in args.baselines
+        if is_start_compared and start.vit is not None:
             models[start.name] = f"{args.start or start.vit}, the start"
         if RANDOM in args.baselines or start.vit is None:
             models[RANDOM] = "random weights"
@@ -110,7 +117,8 @@ class Backbones:
             images = "same" if args.instructions is None else "labeled training"
             models[MAE] = f"masked autoencoder on the {images} images, with as many operations"
         for path in baseline_paths(args):
-            models[unique_name(short_name(path), {*models, MAE, RANDOM, start.name})] = path
+            used_names = {*models, MAE, RANDOM, start.name}
+            models[unique_name(short_name(path), used_names)] = path
         return models
 
     def path(self, model: str, seed: int) -> str:
@@ -139,20 +147,25 @@ def write_random(start: Start, output: Path, seed: int) -> None:
     else:
         image_processor = image_processor_of(start.vit, pair(config.image_size))
     set_seed(seed)
-    is_internvit = isinstance(config, ViTPVisionConfig)
-    model = ViTPVisionModel(config) if is_internvit else AutoModel.from_config(config)
+    if isinstance(config, ViTPVisionConfig):
+        model = ViTPVisionModel(config)
+    else:
+        model = AutoModel.from_config(config)
     export_backbone(model, output, image_processor)
 
 
 def short_name(path: str) -> str:
     """Return the last part of a folder or Hub id; of the folder `backbone` of a run, that of the run."""
-    path = Path(os.path.abspath(path))
-    return path.parent.name if path.name == "backbone" and path.parent.name else path.name
+    folder = Path(os.path.abspath(path))
+    if folder.name == "backbone" and folder.parent.name:
+        return folder.parent.name
+    return folder.name
 
 
 def unique_name(name: str, used_names: set[str]) -> str:
     """Return a name, with a number after it if it is used."""
-    candidate, number = name, 1
+    candidate = name
+    number = 1
     while candidate in used_names:
         number += 1
         candidate = f"{name}-{number}"

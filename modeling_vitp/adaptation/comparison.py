@@ -49,7 +49,8 @@ class Comparison:
         """
         if len(self.learning_rates) == 1:
             return self.learning_rates[0]
-        scores, reason = {}, ""
+        scores = {}
+        reason = ""
         greater_is_better = True
         for rate in self.learning_rates:
             try:
@@ -57,12 +58,14 @@ class Comparison:
                 scores[rate] = validation["score"]
                 greater_is_better = validation["greater_is_better"]
             except TrainingDiverged as error:
-                reason = error
+                reason = str(error)
                 print(f"The learning rate {rate:g} is left out for {model}: {reason}")
         if not scores:
             raise TrainingDiverged(f"The fine-tuning of {model} diverges with each of `learning_rates`: {reason}")
-        choose = max if greater_is_better else min
-        best = choose(scores, key=scores.get)
+        if greater_is_better:
+            best = max(scores, key=scores.get)
+        else:
+            best = min(scores, key=scores.get)
         for rate in scores:
             if rate != best:
                 remove_weights(self.run_folder(model, rate, seed))
@@ -88,8 +91,8 @@ class Comparison:
             TrainingDiverged: if the training diverges. It is not run again.
         """
         folder = self.run_folder(model, rate, seed, fraction)
-        part = f"fine_tuning/{model}/{folder.name}"
-        if part not in self.progress.parts:
+        run_name = f"fine_tuning/{model}/{folder.name}"
+        if run_name not in self.progress.parts:
             self.begin()
         settings = {
             **self.settings,
@@ -98,12 +101,14 @@ class Comparison:
             "seed": seed,
         }
         if self.steps is not None:
-            settings |= {"max_steps": self.steps, "save_steps": max(self.steps // 4, 1)}
+            settings["max_steps"] = self.steps
+            settings["save_steps"] = max(self.steps // 4, 1)
         if fraction < 1:
-            settings["data"] = with_label_fraction(self.labels, fraction, seed, self.labels.lists["train"].parent)
-            number = len(read_list(Path(settings["data"]["splits"]["train"]["list"])))
+            data = with_label_fraction(self.labels, fraction, seed, self.labels.lists["train"].parent)
+            training_images = read_list(Path(data["splits"]["train"]["list"]))
             batch = settings["per_device_train_batch_size"]
-            settings["per_device_train_batch_size"] = min(batch, number)
+            settings["data"] = data
+            settings["per_device_train_batch_size"] = min(batch, len(training_images))
 
         def run() -> dict[str, Any]:
             try:
@@ -117,10 +122,10 @@ class Comparison:
             score = metrics["eval"][f"eval_{metrics['main_score']}"]
             return {"score": score, "greater_is_better": metrics["greater_is_better"]}
 
-        found = self.progress.result(part, run)
-        if "diverged" in found:
-            raise TrainingDiverged(found["diverged"])
-        return found
+        validation = self.progress.result(run_name, run)
+        if "diverged" in validation:
+            raise TrainingDiverged(validation["diverged"])
+        return validation
 
     def score(
         self, model: str, backbone: str, rate: float, seed: int, fraction: float = 1.0, is_kept: bool = False
@@ -158,10 +163,17 @@ class Comparison:
                 "cases": metrics["test_cases"],
             }
 
-        found = self.progress.result(f"fine_tuning/{model}/{folder.name}/test", run)
+        test_scores = self.progress.result(f"fine_tuning/{model}/{folder.name}/test", run)
         if not is_kept:
             remove_weights(folder)
-        return {"model": model, "labels": fraction, "seed": seed, "learning_rate": rate, "folder": str(folder), **found}
+        return {
+            "model": model,
+            "labels": fraction,
+            "seed": seed,
+            "learning_rate": rate,
+            "folder": str(folder),
+            **test_scores,
+        }
 
 
 def fine_tune_backbones(
@@ -181,20 +193,24 @@ def fine_tune_backbones(
     Returns:
         The scores, and sentences on fine-tunings that are left out.
     """
-    scores, notes = [], []
+    first_seed = seeds[0]
+    scores = []
+    notes = []
     for model in backbones.models:
-        rate = comparison.choose_rate(model, backbones.path(model, seeds[0]), seeds[0])
+        rate = comparison.choose_rate(model, backbones.path(model, first_seed), first_seed)
         for fraction in fractions:
             for seed in seeds:
-                is_kept = seed == seeds[0] and fraction == 1
+                is_kept = seed == first_seed and fraction == 1
+                backbone = backbones.path(model, seed)
                 try:
-                    scores.append(comparison.score(model, backbones.path(model, seed), rate, seed, fraction, is_kept))
+                    scores.append(comparison.score(model, backbone, rate, seed, fraction, is_kept))
                 except TrainingDiverged as error:
                     if is_kept:
                         raise
                     labels = f" and {100 * fraction:g}% of the labels" if fraction < 1 else ""
-                    notes.append(f"{model} with seed {seed}{labels} is left out: {error}")
-                    print(notes[-1])
+                    note = f"{model} with seed {seed}{labels} is left out: {error}"
+                    notes.append(note)
+                    print(note)
     return scores, notes
 
 
@@ -209,7 +225,7 @@ def fine_tuning_settings(
         settings: settings that replace the defaults.
     """
     images = labels.images["train"]
-    defaults = {
+    configuration = {
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.1,
         "weight_decay": 0.05,
@@ -219,7 +235,10 @@ def fine_tuning_settings(
         "num_pictures": 0,
     }
     window = labels.data["splits"]["train"].get("tile", {}).get("size")
-    defaults |= TASKS[labels.task].fine_tuning_defaults(config, median_size(images), window)
-    defaults["per_device_train_batch_size"] = min(defaults["per_device_train_batch_size"], len(images))
-    fixed = {"data": labels.data, "eval_split": "val", "eval_strategy": "no", "report_to": "none"}
-    return defaults | labels.settings | dict(settings or {}) | fixed
+    configuration.update(TASKS[labels.task].fine_tuning_defaults(config, median_size(images), window))
+    batch = configuration["per_device_train_batch_size"]
+    configuration["per_device_train_batch_size"] = min(batch, len(images))
+    configuration.update(labels.settings)
+    configuration.update(settings or {})
+    configuration.update(data=labels.data, eval_split="val", eval_strategy="no", report_to="none")
+    return configuration

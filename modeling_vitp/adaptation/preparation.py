@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 
@@ -24,14 +25,18 @@ def check_arguments(args: AdaptArguments) -> None:
     processes = PartialState().num_processes
     if processes > 1:  # Most stages run in one process, and the others would wait for it.
         raise ValueError(f"adapt runs in one process, got {processes}. Start it without accelerate launch.")
-    data, folder = Path(args.data).resolve(), Path(args.output_dir).resolve()
+    data = Path(args.data).resolve()
+    folder = Path(args.output_dir).resolve()
     if data.is_relative_to(folder) or folder.is_relative_to(data):
         raise ValueError(f"data and output_dir must not contain each other, got {data} and {folder}.")
     baselines = baseline_paths(args)
-    for option, path in [("start", args.start), *(("baselines", path) for path in baselines)]:
-        if path is not None and "/" not in path and not Path(path).exists():
-            words = "start, random, mae, or " if option == "baselines" else ""
-            raise ValueError(f"{option}: {path!r} not found. Expected {words}a folder or Hub id of a ViT.")
+    if args.start is not None and is_missing(args.start):
+        raise ValueError(f"start: {args.start!r} not found. Expected a folder or Hub id of a ViT.")
+    for path in baselines:
+        if is_missing(path):
+            raise ValueError(
+                f"baselines: {path!r} not found. Expected start, random, mae, or a folder or Hub id of a ViT."
+            )
     for path in baselines:
         open_vit_config(path)
     start = start_settings(args)
@@ -43,6 +48,11 @@ def check_arguments(args: AdaptArguments) -> None:
     check_from_scratch(start.get("from_scratch"))
     if "vision_model" in start:
         open_vit_config(start["vision_model"])
+
+
+def is_missing(path: str) -> bool:
+    """Return whether a path is neither a Hub id, such as `facebook/dinov2-base`, nor exists."""
+    return "/" not in path and not Path(path).exists()
 
 
 def open_progress(args: AdaptArguments, lock: FolderLock) -> Progress:
@@ -59,25 +69,38 @@ def open_progress(args: AdaptArguments, lock: FolderLock) -> Progress:
     """
     lock.acquire()
     folder = lock.folder
-    settings = {name: value for name, value in vars(args).items() if name not in CHANGEABLE}
-    settings = json.loads(json.dumps(change_texts(settings, absolute_path)))
-    settings["data"] = os.path.abspath(args.data)
-    settings["labels"] = labels_digest(args.data)
-    instructions = args.instructions
-    settings["files of instructions"] = None if instructions is None else instructions_digest(instructions)
-    path, progress = folder / "settings.json", Progress(folder / "progress.json")
-    if path.is_file() and "plan" not in progress.parts:
-        recorded = json.loads(path.read_text())
+    settings = settings_of_call(args)
+    record = folder / "settings.json"
+    progress = Progress(folder / "progress.json")
+    if record.is_file() and "plan" not in progress.parts:
+        recorded = json.loads(record.read_text())
         if recorded != settings and recorded.keys() == settings.keys():
             for name in ("splits", "instructions", "validation", "plan", "start", "random"):
                 shutil.rmtree(folder / name, ignore_errors=True)
-            path.unlink()
+            record.unlink()
             progress.path.unlink(missing_ok=True)
             progress = Progress(progress.path)
-    check_same_settings(path, settings)
+    check_same_settings(record, settings)
     return progress
+
+
+def settings_of_call(args: AdaptArguments) -> dict[str, Any]:
+    """Return the arguments that must not differ when a run resumes, with digests of the files that they name."""
+    arguments = {}
+    for name, value in vars(args).items():
+        if name not in CHANGEABLE:
+            arguments[name] = change_texts(value, absolute_path)
+    settings = json.loads(json.dumps(arguments))  # as they are recorded
+    settings["data"] = os.path.abspath(args.data)
+    settings["labels"] = labels_digest(args.data)
+    settings["files of instructions"] = None
+    if args.instructions is not None:
+        settings["files of instructions"] = instructions_digest(args.instructions)
+    return settings
 
 
 def absolute_path(text: str) -> str:
     """Return a relative path of an existing file as an absolute one, and other texts as they are."""
-    return os.path.abspath(text) if os.sep in text and os.path.exists(text) else text
+    if os.sep in text and os.path.exists(text):
+        return os.path.abspath(text)
+    return text

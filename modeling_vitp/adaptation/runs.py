@@ -36,8 +36,8 @@ def store_instructions(root: Path, options: Mapping[str, Any], output: Path, see
         output: output folder.
         seed: seed of the questions.
     """
-    annotation_options = AnnotationOptions(**options)
     with logged(output):
+        annotation_options = AnnotationOptions(**options)
         make_instructions(root, output, annotation_options, seed)
 
 
