@@ -227,11 +227,12 @@ class DataSettings(ABC):
 
     def check_shared(self, check: Callable[[Any], None], images: Any) -> None:
         """Run a check of shared images; with `allow_shared_images`, log its error as a warning."""
+        if not self.allow_shared_images:
+            check(images)
+            return
         try:
             check(images)
         except ValueError as error:
-            if not self.allow_shared_images:
-                raise
             logger.warning("%s", error)
 
 
