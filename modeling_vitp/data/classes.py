@@ -1,6 +1,7 @@
 """Classes of labels: their names in a model and in annotations, and their values or colors in masks."""
 
 import colorsys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -26,12 +27,10 @@ class ClassNames:
         leave_out: annotated class names that are ignored.
 
     Raises:
-        ValueError: if `classes` is empty, or if a name is used for two classes.
+        ValueError: if a name is used for two classes.
     """
 
     def __init__(self, classes: Sequence[str | Mapping], leave_out: Sequence[str] = ()):
-        if not classes:
-            raise ValueError("`classes` must not be empty.")
         self.names: list[str] = []
         self._indices: dict[str, int | None] = {}
         for index, class_settings in enumerate(classes):
@@ -97,10 +96,6 @@ class LabelEncoding:
     def __init__(self, classes: Sequence[Mapping], by: str = "value", ignore: Sequence = ()):
         check_value("mask_encoding", by, Literal["value", "color"])
         check_value("classes", classes, Sequence[Mapping])
-        if not 2 <= len(classes) < IGNORE_INDEX:
-            raise ValueError(
-                f"Expected 2 to {IGNORE_INDEX - 1} `classes`, including the background, got {len(classes)}."
-            )
         self.by = by
         self.negative = []
         self.ignore = []
@@ -119,9 +114,12 @@ class LabelEncoding:
             if by == "value":
                 defaults["color"] = distinct_color(index, len(classes))
             self.classes.append(from_mapping(DenseClass, {**defaults, **settings}, f"Class {index}"))
-        for name in self.names:
-            if self.names.count(name) > 1:
-                raise ValueError(f"Two classes have the name {name!r}. Class names must be unique.")
+        repeated_names = [name for name, number in Counter(self.names).items() if number > 1]
+        if repeated_names or not 2 <= len(classes) < IGNORE_INDEX:
+            raise ValueError(
+                f"Expected 2 to {IGNORE_INDEX - 1} `classes` of different names, including the background, got "
+                f"{len(classes)} with the repeated names {repeated_names}."
+            )
         self._lookup = self._table()
 
     @property
@@ -143,7 +141,8 @@ class LabelEncoding:
             values_and_indices.append((value, IGNORE_INDEX))
         codes = []
         for value, index in values_and_indices:
-            first, last = span(pack(value) if self.by == "color" else value)
+            code = pack(value) if self.by == "color" else value
+            first, last = span(code)
             codes.append((first, last, index))
         return codes
 
@@ -189,17 +188,19 @@ class LabelEncoding:
         else:
             codes = mask
             is_in_table = (codes >= 0) & (codes < len(self._lookup))
-            indices = np.where(is_in_table, self._lookup[np.where(is_in_table, codes, 0)], -1)
+            codes_in_table = np.where(is_in_table, codes, 0)
+            indices = np.where(is_in_table, self._lookup[codes_in_table], -1)
             indices[np.isin(codes, self.negative)] = IGNORE_INDEX
         is_unknown = indices == -1
         if is_unknown.any():
-            values = np.unique(codes[is_unknown])
+            unknown_codes = np.unique(codes[is_unknown])
             examples = []
-            for value in values[:5].tolist():
-                examples.append(str(unpack(value) if self.by == "color" else value))
+            for code in unknown_codes[:5].tolist():
+                value = unpack(code) if self.by == "color" else code
+                examples.append(str(value))
             raise ValueError(
-                f"The mask {name} has {is_unknown.sum()} pixel(s) with {len(values)} value(s) outside the classes: "
-                f"{', '.join(examples)}. Add the values to `classes` or to `ignore`."
+                f"The mask {name} has {is_unknown.sum()} pixel(s) with {len(unknown_codes)} value(s) outside the "
+                f"classes: {', '.join(examples)}. Add the values to `classes` or to `ignore`."
             )
         return indices.astype(np.uint8)
 
@@ -211,7 +212,8 @@ class LabelEncoding:
         for item in self.classes:
             _, last = span(item.value)
             last_values.append(last)
-        values = np.array(last_values, dtype=np.uint8 if max(last_values) < 256 else np.uint16)
+        dtype = np.uint8 if max(last_values) < 256 else np.uint16
+        values = np.array(last_values, dtype)
         return values[indices]
 
 
@@ -226,7 +228,10 @@ def pack(color: Color) -> int:
 
 def unpack(code: int) -> Color:
     """Return the color of a code 0xRRGGBB."""
-    return (code >> 16, code >> 8 & 255, code & 255)
+    red = code >> 16
+    green = code >> 8 & 255
+    blue = code & 255
+    return (red, green, blue)
 
 
 def distinct_color(index: int, number: int) -> Color:
@@ -235,4 +240,5 @@ def distinct_color(index: int, number: int) -> Color:
         return (0, 0, 0)
     hue = (index - 1) / (number - 1)
     brightness = 0.95 if index % 2 else 0.65
-    return tuple(round(255 * level) for level in colorsys.hsv_to_rgb(hue, 0.8, brightness))
+    levels = colorsys.hsv_to_rgb(hue, 0.8, brightness)
+    return tuple(round(255 * level) for level in levels)

@@ -67,9 +67,11 @@ def images_in(root: Path, names: tuple[str, ...]) -> dict[str, dict[str, tuple[P
         for folder in reversed(folders):
             split = split_in(folder) or split
         image_id = "/".join((*folders[:level], *folders[level + 1 :], path.stem))
-        if image_id in splits[split]:
-            raise ValueError(f"{splits[split][image_id][0]} and {path} have the same name.")
-        splits[split][image_id] = (path,)
+        images_of_split = splits[split]
+        if image_id in images_of_split:
+            (first_path,) = images_of_split[image_id]
+            raise ValueError(f"{first_path} and {path} have the same name.")
+        images_of_split[image_id] = (path,)
     return dict(splits)
 
 

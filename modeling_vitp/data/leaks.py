@@ -25,18 +25,35 @@ from .rows import cases_of_rows, content_of
 PIECE = 1 << 16  # bytes compared at the beginning, middle and end of files before whole files are compared
 
 
+def check_owner(
+    owners: dict[Hashable, tuple[str, str]],
+    key: Hashable,
+    split: str,
+    description: str,
+    hint: str = "",
+) -> None:
+    """Note the split of a key, or raise a `ValueError` if another split has the same key.
+
+    Args:
+        owners: first split of each key, and what the key describes there. It is extended in place.
+        key: what must be in one split only.
+        split: name of the split.
+        description: what the key describes in this split.
+        hint: end of the message.
+    """
+    first_split, first_description = owners.setdefault(key, (split, description))
+    if first_split != split:
+        place = "" if first_description == description else f", as {first_description} in {first_split!r}"
+        raise ValueError(f"{description} is in both splits {first_split!r} and {split!r}{place}{hint}.")
+
+
 def check_disjoint(splits: Mapping[str, list[FileSample]]) -> None:
     """Raise a `ValueError` if two splits share a patient, a case, or a file, also under different names."""
     owners = {}
-    for name, samples in splits.items():
+    for split, samples in splits.items():
         for sample in samples:
             for key, description in keys_of_sample(sample):
-                first_name, first_description = owners.setdefault(key, (name, description))
-                if first_name != name:
-                    hint = ""
-                    if first_description != description:
-                        hint = f", as {first_description} in {first_name!r}"
-                    raise ValueError(f"{description} is in both splits {first_name!r} and {name!r}{hint}.")
+                check_owner(owners, key, split, description)
 
 
 def keys_of_sample(sample: FileSample) -> Iterator[tuple[Hashable, str]]:
@@ -51,26 +68,23 @@ def keys_of_sample(sample: FileSample) -> Iterator[tuple[Hashable, str]]:
 
 def check_patients(splits: Mapping[str, list[FileSample]]) -> None:
     """Raise a `ValueError` if two splits have images of the same patient according to their DICOM tags."""
+    hint = (
+        ": take the patient out of one of them. If the tag does not identify patients, set allow_shared_images in "
+        "`data`"
+    )
     owners = {}
-    for name, samples in splits.items():
+    for split, samples in splits.items():
         for sample in samples:
             for path in sample.images:
                 patient = patient_of(path)
-                if patient is None:
-                    continue
-                first_name, first_path = owners.setdefault(patient, (name, path))
-                if first_name != name:
-                    raise ValueError(
-                        f"{patient} is in both splits {first_name!r}, as {first_path}, and {name!r}, as {path}: take "
-                        "the patient out of one of them. If the tag does not identify patients, set "
-                        "allow_shared_images in `data`."
-                    )
+                if patient is not None:
+                    check_owner(owners, patient, split, f"{patient} of {path}", hint)
 
 
 def check_shared_rows(splits: Mapping[str, Dataset]) -> None:
     """Raise a `ValueError` if two splits of a data set, such as "train[:80%]", share rows, a patient or a case."""
     earlier_ranges: list[tuple[str, str, int, int]] = []
-    owners: dict[str, str] = {}
+    owners = {}
     for name, rows in splits.items():
         for stored_split, start, end in ranges_of_rows(rows):
             for earlier_name, earlier_split, earlier_start, earlier_end in earlier_ranges:
@@ -79,9 +93,7 @@ def check_shared_rows(splits: Mapping[str, Dataset]) -> None:
                     raise ValueError(f"Splits {earlier_name!r} and {name!r} share rows of {stored_split!r}.")
             earlier_ranges.append((name, stored_split, start, end))
         for case in set(cases_of_rows(rows) or ()):
-            owner = owners.setdefault(case, name)
-            if owner != name:
-                raise ValueError(f"The case {case!r} is in both splits {owner!r} and {name!r}.")
+            check_owner(owners, case, name, f"The case {case!r}")
 
 
 def ranges_of_rows(rows: Dataset) -> list[tuple[str, int, int]]:

@@ -133,7 +133,8 @@ def touching(images: Sequence[Path]) -> np.ndarray | None:
         is_same_system = system == system[index]
         overlaps_x = (west <= east[index]) & (east >= west[index])
         overlaps_y = (south <= north[index]) & (north >= south[index])
-        for neighbor in np.flatnonzero(is_same_system & overlaps_x & overlaps_y):
+        neighbors = np.flatnonzero(is_same_system & overlaps_x & overlaps_y)
+        for neighbor in neighbors:
             edges.append((index, neighbor))
     components = connected(len(areas), edges)[area_of_image.ravel()]
     has_neighbors = max(components) + 1 < len(components)

@@ -191,7 +191,10 @@ class DataSettings(ABC):
         return self.splits[name]
 
     def describe(
-        self, train_splits: Sequence[str], eval_split: str | None, test_split: str | None
+        self,
+        train_splits: Sequence[str],
+        eval_split: str | None,
+        test_split: str | None,
     ) -> tuple[list[dict[str, str]], dict[str, Any]]:
         """Return descriptions of the training data and of the scored data for the record of the run.
 
@@ -204,10 +207,18 @@ class DataSettings(ABC):
         training_data = [{"name": name, "split": split, **hub_reference} for split in train_splits]
         settings = {}
         for setting in fields(self):
-            value = getattr(self, setting.name) if setting.init else None
+            if not setting.init:
+                continue
+            value = getattr(self, setting.name)
             if value not in (None, {}):
                 settings[setting.name] = value
-        scored_data = {"name": name, "eval": eval_split, "test": test_split, **hub_reference, "data": settings}
+        scored_data = {
+            "name": name,
+            "eval": eval_split,
+            "test": test_split,
+            **hub_reference,
+            "data": settings,
+        }
         return training_data, scored_data
 
     def check_files(self, samples: Mapping[str, list[FileSample]]) -> None:
@@ -222,22 +233,32 @@ class DataSettings(ABC):
 
     def check_splits(self, rows: Mapping[str, tuple[Dataset, Sequence[str]]]) -> None:
         """Raise a `ValueError` if two splits share rows, a patient, a case or an image, see [`check_rows`]."""
-        check_shared_rows({name: split for name, (split, _) in rows.items()})
+        rows_of_splits = {}
+        for name, (rows_of_split, _) in rows.items():
+            rows_of_splits[name] = rows_of_split
+        check_shared_rows(rows_of_splits)
         self.check_rows(rows)
 
     def check_shared(self, check: Callable[[Any], None], images: Any) -> None:
         """Run a check of shared images; with `allow_shared_images`, log its error as a warning."""
+        if not self.allow_shared_images:
+            check(images)
+            return
         try:
             check(images)
         except ValueError as error:
-            if not self.allow_shared_images:
-                raise
             logger.warning("%s", error)
 
 
 def save_inferred(configuration: dict[str, Any], path: Path) -> None:
     """Save an inferred configuration and log a summary. Raise a `ValueError` if the file was edited."""
-    text = yaml.safe_dump(configuration, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
+    text = yaml.safe_dump(
+        configuration,
+        sort_keys=False,
+        default_flow_style=None,
+        allow_unicode=True,
+        width=120,
+    )
     if path.is_file() and path.read_text() != text:
         raise ValueError(f"{path} differs from what the data folder gives. Use it with --config, or delete it.")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -245,7 +266,8 @@ def save_inferred(configuration: dict[str, Any], path: Path) -> None:
     data = configuration["data"]
     class_names = []
     for class_settings in data["classes"]:
-        class_names.append(class_settings["name"] if isinstance(class_settings, Mapping) else class_settings)
+        has_settings = isinstance(class_settings, Mapping)
+        class_names.append(class_settings["name"] if has_settings else class_settings)
     first_names = ", ".join(class_names[:10])
     if len(class_names) > 10:
         first_names += ", …"
@@ -260,6 +282,7 @@ def save_inferred(configuration: dict[str, Any], path: Path) -> None:
     logger.info("Scored: %s.", ", ".join(scored_splits) or "no split")
     for name, settings in data["splits"].items():
         if "part" in settings:
-            share = settings["part"][1] - settings["part"][0]
+            start, end = settings["part"]
+            share = end - start
             logger.info("Split %s has %.0f%% of the images, by a hash of their names.", name, 100 * share)
     logger.info("The configuration of the data is saved as %s. To change it, pass an edited copy as --config.", path)

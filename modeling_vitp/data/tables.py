@@ -118,6 +118,18 @@ def read_first_rows(path: Path) -> pd.DataFrame:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
+def case_fields(rows: pd.DataFrame) -> list[dict[str, str]]:
+    """Return the patient and the case of each row, as far as the table has them."""
+    fields_of_rows = [{} for _ in range(len(rows))]
+    for field in CASES:
+        if field not in rows.columns:
+            continue
+        for fields, case in zip(fields_of_rows, rows[field]):
+            if not pd.isna(case):
+                fields[field] = str(case)
+    return fields_of_rows
+
+
 @dataclass(frozen=True)
 class LabelTable:
     """Table of labels for image files: the `table` setting in `data`.
@@ -202,34 +214,23 @@ class LabelTable:
             ValueError: if a file has no row, a row has no file, or a row matches several files.
         """
         rows = self._select_rows(self.read(root), where or {}, root, split)
-        names = rows[self.name].astype(str)
-        if names.duplicated().any():
-            repeated_name = names[names.duplicated()].iloc[0]
-            raise ValueError(f"table: {root / self.file} has several rows for {repeated_name!r}. Keep one.")
-        labels_of_rows = self._labels(rows, root, label_values)
-        row_and_labels_of_name = dict(zip(names, zip(rows.index, labels_of_rows)))
-        case_columns = {}
-        for field in CASES:
-            if field in rows.columns:
-                case_columns[field] = rows[field].dropna().astype(str)
+        row_of_name = self._rows_by_name(rows, root)
+        labels_of_name = dict(zip(row_of_name, self._labels(rows, root, label_values)))
+        fields_of_name = dict(zip(row_of_name, case_fields(rows)))
         labeled_samples = []
         labels = []
         used_names = set()
         for sample in samples:
             path = sample.images[0]
-            field, name = self._find_name(sample, root, row_and_labels_of_name)
+            field, name = self._find_name(sample, root, row_of_name)
             if name is None:
                 if where is None:
                     raise ValueError(f"{path} has no row in {root / self.file}. Add a row, or remove the file.")
                 continue
             used_names.add(name)
-            row, labels_of_sample = row_and_labels_of_name[name]
-            labels.append(labels_of_sample)
-            fields = {}
-            for case_field, cases in case_columns.items():
-                if row in cases:
-                    fields[case_field] = cases[row]
-            fields.update(sample.fields)
+            row = row_of_name[name]
+            labels.append(labels_of_name[name])
+            fields = {**fields_of_name[name], **sample.fields}
             labeled_samples.append(replace(sample, fields=fields))
             first_field, first_path = taken.setdefault(row, (field, path))
             if first_path != path and (field is None or field != first_field):
@@ -238,28 +239,38 @@ class LabelTable:
                     "in the table, or name the field that the files of one row share `patient` or `case`."
                 )
         if where is not None and not is_partial:
-            for name, (row, _) in row_and_labels_of_name.items():
+            for name, row in row_of_name.items():
                 if name not in used_names:
                     raise ValueError(
                         f"table: {root / self.file}, row {row}: no file of split {split!r} matches {name!r}."
                     )
         return labeled_samples, labels
 
+    def _rows_by_name(self, rows: pd.DataFrame, root: Path) -> dict[str, Any]:
+        """Return the index of the row of each name. Raise a `ValueError` if a name has several rows."""
+        row_of_name = {}
+        for row, name in rows[self.name].astype(str).items():
+            if name in row_of_name:
+                raise ValueError(f"table: {root / self.file} has several rows for {name!r}. Keep one.")
+            row_of_name[name] = row
+        return row_of_name
+
     def _select_rows(self, rows: pd.DataFrame, where: Mapping, root: Path, split: str) -> pd.DataFrame:
         """Return the rows of a split, which have the column values `where`."""
         for column, value in where.items():
-            if column not in rows.columns:
-                raise ValueError(f"Split {split!r}: where: no column {column!r} in {root / self.file}.")
-            cells = rows[column].astype(str)
-            if pd.api.types.is_float_dtype(rows[column]):  # pandas reads integers as floats if values are missing.
-                cells = cells.str.removesuffix(".0")
-            rows = rows[cells == str(value)]
-            if rows.empty:
-                known_values = ", ".join(repr(cell) for cell in cells.drop_duplicates().tolist()[:10])
+            cells = pd.Series(index=rows.index, dtype=str)
+            if column in rows.columns:
+                cells = rows[column].astype(str)
+                if pd.api.types.is_float_dtype(rows[column]):  # pandas reads integers as floats if values are missing.
+                    cells = cells.str.removesuffix(".0")
+            has_value = cells == str(value)
+            if not has_value.any():
+                known_values = cells.dropna().drop_duplicates().tolist()[:10]
                 raise ValueError(
                     f"Split {split!r}: where: no row of {root / self.file} has {value!r} in column {column!r}. "
-                    f"Found: {known_values}."
+                    f"Found: {known_values or 'no such column'}."
                 )
+            rows = rows[has_value]
         return rows
 
     def _find_name(
@@ -291,12 +302,12 @@ class LabelTable:
         for row, value in zip(rows.index, rows[self.label].tolist()):
             try:
                 labels_of_row = divided(value, self.separator)
-                if self.no_class is not None and not labels_of_row:
-                    raise ValueError(
-                        f"{self.label!r} is empty. Enter {self.no_class!r} if the image has no class, or remove the "
-                        "row."
-                    )
             except ValueError as error:
                 raise ValueError(f"{name_of_row(row)}: {error}") from error
+            if self.no_class is not None and not labels_of_row:
+                raise ValueError(
+                    f"{name_of_row(row)}: {self.label!r} is empty. Enter {self.no_class!r} if the image has no class, "
+                    "or remove the row."
+                )
             labels.append([label for label in labels_of_row if label != self.no_class])
         return labels

@@ -282,7 +282,7 @@ def test_mask_matches_split(tmp_path):
     (root / "annotated" / "val").rename(root / "annotated" / "other")
     (root / "annotated" / "train").rename(root / "annotated" / "one")
     layout = layouts.Masks(root, names, root / "annotated")
-    with pytest.raises(ValueError, match=r"The mask of .*train/0001.png is ambiguous: .*0001.png or .*0001.png"):
+    with pytest.raises(ValueError, match=r"The mask of .*train/0001.png is ambiguous, .*0001.png"):
         annotate_all(layout, choose_split(layout, "train")[0])
 
 
@@ -313,7 +313,7 @@ def test_annotation_of_other_image_is_not_used(tmp_path, kind, folder, what):
     with pytest.raises(ValueError, match=rf"No {what} .*south.images.0.png"):
         annotated()
     annotate((f"{folder}/0", "Bus"))
-    with pytest.raises(ValueError, match=r"0\.\w+ is ambiguous, .*south.images.0.png"):
+    with pytest.raises(ValueError, match=r"south.images.0.png is ambiguous, .*0\.\w+"):
         annotated()
     annotate((f"train/south/{folder}/0", "Bus"))
     assert annotated() == ["plane", "Bus", "ship"]

@@ -89,8 +89,8 @@ class Layout(ABC):
         names = {} if names is None else names
         phrases = names.values() if isinstance(names, dict) else [names]
         for phrase in phrases:
-            is_text = isinstance(phrase, str) and phrase.strip()
-            if phrase is not None and not is_text:
+            has_words = isinstance(phrase, str) and phrase.strip()
+            if phrase is not None and not has_words:
                 raise ValueError(f"`names` must map each class to a phrase or null, got {str(names)[:80]}.")
         self.root = root
         self.annotations = annotations
@@ -140,10 +140,7 @@ class Layout(ABC):
     def phrase(self, label: str) -> str | None:
         """Return the phrase of a class in questions, or `None` if the class is excluded."""
         self.found.add(label)
-        phrase = self.names[label] if label in self.names else plain_words(label)
-        if phrase == "":
-            raise ValueError(f"The class {label!r} has no words in its name. Set its phrase with --names.")
-        return phrase
+        return self.names[label] if label in self.names else plain_words(label)
 
 
 class ClassLayout(Layout):
@@ -204,12 +201,10 @@ class PairedLayout(Layout):
         if not candidates:
             folder = self.annotations or self.root
             raise ValueError(f"No {self.annotation} of the same name as {path} found under {folder}.")
-        if len(candidates) > 1:
-            raise ValueError(f"The {self.annotation} of {path} is ambiguous: {candidates[0]} or {candidates[1]}.")
-        if self._num_images[path.stem] > 1:
+        if len(candidates) > 1 or self._num_images[path.stem] > 1:
             raise ValueError(
-                f"{candidates[0]} is ambiguous, because several images are named {path.stem}, such as {path}. Put it "
-                "in the same subfolders as its image."
+                f"The {self.annotation} of {path} is ambiguous, because several images or files have this name, such "
+                f"as {candidates[-1]}. Put each {self.annotation} in the same subfolders as its image."
             )
         return candidates[0]
 
@@ -267,7 +262,11 @@ class ObjectLayout(PairedLayout):
 
     @classmethod
     def match(
-        cls, root: Path, images: Path, annotations: Path | None, class_property: str | None = None
+        cls,
+        root: Path,
+        images: Path,
+        annotations: Path | None,
+        class_property: str | None = None,
     ) -> tuple[dict[str, Path], dict[str, Any]]:
         """Return the images of a folder, and their annotations as [`read_objects`] takes them, by name without suffix.
 
@@ -307,12 +306,14 @@ class ObjectLayout(PairedLayout):
         base = self.root if annotations.is_relative_to(self.root) else annotations
 
         def image_id(path: Path) -> str:
-            folders = []
+            parts = []
             for folder in path.relative_to(base).parent.parts:
                 name = folder.lower()
-                if name not in (*self.image_folders, "annfiles") and "label" not in name:
-                    folders.append(folder)
-            return "/".join((*folders, path.stem))
+                is_of_annotations = name == "annfiles" or "label" in name
+                if name not in self.image_folders and not is_of_annotations:
+                    parts.append(folder)
+            parts.append(path.stem)
+            return "/".join(parts)
 
         return files_by_key(annotations, self.suffix, image_id, within="label")
 
@@ -356,10 +357,11 @@ class ObjectLayout(PairedLayout):
 
     def _region(self, item: AnnotatedObject, size: tuple[int, int]) -> Region | None:
         # The box and the area may be infinite, and the label or the caption in a JSON file may be a number.
-        numbers = [*item.box, 0 if item.area is None else item.area]
-        is_finite = all(is_number(number) for number in numbers)
-        is_caption = item.caption is None or isinstance(item.caption, str)
-        if not isinstance(item.label, str) or not item.label or not is_finite or not is_caption:
+        has_label = isinstance(item.label, str) and item.label != ""
+        has_finite_box = all(is_number(side) for side in item.box)
+        has_valid_area = item.area is None or is_number(item.area)
+        has_valid_caption = item.caption is None or isinstance(item.caption, str)
+        if not (has_label and has_finite_box and has_valid_area and has_valid_caption):
             raise ValueError(
                 f"{item.where}: expected a class name, a box and an area of finite numbers and a caption of text, got "
                 f"{item.label!r}, {list(item.box)}, {item.area} and {item.caption!r}."

@@ -88,9 +88,10 @@ class Volumes(Layout):
                 with suppress(Exception):  # Reading the labels reports the mask, if its volume is used.
                     volume = open_volume(path)
                     for index in range(volume.number(self.plane)):
-                        numbers = whole_numbers(volume.cut(self.plane, index), path)
+                        stored_slice = volume.cut(self.plane, index)
+                        numbers = whole_numbers(stored_slice, path)
                         for value in np.unique(numbers).tolist():
-                            values.add(mask_key(value, False))
+                            values.add(mask_key(value, is_color=False))
         return names_of_values(values)
 
     def case(self, path):
@@ -98,7 +99,8 @@ class Volumes(Layout):
 
     def annotate(self, image_id, paths):
         (path,) = paths
-        mask_path = self._masks.get(split_of_path(path.relative_to(self.root)), {}).get(image_id)
+        split = split_of_path(path.relative_to(self.root))
+        mask_path = self._masks.get(split, {}).get(image_id)
         if mask_path is None:
             raise ValueError(f"No mask of the same name as {path} found.")
         slices = self._slices(path, mask_path)
@@ -121,7 +123,12 @@ class Volumes(Layout):
 
     def _labels(self, path: Path, mask_path: Path, index: int) -> LabelMap:
         values = self._slices(path, mask_path).mask(index).astype(np.int64)
-        return number_classes(values, False, self.names, mask_path)
+        return number_classes(
+            values,
+            is_color=False,
+            names=self.names,
+            path=mask_path,
+        )
 
     def _picture(self, path: Path, mask_path: Path, index: int) -> Image.Image:
         return self._slices(path, mask_path).image(index)
@@ -151,7 +158,8 @@ def volumes_in(root: Path, names: tuple[str, ...]) -> dict[str, dict[str, Path]]
             paths = first_channels(paths)
         for path in paths:
             if is_volume(path):
-                volumes_of_split = splits[split_of_path(path.relative_to(root))]
+                split = split_of_path(path.relative_to(root))
+                volumes_of_split = splits[split]
                 first_path = volumes_of_split.setdefault(case_of(path), path)
                 if first_path != path:
                     raise ValueError(f"{first_path} and {path} have the same name.")

@@ -308,7 +308,7 @@ def test_dicom_is_windowed_and_patients_are_checked(tmp_path):
     assert np.array_equal(image[0], np.round(255 * np.clip((values[0] + 160) / 400, 0, 1)))
     (path,) = write_series(tmp_path / "test" / "mr", values + 1, patient="ann")
     path.rename(path.with_name("other.dcm"))
-    with pytest.raises(ValueError, match="PatientID ann .*'train'.*'test'.*other.dcm"):
+    with pytest.raises(ValueError, match="PatientID ann of .*other.dcm .*'train' and 'test'"):
         ClassificationData.from_dict(settings).check_disjoint(["train", "test"])
 
 
