@@ -90,22 +90,33 @@ class ViTPSegmentationImageProcessor(InputSpecImageProcessor, SegformerImageProc
             )
 
         def normalized(images: list[torch.Tensor]) -> list[torch.Tensor]:
-            return self.pad(self._preprocess(images, do_reduce_labels=False, do_rescale=do_rescale, **kwargs))
+            images = self._preprocess(images, do_reduce_labels=False, do_rescale=do_rescale, **kwargs)
+            return self.pad(images)
 
         images = read(images)
         if images_after is None:
             data = {"pixel_values": normalized(images)}
         else:
-            after = read(images_after)
-            check_sizes(images, after, "image after")
-            data = {"pixel_values_before": normalized(images), "pixel_values_after": normalized(after)}
+            later_images = read(images_after)
+            check_sizes(images, later_images, "image after")
+            data = {
+                "pixel_values_before": normalized(images),
+                "pixel_values_after": normalized(later_images),
+            }
         if segmentation_maps is not None:
-            masks = self.fetch_images(segmentation_maps, InputSpec())  # class indices, not bands
-            masks = [read_mask(mask) for mask in self._prepare_images_structure(masks, expected_ndims=2)]
+            stored_masks = self.fetch_images(segmentation_maps, InputSpec())  # class indices, not bands
+            stored_masks = self._prepare_images_structure(stored_masks, expected_ndims=2)
+            masks = [read_mask(mask) for mask in stored_masks]
             check_sizes(images, masks, "mask")
-            kwargs |= {"do_rescale": False, "do_normalize": False, "resample": InterpolationMode.NEAREST_EXACT}
-            masks = self._preprocess(masks, do_reduce_labels=do_reduce_labels, **kwargs)
-            data["labels"] = [mask[0].long() for mask in self.pad(masks, fill_value=IGNORE_INDEX)]
+            mask_options = {
+                **kwargs,
+                "do_rescale": False,
+                "do_normalize": False,
+                "resample": InterpolationMode.NEAREST_EXACT,
+            }
+            masks = self._preprocess(masks, do_reduce_labels=do_reduce_labels, **mask_options)
+            padded_masks = self.pad(masks, fill_value=IGNORE_INDEX)
+            data["labels"] = [mask[0].long() for mask in padded_masks]
         return BatchFeature(data, tensor_type=return_tensors)
 
     def post_process_semantic_segmentation(
@@ -136,25 +147,25 @@ class ViTPSegmentationImageProcessor(InputSpecImageProcessor, SegformerImageProc
             ValueError: if a target size is larger than the logits, their number is not that of the images, or the
                 largest differs from the logits' size and `do_resize` is not set.
         """
-        if (self.do_resize if do_resize is None else do_resize) or target_sizes is None:
+        is_resized = self.do_resize if do_resize is None else do_resize
+        if is_resized or target_sizes is None:
             return super().post_process_semantic_segmentation(outputs, target_sizes, return_segmentation_scores)
         logits = outputs.logits
         if len(logits) != len(target_sizes):
             raise ValueError(f"Expected {len(logits)} target_sizes, one for each image, got {len(target_sizes)}.")
-        largest = tuple(max(int(size[axis]) for size in target_sizes) for axis in (0, 1))
+        logits_height, logits_width = logits.shape[-2:]
+        largest_height = max(int(height) for height, _ in target_sizes)
+        largest_width = max(int(width) for _, width in target_sizes)
+        is_too_large = largest_height > logits_height or largest_width > logits_width
+        is_different = largest_height != logits_height or largest_width != logits_width
+        if is_too_large or (is_different and do_resize is None):
+            raise ValueError(
+                f"The logits are {logits_height} x {logits_width}, but the largest of target_sizes is {largest_height} "
+                f"x {largest_width}. Pass the original sizes of the images, and set do_resize=True if the images were "
+                "resized, False if they were padded further."
+            )
         results = []
         for image_logits, (height, width) in zip(logits, target_sizes):
-            if height > logits.shape[-2] or width > logits.shape[-1]:
-                raise ValueError(
-                    f"Target size {height} x {width} is larger than the logits, {logits.shape[-2]} x "
-                    f"{logits.shape[-1]}. Pass the original size of the image."
-                )
-            if do_resize is None and largest != logits.shape[-2:]:
-                raise ValueError(
-                    f"The logits are {logits.shape[-2]} x {logits.shape[-1]}, but the largest of target_sizes is "
-                    f"{largest[0]} x {largest[1]}. Set do_resize=True if the images were resized, False if they were "
-                    "padded further."
-                )
             cropped = SemanticSegmenterOutput(logits=image_logits[None, :, :height, :width])
             results += super().post_process_semantic_segmentation(cropped, None, return_segmentation_scores)
         return results
@@ -162,7 +173,8 @@ class ViTPSegmentationImageProcessor(InputSpecImageProcessor, SegformerImageProc
 
 def read_mask(mask: ImageInput) -> torch.Tensor:
     """Return a mask as int64 of shape `(1, height, width)`."""
-    mask = mask if isinstance(mask, torch.Tensor) else torch.from_numpy(np.array(mask))
+    if not isinstance(mask, torch.Tensor):
+        mask = torch.from_numpy(np.array(mask))
     if mask.ndim != 2 or mask.is_floating_point() or mask.is_complex():
         raise ValueError(
             f"Expected a mask of integer class indices of shape (height, width), got dtype "
@@ -171,13 +183,17 @@ def read_mask(mask: ImageInput) -> torch.Tensor:
     return mask[None].long()
 
 
-def check_sizes(images: list[torch.Tensor], others: list[torch.Tensor], what: str) -> None:
-    if len(images) != len(others):
-        raise ValueError(f"Expected one {what} for each of {len(images)} images, got {len(others)}.")
-    for index, (image, other) in enumerate(zip(images, others)):
-        if image.shape[-2:] != other.shape[-2:]:
-            size, other_size = (" x ".join(map(str, tensor.shape[-2:])) for tensor in (image, other))
-            raise ValueError(f"Image {index} is {size}, but its {what} is {other_size} (height x width).")
+def check_sizes(images: list[torch.Tensor], counterparts: list[torch.Tensor], kind: str) -> None:
+    if len(images) != len(counterparts):
+        raise ValueError(f"Expected one {kind} for each of {len(images)} images, got {len(counterparts)}.")
+    for index, (image, counterpart) in enumerate(zip(images, counterparts)):
+        height, width = image.shape[-2:]
+        other_height, other_width = counterpart.shape[-2:]
+        if height != other_height or width != other_width:
+            raise ValueError(
+                f"Image {index} is {height} x {width}, but its {kind} is {other_height} x {other_width} (height x "
+                "width)."
+            )
 
 
 __all__ = ["ViTPSegmentationImageProcessor"]

@@ -79,29 +79,34 @@ class ViTPDetectionImageProcessor(InputSpecImageProcessor, DetrImageProcessor):
         if AnnotationFormat(format or self.format) != AnnotationFormat.COCO_DETECTION:
             return super().prepare_annotation(image, target, format, return_segmentation_masks, **kwargs)
         height, width = image.shape[-2:]
-        numbered = {
-            index: with_box(one)
-            for index, one in enumerate(target["annotations"])
-            if str(one.get("iscrowd") or 0).strip().lower() in ("0", "false")
-        }
-        numbered = {index: one for index, one in numbered.items() if meets(one["bbox"], height, width)}
-        objects = [*numbered.values()]
+        indices = []
+        objects = []
+        for index, annotation in enumerate(target["annotations"]):
+            if is_crowd(annotation):
+                continue
+            annotation = with_box(annotation)
+            if meets(annotation["bbox"], height, width):
+                indices.append(index)
+                objects.append(annotation)
         prepared = super().prepare_annotation(image, {**target, "annotations": objects}, format, False, **kwargs)
-        if len({"corners" in one for one in objects}) > 1:
+
+        num_with_corners = sum("corners" in annotation for annotation in objects)
+        if 0 < num_with_corners < len(objects):
             raise ValueError(
                 f"Expected `corners` for all objects of image {target['image_id']} or for none, got both kinds."
             )
-        if not objects or "corners" in objects[0]:  # without objects, both kinds of labels are valid
-            corners = np.array([one["corners"] for one in objects], np.float32).reshape(-1, 4, 2)
+        if num_with_corners == len(objects):  # without objects, both kinds of labels are valid
+            corners = np.array([annotation["corners"] for annotation in objects], np.float32).reshape(-1, 4, 2)
             prepared["corners"] = torch.from_numpy(corners).to(image.device)
         if return_segmentation_masks:
             masks = []
-            for index, one in numbered.items():
+            for index, annotation in zip(indices, objects):
                 try:
-                    masks.append(read_outline(one.get("segmentation"), height, width))
+                    masks.append(read_outline(annotation.get("segmentation"), height, width))
                 except (ValueError, TypeError, RuntimeError) as error:  # faster-coco-eval raises several types
                     raise ValueError(f"object {index} of image {target['image_id']}: {error}") from error
-            prepared["masks"] = torch.from_numpy(np.array(masks, np.uint8).reshape(-1, height, width)).to(image.device)
+            stacked_masks = np.array(masks, np.uint8).reshape(-1, height, width)
+            prepared["masks"] = torch.from_numpy(stacked_masks).to(image.device)
         return prepared
 
     def resize(self, image: torch.Tensor, size: SizeDict, *args, **kwargs) -> torch.Tensor:
@@ -120,15 +125,18 @@ class ViTPDetectionImageProcessor(InputSpecImageProcessor, DetrImageProcessor):
         if masks is not None:
             resized["masks"] = resized["masks"][: len(masks)]
         if "corners" in resized:
-            ratios = [target_size[1] / orig_size[1], target_size[0] / orig_size[0]]
-            resized["corners"] = resized["corners"] * resized["corners"].new_tensor(ratios)
+            height_ratio = target_size[0] / orig_size[0]
+            width_ratio = target_size[1] / orig_size[1]
+            corners = resized["corners"]
+            resized["corners"] = corners * corners.new_tensor([width_ratio, height_ratio])
         return resized
 
     def normalize_annotation(self, annotation: dict, image_size: tuple[int, int]) -> dict:
         normalized = super().normalize_annotation(annotation, image_size)
         if "corners" in normalized:
             height, width = image_size
-            normalized["corners"] = normalized["corners"] / normalized["corners"].new_tensor([width, height])
+            corners = normalized["corners"]
+            normalized["corners"] = corners / corners.new_tensor([width, height])
         return normalized
 
     def pad(self, *args, **kwargs) -> tuple:
@@ -150,7 +158,8 @@ class ViTPDetectionImageProcessor(InputSpecImageProcessor, DetrImageProcessor):
         Returns:
             For each image `scores`, `labels` and `boxes` (x1, y1, x2, y2), by descending score.
         """
-        return self._select(outputs, threshold, target_sizes)[0]
+        results, _, _ = self._select(outputs, threshold, target_sizes)
+        return results
 
     def post_process_oriented_object_detection(
         self, outputs, threshold: float = 0.5, *, target_sizes: Sizes
@@ -171,9 +180,9 @@ class ViTPDetectionImageProcessor(InputSpecImageProcessor, DetrImageProcessor):
             to another aspect ratio, the corners are not those of a rectangle, and the box is computed from three of
             them.
         """
-        results, kept, scales = self._select(outputs, threshold, target_sizes)
-        for result, corners, keep, scale in zip(results, outputs.pred_corners, kept, scales):
-            result["corners"] = corners[keep] * scale
+        results, selections, scales = self._select(outputs, threshold, target_sizes)
+        for result, corners, selection, scale in zip(results, outputs.pred_corners, selections, scales):
+            result["corners"] = corners[selection] * scale
             result["boxes"] = rectangles(result["corners"])
         return results
 
@@ -204,36 +213,50 @@ class ViTPDetectionImageProcessor(InputSpecImageProcessor, DetrImageProcessor):
             For each image `scores`, `labels`, `boxes` (x1, y1, x2, y2) and `masks`: bool of shape `(n, height, width)`,
             or a list of dictionaries with `size` and `counts`.
         """
-        results, kept, _ = self._select(outputs, threshold, target_sizes)
-        for result, probabilities, keep, size in zip(results, outputs.pred_masks, kept, target_sizes):
-            pasted = (
-                paste_mask(probability, box, [int(side) for side in size]) >= mask_threshold
-                for probability, box in zip(probabilities[keep], result["boxes"])
-            )
-            if return_run_lengths:
-                result["masks"] = [run_lengths(mask.cpu().numpy()) for mask in pasted]
-            else:
-                empty = probabilities.new_zeros(0, *(int(side) for side in size), dtype=torch.bool)
-                result["masks"] = torch.cat([empty, *(mask[None] for mask in pasted)])
+        results, selections, _ = self._select(outputs, threshold, target_sizes)
+        for result, probabilities, selection, size in zip(results, outputs.pred_masks, selections, target_sizes):
+            height, width = (int(side) for side in size)
+            masks = []
+            for mask_probabilities, box in zip(probabilities[selection], result["boxes"]):
+                mask = paste_mask(mask_probabilities, box, [height, width]) >= mask_threshold
+                if return_run_lengths:  # Only one mask at a time is in memory.
+                    masks.append(run_lengths(mask.cpu().numpy()))
+                else:
+                    masks.append(mask)
+            if not return_run_lengths and masks:
+                masks = torch.stack(masks)
+            elif not return_run_lengths:
+                masks = probabilities.new_zeros(0, height, width, dtype=torch.bool)
+            result["masks"] = masks
         return results
 
     def _select(self, outputs, threshold: float, sizes: Sizes) -> tuple[list[dict], list[torch.Tensor], torch.Tensor]:
         """Return the results of each image, the masks that select them, and the scales of x and y."""
-        scores, labels, boxes = outputs.scores, outputs.labels, center_to_corners_format(outputs.pred_boxes)
-        if sizes is not None and len(sizes) != len(scores):
-            raise ValueError(f"Expected {len(scores)} target_sizes, one for each image, got {len(sizes)}.")
-        sizes = torch.ones(len(scores), 2) if sizes is None else torch.as_tensor(sizes)
-        scales = sizes.flip(-1).to(boxes)
-        kept = [(score > threshold) & (label >= 0) for score, label in zip(scores, labels)]
-        results = [
-            {
-                "scores": scores[index][keep],
-                "labels": labels[index][keep],
-                "boxes": boxes[index][keep] * scale.repeat(2),
-            }
-            for index, (keep, scale) in enumerate(zip(kept, scales))
-        ]
-        return results, kept, scales
+        num_images = len(outputs.scores)
+        if sizes is None:
+            sizes = torch.ones(num_images, 2)
+        if len(sizes) != num_images:
+            raise ValueError(f"Expected {num_images} target_sizes, one for each image, got {len(sizes)}.")
+        boxes = center_to_corners_format(outputs.pred_boxes)
+        scales = torch.as_tensor(sizes).flip(-1).to(boxes)  # width and height
+        selections = []
+        results = []
+        for image_scores, image_labels, image_boxes, scale in zip(outputs.scores, outputs.labels, boxes, scales):
+            selection = (image_scores > threshold) & (image_labels >= 0)
+            selections.append(selection)
+            results.append(
+                {
+                    "scores": image_scores[selection],
+                    "labels": image_labels[selection],
+                    "boxes": image_boxes[selection] * scale.repeat(2),
+                }
+            )
+        return results, selections, scales
+
+
+def is_crowd(annotation: dict) -> bool:
+    flag = str(annotation.get("iscrowd") or 0)
+    return flag.strip().lower() not in ("0", "false")
 
 
 def with_box(annotation: dict) -> dict:
@@ -241,49 +264,59 @@ def with_box(annotation: dict) -> dict:
     if "corners" in annotation:
         corners = np.array(annotation["corners"], np.float32).reshape(4, 2)
         annotation = {**annotation, "corners": corners, "bbox": [*corners.min(0), *np.ptp(corners, axis=0)]}
-    if "bbox" not in annotation or len(annotation["bbox"]) != 4:
+    box = annotation.get("bbox", ())
+    if len(box) != 4:
         raise ValueError(f"Expected an object with a `bbox` of 4 numbers, or `corners`, got {str(annotation)[:120]}.")
-    return {"area": annotation["bbox"][2] * annotation["bbox"][3], **annotation, "iscrowd": 0}
+    _, _, width, height = box
+    return {"area": width * height, **annotation, "iscrowd": 0}
 
 
 def fitted_size(image_size: tuple[int, int], max_height: int, max_width: int) -> tuple[int, int]:
     """Return height and width of an image that fits into a rectangle with its aspect ratio, rounded as in mmcv."""
-    scale = min(max_height / image_size[0], max_width / image_size[1])
-    return tuple(max(1, int(side * scale + 0.5)) for side in image_size)
+    height, width = image_size
+    scale = min(max_height / height, max_width / width)
+    fitted_height = int(height * scale + 0.5)
+    fitted_width = int(width * scale + 0.5)
+    return max(1, fitted_height), max(1, fitted_width)
 
 
 def meets(box: list[float], height: int, width: int) -> bool:
     """Return whether a box (x, y, width, height) has an area within the image, in float32 as the parent computes."""
     x, y, box_width, box_height = np.asarray(box, np.float32)
-    return min(x + box_width, width) > max(x, 0) and min(y + box_height, height) > max(y, 0)
+    has_width = min(x + box_width, width) > max(x, 0)
+    has_height = min(y + box_height, height) > max(y, 0)
+    return has_width and has_height
 
 
 def read_outline(outline, height: int, width: int) -> np.ndarray:
     """Return a mask, or COCO's polygons or run lengths, as a uint8 mask `(height, width)`."""
-    if outline is None:
-        raise ValueError("Expected a `segmentation` to create the object's mask from, got none.")
-    if isinstance(outline, (dict, list)):
-        check_segmentation(outline, height, width)
-        try:
-            from faster_coco_eval.core import mask as coco
-        except ImportError as error:
-            raise ImportError("polygons and run lengths need faster-coco-eval: pip install faster-coco-eval") from error
-        return coco.decode([coco.segmToRle(outline, width, height)])[..., 0]
-    mask = np.asarray(outline)
-    if mask.shape != (height, width):
-        raise ValueError(f"Expected a mask of the image's shape {(height, width)}, got {mask.shape}.")
-    return (mask > 0).astype(np.uint8)
+    if not is_outline(outline, height, width):
+        is_array = hasattr(outline, "shape")
+        content = f"an array of shape {tuple(outline.shape)}" if is_array else str(outline)[:60]
+        raise ValueError(
+            "Expected a `segmentation` to create the object's mask from: a mask or run lengths of the image's size "
+            f"{(height, width)}, or one or more polygons [[x, y, x, y, …], …], got {content}."
+        )
+    if not isinstance(outline, (dict, list)):
+        return (np.asarray(outline) > 0).astype(np.uint8)
+    try:
+        from faster_coco_eval.core import mask as coco
+    except ImportError as error:
+        raise ImportError("polygons and run lengths need faster-coco-eval: pip install faster-coco-eval") from error
+    encoded_mask = coco.segmToRle(outline, width, height)
+    return coco.decode([encoded_mask])[..., 0]
 
 
-def check_segmentation(outline: dict | list, height: int, width: int) -> None:
-    """Raise a `ValueError` unless `outline` is a list of polygons, or run lengths of an image of this size."""
+def is_outline(outline, height: int, width: int) -> bool:
+    """Return whether an outline is a list of polygons, or run lengths or a mask of an image of this size."""
     if isinstance(outline, dict):
-        if [*outline.get("size", ())] != [height, width]:
-            raise ValueError(f"Expected run lengths of the image's size {[height, width]}, got {outline.get('size')}.")
-    elif not outline:
-        raise ValueError("Expected a `segmentation` to create the mask from, got an empty one. Remove the object.")
-    elif not all(isinstance(one, (list, tuple, np.ndarray)) and len(one) >= 4 and len(one) % 2 == 0 for one in outline):
-        raise ValueError(f"Expected `segmentation` as polygons [[x, y, x, y, …], …], got {str(outline)[:60]}.")
+        return list(outline.get("size", ())) == [height, width]
+    if not isinstance(outline, list):
+        return np.shape(outline) == (height, width)
+    for polygon in outline:
+        if not isinstance(polygon, (list, tuple, np.ndarray)) or len(polygon) < 4 or len(polygon) % 2 != 0:
+            return False
+    return len(outline) > 0
 
 
 def paste_mask(probabilities: torch.Tensor, box: torch.Tensor, size: list[int]) -> torch.Tensor:
@@ -291,28 +324,40 @@ def paste_mask(probabilities: torch.Tensor, box: torch.Tensor, size: list[int]) 
     height, width = size
     pasted = probabilities.new_zeros(height, width)
     x1, y1, x2, y2 = box.unbind()
-    left, top = (int(side.floor().clamp(min=0)) for side in (x1 - 1, y1 - 1))
-    right, bottom = int(x2.ceil().clamp(max=width - 1)) + 1, int(y2.ceil().clamp(max=height - 1)) + 1
-    if right <= left or bottom <= top or not (x2 > x1 and y2 > y1):
+    left = int((x1 - 1).floor().clamp(min=0))
+    top = int((y1 - 1).floor().clamp(min=0))
+    right = int(x2.ceil().clamp(max=width - 1)) + 1
+    bottom = int(y2.ceil().clamp(max=height - 1)) + 1
+    has_area = x2 > x1 and y2 > y1
+    if right <= left or bottom <= top or not has_area:
         return pasted
-    xs, ys = (torch.arange(start, end, device=box.device) + 0.5 for start, end in ((left, right), (top, bottom)))
-    ys, xs = torch.meshgrid((ys - y1) / (y2 - y1) * 2 - 1, (xs - x1) / (x2 - x1) * 2 - 1, indexing="ij")
-    grid = torch.stack([xs, ys], -1)[None]
-    pasted[top:bottom, left:right] = F.grid_sample(probabilities[None, None], grid, align_corners=False)[0, 0]
+    pixel_x = torch.arange(left, right, device=box.device) + 0.5
+    pixel_y = torch.arange(top, bottom, device=box.device) + 0.5
+    # Positions in the box, from -1 to 1, where `grid_sample` reads the probabilities.
+    relative_x = (pixel_x - x1) / (x2 - x1) * 2 - 1
+    relative_y = (pixel_y - y1) / (y2 - y1) * 2 - 1
+    grid_y, grid_x = torch.meshgrid(relative_y, relative_x, indexing="ij")
+    grid = torch.stack([grid_x, grid_y], -1)[None]
+    sampled = F.grid_sample(probabilities[None, None], grid, align_corners=False)
+    pasted[top:bottom, left:right] = sampled[0, 0]
     return pasted
 
 
 def run_lengths(mask: np.ndarray) -> dict[str, list[int]]:
     """Return COCO's run lengths of a mask: column by column, beginning with zeros."""
-    values = np.concatenate([[False], mask.astype(bool).ravel(order="F")])
-    ends = np.concatenate([np.flatnonzero(values[1:] != values[:-1]), [mask.size]])
+    pixels = mask.astype(bool).ravel(order="F")
+    values = np.concatenate([[False], pixels])
+    changes = np.flatnonzero(values[1:] != values[:-1])
+    ends = np.concatenate([changes, [mask.size]])
     return {"size": list(mask.shape), "counts": np.diff(ends, prepend=0).tolist()}
 
 
 def mask_of(lengths: dict[str, list[int]]) -> np.ndarray:
     """Return the mask of [`run_lengths`], bool of shape `(height, width)`."""
-    values = np.repeat(np.arange(len(lengths["counts"])) % 2 == 1, lengths["counts"])
-    return values.reshape(lengths["size"], order="F")
+    counts = lengths["counts"]
+    is_object = np.arange(len(counts)) % 2 == 1
+    pixels = np.repeat(is_object, counts)
+    return pixels.reshape(lengths["size"], order="F")
 
 
 __all__ = ["ViTPDetectionImageProcessor"]

@@ -124,7 +124,7 @@ def test_predictions_have_size_of_images():
     (found, _) = resizing.post_process_semantic_segmentation(outputs, [(24, 30), (5, 5)])
     assert torch.equal(found, F.interpolate(logits[:1], (24, 30), mode="bilinear")[0].argmax(0))
 
-    with pytest.raises(ValueError, match="13 x 10.*12 x 10"):
+    with pytest.raises(ValueError, match="12 x 10.*13 x 10"):
         processor.post_process_semantic_segmentation(outputs, [(13, 10), (5, 5)])
     with pytest.raises(ValueError, match="2 target_sizes.*got 1"):
         processor.post_process_semantic_segmentation(outputs, [(12, 10)])
