@@ -109,11 +109,7 @@ def run_adaptation(args: AdaptArguments) -> AdaptationReport | None:
         progress.result("instructions/asked", lambda: count_control_questions(controls))
 
     stages.begin("checks")
-    report_file = folder / "validation" / "report.json"
-    checks = progress.result("checks", lambda: check_instructions(pretraining, labels, report_file))
-    if checks["problems"] and not args.force:
-        progress.forget("checks")  # so that corrected data are checked again
-        raise ValueError(" ".join([*checks["problems"], "To go on anyway, add --force."]))
+    checks = check_once(pretraining, labels, folder, progress, args.force)
 
     backbones = Backbones(args, start, folder, progress)
     if "plan" not in progress.parts:
@@ -125,10 +121,7 @@ def run_adaptation(args: AdaptArguments) -> AdaptationReport | None:
 
     prober = Prober(labels, probe_size(start, args.pretraining.get("vision_image_size")), args.seed)
     train_backbones(stages, pretraining, plan, prober, backbones)
-    first_seed = plan["seeds"][0]
-    stages.begin("frozen")
-    frozen = progress.result("frozen", lambda: probe_backbones(prober, backbones, first_seed, folder / "frozen"))
-
+    frozen = score_frozen(stages, plan, prober, backbones)
     comparison = Comparison(
         labels=labels,
         settings=fine_tuning,
@@ -168,6 +161,30 @@ def open_labels(args: AdaptArguments, lock: FolderLock) -> tuple[TaskData, Progr
     return labels, progress
 
 
+def check_once(
+    pretraining: Pretraining, labels: TaskData, folder: Path, progress: Progress, force: bool
+) -> dict[str, Any]:
+    """Check the instructions, see [`check_instructions`], unless this is done.
+
+    Args:
+        pretraining: settings of the pretraining with its instructions.
+        labels: labeled images.
+        folder: output folder of the adaptation.
+        progress: results of finished parts.
+        force: whether to go on with problems.
+
+    Raises:
+        ValueError: if there are problems. They are looked for again by the next call.
+    """
+    report_file = folder / "validation" / "report.json"
+    checks = progress.result("checks", lambda: check_instructions(pretraining, labels, report_file))
+    problems = checks["problems"]
+    if problems and not force:
+        progress.forget("checks")  # so that corrected data are checked again
+        raise ValueError(" ".join([*problems, "To go on anyway, add --force."]))
+    return checks
+
+
 def train_backbones(
     stages: "Stages",
     pretraining: Pretraining,
@@ -197,6 +214,20 @@ def train_backbones(
         stages.begin("mae")
         images = prober.labels.images["train"]
         progress.result("mae", lambda: train_mae(pretraining, plan, images, backbones))
+
+
+def score_frozen(
+    stages: "Stages", plan: Mapping[str, Any], prober: Prober, backbones: Backbones
+) -> list[dict[str, Any]]:
+    """Return the scores of probes of the frozen backbones.
+
+    Args:
+        stages, plan, prober, backbones: as for [`train_backbones`].
+    """
+    seed = plan["seeds"][0]
+    output = backbones.folder / "frozen"
+    stages.begin("frozen")
+    return backbones.progress.result("frozen", lambda: probe_backbones(prober, backbones, seed, output))
 
 
 def folder_of_adapted(fine_tuned: Sequence[Mapping[str, Any]]) -> Path:

@@ -52,7 +52,8 @@ def make_questions(labels: TaskData, split: str, class_names: Mapping[str, str],
     shutil.rmtree(output, ignore_errors=True)
     options = question_options(labels, split, class_names)
     if split == "test":
-        kinds = kinds_of_questions(LAYOUTS[labels.layout].subject)
+        subject = LAYOUTS[labels.layout].subject
+        kinds = kinds_of_questions(subject)
         options["kinds"] = [kind for kind in kinds if kind != "region_caption"]
     runs.store_instructions(labels.root, options, output, seed)
 

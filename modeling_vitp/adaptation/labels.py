@@ -84,13 +84,13 @@ class LabeledSplits:
 
     Args:
         classes: classes in each image, by split of the labels.
-        drawn: missing splits, which are drawn.
+        drawn_splits: missing splits, which are drawn from the training images.
         scenes: scene of each training image.
         criterion: what the training images are split by; empty if no split is drawn.
     """
 
     classes: dict[str, dict[Path, set]]
-    drawn: list[str]
+    drawn_splits: list[str]
     scenes: np.ndarray
     criterion: str
 
@@ -136,9 +136,7 @@ def read_labels(
     """
     folder = Path(folder).resolve()
     labels, layout = recognize_labels(root, folder, task)
-    classes = {}
-    for split in labels.data["splits"]:
-        classes[split] = labels_of(labels.task, labels.data, split, labels.settings)
+    classes = read_classes(labels)
     labels.data["classes"] = TASKS[labels.task].class_names(labels.data, classes)
     training_classes = set().union(*classes["train"].values())
     check_classes(training_classes, labels.task, f"the training images of {labels.root}")
@@ -153,7 +151,7 @@ def read_labels(
     check_splits(images, splits, labels.root)
     scene_of = scenes_of_images(splits, labels.root, layout, scene_pattern)
 
-    labels.data["splits"] = listed_splits(labels, splits.drawn, images["train"], lists)
+    labels.data["splits"] = listed_splits(labels, splits.drawn_splits, images["train"], lists)
     check_image_files(labels.task, labels.data, images)
     for split, path in lists.items():
         write_list(path, labels.root, images[split])
@@ -233,6 +231,14 @@ def check_outside(folder: Path, root: Path) -> None:
         raise ValueError(f"Expected a folder outside of the labels {root}, got {folder}. Set another folder.")
 
 
+def read_classes(labels: TaskData) -> dict[str, dict[Path, set]]:
+    """Read the labels, and return the classes in each image, by split of the labels."""
+    classes = {}
+    for split in labels.data["splits"]:
+        classes[split] = labels_of(labels.task, labels.data, split, labels.settings)
+    return classes
+
+
 def find_drawn_splits(
     classes: dict[str, dict[Path, set]], root: Path, layout: Layout, scene_pattern: str | None
 ) -> LabeledSplits:
@@ -280,7 +286,7 @@ def choose_images(splits: LabeledSplits, seed: int) -> dict[str, list[Path]]:
         splits: splits of the labels.
         seed: seed of the draw.
     """
-    sharing_splits = ["train", *splits.drawn]  # They share the training images of the labels.
+    sharing_splits = ["train", *splits.drawn_splits]  # They share the training images of the labels.
     images = {}
     for split in SPLITS:
         images[split] = [] if split in sharing_splits else list(splits.classes[split])
@@ -308,7 +314,7 @@ def check_splits(images: Mapping[str, list[Path]], splits: LabeledSplits, root: 
                 f"{split_by}. Add images, or set `scene_pattern` for smaller scenes."
             )
         if not any(classes_of_images[path] for path in paths):
-            remedy = "set another `seed`" if split in splits.drawn else "remove the split, which is then drawn"
+            remedy = "set another `seed`" if split in splits.drawn_splits else "remove the split, which is then drawn"
             raise ValueError(
                 f"Expected labels in each split of {root}, found none in the {len(paths)} images of {split!r}. Add "
                 f"labels, or {remedy}."
@@ -336,7 +342,7 @@ def scenes_of_images(splits: LabeledSplits, root: Path, layout: Layout, scene_pa
         scene_pattern,
     )
     scene_of = dict(zip(classes_of_images, scenes))
-    if splits.drawn:
+    if splits.drawn_splits:
         scene_of.update(training_scenes)
     return scene_of
 
@@ -393,11 +399,11 @@ def describe_splits(images: Mapping[str, Sequence[Path]], splits: LabeledSplits)
     """
     numbers = [f"{len(paths)} for {SPLITS[split]}" for split, paths in images.items()]
     numbers_text = ", ".join(numbers).replace(" ", " images ", 1)
-    if not splits.drawn:
+    if not splits.drawn_splits:
         return f"The given splits train, val and test are kept: {numbers_text}."
-    if len(splits.drawn) == 2:
+    if len(splits.drawn_splits) == 2:
         return f"Split by {splits.criterion}: {numbers_text}."
-    (drawn_split,) = splits.drawn
+    (drawn_split,) = splits.drawn_splits
     num_drawn = len(images[drawn_split])
     share = num_drawn / (len(images["train"]) + num_drawn)
     kept_splits = " and ".join(splits.classes)
@@ -673,7 +679,7 @@ def check_listed(images: Mapping[str, list[Path]], splits: LabeledSplits, folder
     for path in sorted({*listed_splits_of_images, *labeled_splits_of_images}):
         listed_split = listed_splits_of_images.get(path)
         labeled_split = labeled_splits_of_images.get(path)
-        is_drawn = labeled_split == "train" and listed_split in splits.drawn
+        is_drawn = labeled_split == "train" and listed_split in splits.drawn_splits
         if listed_split != labeled_split and not is_drawn:
             differing_images.append(path)
     if differing_images:
