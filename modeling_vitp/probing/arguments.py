@@ -8,8 +8,13 @@ from ..command.settings import Interval, NonNegativeFloat, NonNegativeInt, Posit
 
 POOLINGS = ("mean", "cls", "cls_mean")
 # Options of images of `dataset_name`, and the setting of `data` in their place.
-SETTINGS = {"input_spec": "input_spec", "test_share": "splits", "dataset_config": "dataset_config"}
-SETTINGS |= {"image_column": "columns", "label_column": "columns"}
+SETTINGS = {
+    "input_spec": "input_spec",
+    "test_share": "splits",
+    "dataset_config": "dataset_config",
+    "image_column": "columns",
+    "label_column": "columns",
+}
 
 
 @dataclass
@@ -135,8 +140,9 @@ class ProbeArguments(Settings):
         if self.shard is not None:
             Shard.parse(self.shard)
         for name in ("data", "input_spec"):
-            if isinstance(getattr(self, name), str):
-                setattr(self, name, read_section(getattr(self, name), name))
+            setting = getattr(self, name)
+            if isinstance(setting, str):
+                setattr(self, name, read_section(setting, name))
         if not self.backbones:
             raise ValueError("Set `backbones` to the backbones to probe.")
         if self.data_root is not None and self.dataset_name is None:
@@ -145,11 +151,17 @@ class ProbeArguments(Settings):
             raise ValueError(
                 "Set either `dataset_name` (images with one class each), or `data` or `data_root` (masks or boxes)."
             )
-        ignored = [name for name in SETTINGS if getattr(self, name) != getattr(type(self), name)]
-        if self.data is not None and ignored:
-            raise ValueError(f"{ignored[0]} is for `dataset_name`. Set `{SETTINGS[ignored[0]]}` in `data` instead.")
+        if self.data is not None:
+            self._check_settings_of_data()
         for name in ("task", "data_root"):
             if self.data is None and getattr(self, name) is not None:
                 raise ValueError(f"{name} needs `data`. Remove it.")
         if self.task is None:
             self.task = "classification" if self.data is None else "segmentation"
+
+    def _check_settings_of_data(self) -> None:
+        """Raise a `ValueError` if an option is set that only images of `dataset_name` have."""
+        for name, setting in SETTINGS.items():
+            default = getattr(type(self), name)
+            if getattr(self, name) != default:
+                raise ValueError(f"{name} is for `dataset_name`. Set `{setting}` in `data` instead.")

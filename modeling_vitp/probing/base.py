@@ -47,7 +47,14 @@ class Probe:
         """Return the scores of a constant prediction."""
         raise NotImplementedError
 
-    def features(self, backbone: Backbone, role: str, image_size: int | None, folder: Path, **loading) -> np.ndarray:
+    def features(
+        self,
+        backbone: Backbone,
+        role: str,
+        image_size: int | None,
+        folder: Path,
+        **loading,
+    ) -> np.ndarray:
         """Extract the features of a split, and store them.
 
         Args:

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -77,9 +76,11 @@ class ImageFile:
             return file
         with open_raster(path) as image:
             points, crs = image.gcps
-            crs = crs if points else image.crs
+            if not points:
+                crs = image.crs
             if points or not image.transform.is_identity:
-                file.crs, file.ground = crs.to_string() if crs else None, points or image.transform
+                file.crs = crs.to_string() if crs else None
+                file.ground = points or image.transform
             file.is_masked = is_tiff(path) and has_gaps(image, chosen_bands(image, spec))
         if file.ground is not None:
             check_upright(path)
@@ -87,10 +88,13 @@ class ImageFile:
 
     def corners(self, areas: np.ndarray) -> np.ndarray:
         """Return the corners of windows in the CRS of the image, float64 `(windows, 4, 2)`, from windows in pixels."""
-        is_affine = isinstance(self.ground, Affine)
-        columns, rows = areas[:, [0, 2, 2, 0]], areas[:, [3, 3, 1, 1]]  # Counterclockwise if north is up.
-        with AffineTransformer(self.ground) if is_affine else GCPTransformer(self.ground) as transformer:
-            return np.stack(transformer.xy(rows.ravel(), columns.ravel(), offset="ul"), -1).reshape(-1, 4, 2)
+        # Bottom left, bottom right, top right, top left: counterclockwise if north is up.
+        columns = areas[:, [0, 2, 2, 0]].ravel()
+        rows = areas[:, [3, 3, 1, 1]].ravel()
+        transformer_class = AffineTransformer if isinstance(self.ground, Affine) else GCPTransformer
+        with transformer_class(self.ground) as transformer:
+            x, y = transformer.xy(rows, columns, offset="ul")
+        return np.stack([x, y], axis=-1).reshape(-1, 4, 2)
 
 
 class ImageWindows(Dataset):
@@ -114,17 +118,25 @@ class ImageWindows(Dataset):
         spec: InputSpec | None,
         preprocessing: Preprocessing,
     ):
-        self.files, self.window, self.stride, self.spec = files, window, stride, spec
+        self.files = files
+        self.window = window
+        self.stride = stride
+        self.spec = spec
         self.preprocessing = preprocessing
+        # Index after the last item of each file.
         self.ends = np.cumsum([len(self.windows(file)) for file in files])
 
     def windows(self, file: ImageFile) -> list[Window | None]:
-        return [None] if self.window is None else windows_of(file.size, self.window, self.window - self.stride)
+        if self.window is None:
+            return [None]
+        return windows_of(file.size, self.window, self.window - self.stride)
 
     def locate(self, index: int) -> tuple[ImageFile, Window | None]:
         """Return the file of an item, and its window unless it is the whole image."""
-        number = int(np.searchsorted(self.ends, index, side="right"))
-        return self.files[number], self.windows(self.files[number])[index - self.ends[number]]  # Counted from the end.
+        file_index = int(np.searchsorted(self.ends, index, side="right"))
+        file = self.files[file_index]
+        index_from_end = index - self.ends[file_index]
+        return file, self.windows(file)[index_from_end]
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if self.files else 0
@@ -136,23 +148,33 @@ class ImageWindows(Dataset):
                 if window is not None and file.is_masked and not has_data(file.path, window):
                     return None
                 picture = read_image(file.path, window, self.spec)
-                return self.preprocessing(to_pixels(picture, ranged(self.spec, file.path, window is not None)))
+                spec = ranged(self.spec, file.path, is_part=window is not None)
+                return self.preprocessing(to_pixels(picture, spec))
         except ValueError as error:
             return str(error)
 
 
 def has_data(path: Path, window: Window) -> bool:
     left, top, right, bottom = window
+    rows_and_columns = ((top, bottom), (left, right))
     with open_raster(path) as image:
-        return bool(image.dataset_mask(window=((top, bottom), (left, right))).any())
+        mask = image.dataset_mask(window=rows_and_columns)
+    return bool(mask.any())
 
 
 def collate(items: list[torch.Tensor | str | None]) -> tuple[torch.Tensor | None, np.ndarray, list[str]]:
     """Return the pixels of a batch, which items have pixels, and the error messages of the others."""
-    pixels = [item for item in items if isinstance(item, torch.Tensor)]
-    is_read = np.array([isinstance(item, torch.Tensor) for item in items])
-    errors = [item for item in items if isinstance(item, str)]
-    return collate_pixels(pixels)["pixel_values"] if pixels else None, is_read, errors
+    images = []
+    errors = []
+    is_read = []
+    for item in items:
+        is_read.append(isinstance(item, torch.Tensor))
+        if isinstance(item, torch.Tensor):
+            images.append(item)
+        elif item is not None:
+            errors.append(item)
+    pixels = collate_pixels(images)["pixel_values"] if images else None
+    return pixels, np.array(is_read), errors
 
 
 def embed_images(
@@ -215,69 +237,127 @@ def embed_images(
         raise ValueError(f"`stride` must be at least 1 and at most the window, got {stride=} and {window=}.")
     if image_size is not None:
         backbone.in_patches(image_size)
-    part = part_path([output])
+    unfinished_rows = part_path([output])
     spec = backbone.reading(input_spec)
     fields = InputSpec.from_dict(spec)
-
-    def report(message: str) -> None:
-        if bad_images == "raise":
-            remedy = "Repair or remove the file, or set `bad_images` to 'skip' to leave it out."
-            raise ValueError(f"{message.rstrip('.')}. {remedy}")
-        logger.warning("Skipping an image: %s", message)
-
-    files = []
-    for path in tqdm(find_images(images), unit="file", desc="Reading headers", leave=False):
-        try:
-            files.append(ImageFile.open(path, fields))
-        except ValueError as error:
-            report(str(error))
-    preprocessing = Preprocessing(backbone.image_processor, image_size)
-    data = ImageWindows(files, window, stride, None if spec is None else fields, preprocessing)
-    for item in (data[index] for index in range(len(data))):  # The first readable image gives the width.
-        if isinstance(item, torch.Tensor):
-            width = backbone.pool(item[None], pooling).shape[1]
-            break
-        if item is not None and bad_images == "raise":
-            report(item)
-    else:
-        raise ValueError("None of the images can be read, or all of their windows are without data.")
-
-    settings = {"model": backbone.name, "revision": backbone.revision, "pooling": pooling, "image_size": image_size}
-    settings |= {"window": window, "stride": stride, "input_spec": spec}
-    made_of = settings | {
-        "images": hashlib.sha256(json.dumps([file_stamp(file.path) for file in files]).encode()).hexdigest(),
+    files = open_files(images, fields, bad_images)
+    data = ImageWindows(
+        files,
+        window,
+        stride,
+        None if spec is None else fields,
+        Preprocessing(backbone.image_processor, image_size),
+    )
+    width = embedding_width(backbone, data, pooling, bad_images)
+    settings = {
+        "model": backbone.name,
+        "revision": backbone.revision,
+        "pooling": pooling,
+        "image_size": image_size,
+        "window": window,
+        "stride": stride,
+        "input_spec": spec,
+    }
+    stamps = [file_stamp(file.path) for file in files]
+    made_of = {
+        **settings,
+        "images": hashlib.sha256(json.dumps(stamps).encode()).hexdigest(),
         "model": weights_digest(backbone.model),
         "model_dtype": str(backbone.model.dtype),
         "image processor": backbone.image_processor.to_json_string(),
         "dtype": dtype,
         "batch_size": batch_size,
     }
-    shape = (width * np.dtype(dtype).itemsize,)
-    with ExitStack() as stack:
-        rows = stack.enter_context(RowFile(part, shape, made_of))
-        progress = stack.enter_context(tqdm(total=len(data), initial=len(rows), unit="image", desc=output.name))
-        done = len(rows) // batch_size * batch_size  # Features depend slightly on the batch, so batches are whole.
-        remaining = Subset(data, range(done, len(data)))
-        for pixels, is_read, errors in DataLoader(remaining, batch_size, num_workers=num_workers, collate_fn=collate):
-            for message in errors:
-                report(message)
-            values = np.full((len(is_read), width), np.nan, dtype)  # A row of NaN is left out of the file.
-            if pixels is not None:
-                with np.errstate(over="ignore"):
-                    values[is_read] = backbone.pool(pixels, pooling).cpu().numpy()
-            if not np.isfinite(values[is_read]).all():
-                raise ValueError(
-                    f"Features of {backbone.name} are not finite in {dtype} in the batch that begins with "
-                    f"{data.locate(done)[0].path}. Use float32 for the model and the embeddings."
-                )
-            new = values[len(rows) - done :]
-            rows.append(new.view(np.uint8))
-            progress.update(len(new))
-            done += len(values)
+    bytes_per_row = width * np.dtype(dtype).itemsize
+    with RowFile(unfinished_rows, (bytes_per_row,), made_of) as rows:
+        append_embeddings(
+            rows,
+            data,
+            backbone,
+            pooling=pooling,
+            width=width,
+            dtype=dtype,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            bad_images=bad_images,
+            description=output.name,
+        )
         with appears_whole(output) as unfinished:
             number = write_parquet(unfinished, data, rows, width, dtype, settings, root)
     rows.delete()
     return number
+
+
+def report_bad_image(message: str, bad_images: str) -> None:
+    """Raise an error for an image that cannot be read, or log that it is left out."""
+    if bad_images == "raise":
+        remedy = "Repair or remove the file, or set `bad_images` to 'skip' to leave it out."
+        raise ValueError(f"{message.rstrip('.')}. {remedy}")
+    logger.warning("Skipping an image: %s", message)
+
+
+def open_files(images: Sequence[str | os.PathLike], spec: InputSpec, bad_images: str) -> list[ImageFile]:
+    """Return the images whose headers can be read, and report the others."""
+    files = []
+    for path in tqdm(find_images(images), unit="file", desc="Reading headers", leave=False):
+        try:
+            files.append(ImageFile.open(path, spec))
+        except ValueError as error:
+            report_bad_image(str(error), bad_images)
+    return files
+
+
+def embedding_width(backbone: Backbone, data: ImageWindows, pooling: str, bad_images: str) -> int:
+    """Return the number of features of an image, which the first readable image gives.
+
+    Raises:
+        ValueError: If no image can be read.
+    """
+    for index in range(len(data)):
+        item = data[index]
+        if isinstance(item, torch.Tensor):
+            features = backbone.pool(item[None], pooling)
+            return features.shape[1]
+        if item is not None and bad_images == "raise":  # Skipped images are logged when all images are read.
+            report_bad_image(item, bad_images)
+    raise ValueError("None of the images can be read, or all of their windows are without data.")
+
+
+def append_embeddings(
+    rows: RowFile,
+    data: ImageWindows,
+    backbone: Backbone,
+    pooling: str,
+    width: int,
+    dtype: str,
+    batch_size: int,
+    num_workers: int,
+    bad_images: str,
+    description: str,
+) -> None:
+    """Append the embeddings of all items that are not yet in the file. The row of an item without pixels is NaN."""
+    # Features depend slightly on the batch, so a batch that was written in part is embedded again as a whole.
+    num_embedded = len(rows) // batch_size * batch_size
+    remaining = Subset(data, range(num_embedded, len(data)))
+    loader = DataLoader(remaining, batch_size, num_workers=num_workers, collate_fn=collate)
+    with tqdm(total=len(data), initial=len(rows), unit="image", desc=description) as progress:
+        for pixels, is_read, errors in loader:
+            for message in errors:
+                report_bad_image(message, bad_images)
+            embeddings = np.full((len(is_read), width), np.nan, dtype)
+            if pixels is not None:
+                with np.errstate(over="ignore"):
+                    embeddings[is_read] = backbone.pool(pixels, pooling).cpu().numpy()
+            if not np.isfinite(embeddings[is_read]).all():
+                file, _ = data.locate(num_embedded)
+                raise ValueError(
+                    f"Features of {backbone.name} are not finite in {dtype} in the batch that begins with "
+                    f"{file.path}. Use float32 for the model and the embeddings."
+                )
+            missing_embeddings = embeddings[len(rows) - num_embedded :]
+            rows.append(missing_embeddings.view(np.uint8))
+            progress.update(len(missing_embeddings))
+            num_embedded += len(embeddings)
 
 
 def find_images(paths: Sequence[str | os.PathLike]) -> list[Path]:
@@ -286,13 +366,13 @@ def find_images(paths: Sequence[str | os.PathLike]) -> list[Path]:
     Raises:
         ValueError: If a folder has no image files.
     """
-    found = []
+    files = []
     for path in map(Path, paths):
-        files = image_files(path) if path.is_dir() else [path]
-        if not files:
+        files_of_path = image_files(path) if path.is_dir() else [path]
+        if not files_of_path:
             raise ValueError(f"No image files found in {path}. Expected {', '.join(sorted(IMAGE_SUFFIXES))}.")
-        found += files
-    return found
+        files += files_of_path
+    return files
 
 
 def write_parquet(
@@ -305,57 +385,110 @@ def write_parquet(
     root: str | os.PathLike | None,
 ) -> int:
     """Write the rows of all items that were read, in row groups, and return their number."""
-    metadata, crs = {"vitp": json.dumps(settings)}, None
-    fields = [("path", pa.string())] + [(name, pa.int32()) for name in ("col_off", "row_off", "width", "height")]
-    grounded = [file for file in data.files if file.ground is not None]
-    if grounded:
-        fields += [(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "ymax")]
-        fields += [("crs", pa.string()), ("geometry", pa.binary())]
-        names = {file.crs for file in grounded} - {None}
-        crs = WGS84 if len(names) > 1 else next(iter(names), None)
-        column = {"encoding": "WKB", "geometry_types": ["Polygon"]}
-        column["crs"] = None if crs is None else CRS.from_string(crs).to_dict(projjson=True)
-        geo = {"version": "1.0.0", "primary_column": "geometry", "columns": {"geometry": column}}
+    georeferenced_files = [file for file in data.files if file.ground is not None]
+    has_geometry = bool(georeferenced_files)
+    crs = common_crs(georeferenced_files)
+    schema = table_schema(settings, width, dtype, has_geometry, crs)
+    num_rows = 0
+    with pq.ParquetWriter(path, schema, use_dictionary=["path", "crs"]) as writer:
+        for first, stored_rows in rows.read(GROUP):
+            embeddings = stored_rows.view(dtype)
+            indices = np.flatnonzero(~np.isnan(embeddings[:, 0]))
+            if not len(indices):
+                continue
+            files = []
+            areas = []
+            for index in indices:
+                file, window = data.locate(first + index)
+                height, width_of_file = file.size
+                files.append(file)
+                areas.append(window or (0, 0, width_of_file, height))
+            areas = np.array(areas)
+            columns = columns_of(files, areas, root)
+            if has_geometry:
+                columns += zip(*footprints(files, areas, crs))
+            arrays = [pa.array(column, field.type) for column, field in zip(columns, schema)]
+            flat_embeddings = pa.array(embeddings[indices].ravel())
+            arrays.append(pa.FixedSizeListArray.from_arrays(flat_embeddings, width))
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+            num_rows += len(indices)
+    return num_rows
+
+
+def common_crs(files: Sequence[ImageFile]) -> str | None:
+    """Return the CRS of the geometries: that of the images, or longitude and latitude if they differ in CRS."""
+    names = {file.crs for file in files} - {None}
+    if not names:
+        return None
+    if len(names) > 1:
+        return WGS84
+    return names.pop()
+
+
+def table_schema(settings: dict, width: int, dtype: str, has_geometry: bool, crs: str | None) -> pa.Schema:
+    """Return the columns of the file with their types, and its metadata, as described in [`embed_images`]."""
+    metadata = {"vitp": json.dumps(settings)}
+    fields = [("path", pa.string())]
+    for name in ("col_off", "row_off", "width", "height"):
+        fields.append((name, pa.int32()))
+    if has_geometry:
+        for name in ("xmin", "ymin", "xmax", "ymax"):
+            fields.append((name, pa.float64()))
+        fields.append(("crs", pa.string()))
+        fields.append(("geometry", pa.binary()))
+        geometry = {
+            "encoding": "WKB",
+            "geometry_types": ["Polygon"],
+            "crs": None if crs is None else CRS.from_string(crs).to_dict(projjson=True),
+        }
+        geo = {
+            "version": "1.0.0",
+            "primary_column": "geometry",
+            "columns": {"geometry": geometry},
+        }
         metadata["geo"] = json.dumps(geo)
     fields.append(("embedding", pa.list_(pa.from_numpy_dtype(dtype), width)))
-    schema, number = pa.schema(fields, metadata), 0
-    with pq.ParquetWriter(path, schema, use_dictionary=["path", "crs"]) as writer:
-        for first, stored in rows.read(GROUP):
-            values = stored.view(dtype)
-            kept = np.flatnonzero(~np.isnan(values[:, 0]))
-            if not len(kept):
-                continue
-            located = [data.locate(first + index) for index in kept]
-            areas = np.array([window or (0, 0, *file.size[::-1]) for file, window in located])
-            paths = [file.path if root is None else os.path.relpath(file.path, root) for file, _ in located]
-            columns = [list(map(str, paths)), *areas[:, :2].T, *(areas[:, 2:] - areas[:, :2]).T]
-            if grounded:
-                columns += zip(*footprints([file for file, _ in located], areas, crs))
-            arrays = [pa.array(column, field.type) for column, field in zip(columns, schema)]
-            arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(values[kept].ravel()), width))
-            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
-            number += len(kept)
-    return number
+    return pa.schema(fields, metadata)
+
+
+def columns_of(files: Sequence[ImageFile], areas: np.ndarray, root: str | os.PathLike | None) -> list[Sequence]:
+    """Return the paths, and the offsets and sizes of the windows."""
+    paths = []
+    for file in files:
+        path = file.path if root is None else os.path.relpath(file.path, root)
+        paths.append(str(path))
+    left, top, right, bottom = areas.T
+    return [paths, left, top, right - left, bottom - top]
 
 
 def footprints(files: Sequence[ImageFile], areas: np.ndarray, crs: str | None) -> Iterator[tuple]:
     """Yield the bounds of windows and their CRS as in the image, and their polygons in `crs` as WKB."""
     first = 0
     for file, group in groupby(files):
-        last = first + len(list(group))
+        num_windows = len(list(group))
+        areas_of_file = areas[first : first + num_windows]
+        first += num_windows
         if file.ground is None:
-            yield from [(None,) * 6] * (last - first)
-        else:
-            corners = file.corners(areas[first:last])
-            bounds = np.concatenate([corners.min(1), corners.max(1)], 1).tolist()
-            if file.crs not in (crs, None):
-                corners = np.stack(transform(file.crs, crs, *corners.reshape(-1, 2).T)[:2], -1).reshape(corners.shape)
-            polygons = np.zeros(len(corners), POLYGON)
-            polygons["order"], polygons["head"] = 1, (3, 1, 5)  # Little endian; a polygon of one ring of five points.
-            polygons["ring"] = np.concatenate([corners, corners[:, :1]], 1)
-            for bound, polygon in zip(bounds, polygons):
-                yield *bound, file.crs, polygon.tobytes() if file.crs or crs is None else None
-        first = last
+            no_footprint = (None,) * 6
+            yield from [no_footprint] * num_windows
+            continue
+        corners = file.corners(areas_of_file)
+        bounds = np.concatenate([corners.min(1), corners.max(1)], axis=1).tolist()
+        if file.crs not in (crs, None):
+            x, y, *_ = transform(file.crs, crs, corners[..., 0].ravel(), corners[..., 1].ravel())
+            corners = np.stack([x, y], axis=-1).reshape(corners.shape)
+        is_in_crs = file.crs is not None or crs is None
+        for bounds_of_window, polygon in zip(bounds, polygons_of(corners)):
+            yield *bounds_of_window, file.crs, polygon if is_in_crs else None
+
+
+def polygons_of(corners: np.ndarray) -> list[bytes]:
+    """Return polygons with four corners each, `(polygons, 4, 2)`, as WKB."""
+    polygons = np.zeros(len(corners), POLYGON)
+    polygons["order"] = 1  # Little endian.
+    polygons["head"] = (3, 1, 5)  # A polygon of one ring of five points.
+    polygons["ring"] = np.concatenate([corners, corners[:, :1]], axis=1)
+    return [polygon.tobytes() for polygon in polygons]
 
 
 __all__ = ["embed_images"]

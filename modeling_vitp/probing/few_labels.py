@@ -23,9 +23,13 @@ class FewLabels:
     share: float | None = None
 
     def __str__(self) -> str:
+        if self.shots == 1:
+            return "1 shot"
         if self.shots is not None:
-            return f"{self.shots} shot{'s' * (self.shots > 1)}"
-        return "all labels" if self.share == 1 else f"{100 * self.share:g}% of the labels"
+            return f"{self.shots} shots"
+        if self.share == 1:
+            return "all labels"
+        return f"{100 * self.share:g}% of the labels"
 
     def draw(self, presence: np.ndarray, seed: int, names: list[str]) -> np.ndarray:
         """Draw training images.
@@ -42,32 +46,56 @@ class FewLabels:
         Raises:
             ValueError: If a class has too few images; the message names it.
         """
-        images = presence.sum(axis=0)
         if self.share == 1:
             return np.arange(len(presence))
         if self.share is not None:
-            if (presence.sum(axis=1) > 1).any():
-                presence = np.ones((len(presence), 1), dtype=bool)
-            else:  # Images without a class are drawn like a class.
-                presence = np.column_stack([presence, ~presence.any(axis=1)])
-            images = presence.sum(axis=0)
-            wanted = np.where(images > 0, np.maximum(np.floor(self.share * images + 0.5), 1), 0)
+            presence = groups_of(presence)
+            sizes = presence.sum(axis=0)
+            rounded_shares = np.floor(self.share * sizes + 0.5)
+            most_images = np.where(sizes > 0, np.maximum(rounded_shares, 1), 0)
         else:
-            wanted = np.full(len(images), self.shots)
-            few = [f"{name!r} ({count})" for name, count in zip(names, images) if count < self.shots]
-            if few:
-                raise ValueError(f"Expected at least {self.shots} training images of each class, got {', '.join(few)}.")
-        chosen, have = [], np.zeros(len(images), dtype=int)
-        order = torch.randperm(len(presence), generator=keyed_generator(seed, "few labels")).numpy()
-        for index in order:
-            if (presence[index] & (have < wanted)).any():
-                chosen.append(index)
-                have += presence[index]
-        return np.sort(np.array(chosen, dtype=np.int64))
+            self.check_sizes(presence, names)
+            most_images = np.full(presence.shape[1], self.shots)
+        drawn_indices = []
+        drawn_images = np.zeros(presence.shape[1], dtype=int)
+        order = torch.randperm(len(presence), generator=keyed_generator(seed, "few labels"))
+        for index in order.numpy():
+            is_incomplete = drawn_images < most_images
+            if (presence[index] & is_incomplete).any():
+                drawn_indices.append(index)
+                drawn_images += presence[index]
+        return np.sort(np.array(drawn_indices, dtype=np.int64))
+
+    def check_sizes(self, presence: np.ndarray, names: list[str]) -> None:
+        """Raise a `ValueError` that names the classes with fewer images than `shots`."""
+        small_classes = []
+        for name, size in zip(names, presence.sum(axis=0)):
+            if size < self.shots:
+                small_classes.append(f"{name!r} ({size})")
+        if small_classes:
+            raise ValueError(
+                f"Expected at least {self.shots} training images of each class, got {', '.join(small_classes)}."
+            )
+
+
+def groups_of(presence: np.ndarray) -> np.ndarray:
+    """Return the groups that a share is drawn from, bool `(images, groups)`, each image in one of them.
+
+    The groups are the classes, and one of the images without a class; or all images if one has several classes.
+    """
+    has_several_classes = presence.sum(axis=1) > 1
+    if has_several_classes.any():
+        return np.ones((len(presence), 1), dtype=bool)
+    has_no_class = ~presence.any(axis=1)
+    return np.column_stack([presence, has_no_class])
 
 
 def draw_labels(
-    shots: Sequence[int], shares: Sequence[float], seeds: Sequence[int], presence: np.ndarray, names: list[str]
+    shots: Sequence[int],
+    shares: Sequence[float],
+    seeds: Sequence[int],
+    presence: np.ndarray,
+    names: list[str],
 ) -> dict[FewLabels, list[np.ndarray]]:
     """Return the training images of each draw: one draw per seed, or a single one if all images are used.
 
@@ -76,8 +104,10 @@ def draw_labels(
         seeds: seeds of the draws.
         presence, names: see [`FewLabels.draw`].
     """
-    few = [FewLabels(shots=number) for number in shots] + [FewLabels(share=share) for share in shares]
-    return {
-        labels: [labels.draw(presence, seed, names) for seed in (seeds[:1] if labels.share == 1 else seeds)]
-        for labels in few or [FewLabels(share=1.0)]
-    }
+    numbers_of_labels = [FewLabels(shots=number) for number in shots]
+    numbers_of_labels += [FewLabels(share=share) for share in shares]
+    draws = {}
+    for labels in numbers_of_labels or [FewLabels(share=1.0)]:
+        different_seeds = seeds[:1] if labels.share == 1 else seeds
+        draws[labels] = [labels.draw(presence, seed, names) for seed in different_seeds]
+    return draws

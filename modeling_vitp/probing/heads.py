@@ -1,7 +1,9 @@
 """Heads of the probes: nearest neighbors, a linear layer, and a small nonlinear network."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,8 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 ROWS_AT_ONCE = 65536
-HIDDEN_SIZE, BATCH_SIZE = 64, 512  # Of the nonlinear probe.
-KEPT_BYTES = 2**30  # Features up to this size are read and standardized once for all iterations of L-BFGS.
+# Of the nonlinear probe.
+HIDDEN_SIZE = 64
+BATCH_SIZE = 512
+MOST_BYTES_IN_MEMORY = 2**30  # Features up to this size are read and standardized once for all iterations of L-BFGS.
+Batch = tuple[torch.Tensor, torch.Tensor]  # Features and counts of some positions.
 
 
 def nearest_neighbours(
@@ -38,15 +43,18 @@ def nearest_neighbours(
     Returns:
         Predicted classes, int64 `(queries,)`.
     """
-    known = F.normalize(torch.tensor(features, device=device), dim=-1)
-    votes = F.one_hot(torch.tensor(labels, device=device), num_classes).float()
-    predicted = []
-    for part in torch.tensor(queries).split(1024):
-        similarity = F.normalize(part.to(device), dim=-1) @ known.T
-        nearest, indices = similarity.topk(min(num_neighbours, len(known)), dim=-1)
-        weights = torch.softmax(nearest / temperature, dim=-1)
-        predicted.append((weights[..., None] * votes[indices]).sum(1).argmax(-1))
-    return torch.cat(predicted).cpu().numpy()
+    neighbours = F.normalize(torch.tensor(features, device=device), dim=-1)
+    num_neighbours = min(num_neighbours, len(neighbours))
+    one_hot_labels = F.one_hot(torch.tensor(labels, device=device), num_classes).float()
+    predictions = []
+    for query_batch in torch.tensor(queries).split(1024):
+        query_batch = F.normalize(query_batch.to(device), dim=-1)
+        similarities = query_batch @ neighbours.T
+        nearest_similarities, indices = similarities.topk(num_neighbours, dim=-1)
+        weights = torch.softmax(nearest_similarities / temperature, dim=-1)
+        votes = (weights[..., None] * one_hot_labels[indices]).sum(1)
+        predictions.append(votes.argmax(-1))
+    return torch.cat(predictions).cpu().numpy()
 
 
 @dataclass(eq=False)
@@ -65,7 +73,8 @@ class LinearProbe:
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """Return logits, float32 `(…, classes)`, of features `(…, width)`."""
-        return F.linear((features.to(self.weight.device) - self.mean) / self.std, self.weight, self.bias)
+        standardized = (features.to(self.weight.device) - self.mean) / self.std
+        return F.linear(standardized, self.weight, self.bias)
 
 
 def fit_linear(
@@ -94,14 +103,48 @@ def fit_linear(
     Raises:
         ValueError: If there are no labels.
     """
-    width, num_classes = features.shape[-1], counts.shape[-1]
     batches = labeled_positions(features, counts, used, device)
-    mean, std, total = standardization(batches, width, device)
+    mean, std, total = standardization(batches, features.shape[-1], device)
 
-    def standardized() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        return (((rows - mean) / std, targets) for rows, targets in batches())
+    def standardized() -> Iterator[Batch]:
+        for rows, targets in batches():
+            yield (rows - mean) / std, targets
 
-    kept = list(standardized()) if features[used[:1]].nbytes * len(used) <= KEPT_BYTES else None
+    read_batches = standardized
+    num_bytes = features[used[:1]].nbytes * len(used)
+    if num_bytes <= MOST_BYTES_IN_MEMORY:
+        batches_in_memory = list(standardized())
+        read_batches = partial(iter, batches_in_memory)
+    weight, bias = minimize_cross_entropy(
+        read_batches,
+        width=features.shape[-1],
+        num_classes=counts.shape[-1],
+        total=total,
+        l2=l2,
+        device=device,
+        max_iterations=max_iterations,
+    )
+    return LinearProbe(weight, bias, mean, std)
+
+
+def minimize_cross_entropy(
+    read_batches: Callable[[], Iterator[Batch]],
+    width: int,
+    num_classes: int,
+    total: float,
+    l2: float,
+    device: str | torch.device,
+    max_iterations: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return weight and bias of a linear layer with the lowest loss, see [`fit_linear`], on standardized features.
+
+    Args:
+        read_batches: function that iterates over all batches.
+        width: number of features.
+        num_classes: number of classes.
+        total: sum of all counts.
+        l2, device, max_iterations: see [`fit_linear`].
+    """
     weight = torch.zeros(num_classes, width, device=device, requires_grad=True)
     bias = torch.zeros(num_classes, device=device, requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -119,15 +162,15 @@ def fit_linear(
         loss = l2 / 2 * weight.square().sum()
         loss.backward()
         loss = loss.detach()
-        for rows, targets in kept or standardized():
+        for rows, targets in read_batches():
             logits = F.linear(rows, weight, bias)
-            part = -(targets * logits.log_softmax(-1)).sum() / total
-            part.backward()
-            loss = loss + part.detach()
+            batch_loss = -(targets * logits.log_softmax(-1)).sum() / total
+            batch_loss.backward()
+            loss = loss + batch_loss.detach()
         return loss
 
     optimizer.step(closure)
-    return LinearProbe(weight.detach(), bias.detach(), mean, std)
+    return weight.detach(), bias.detach()
 
 
 class NonlinearProbe(nn.Module):
@@ -143,12 +186,16 @@ class NonlinearProbe(nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
         self.layers = nn.Sequential(
-            nn.Linear(len(mean), HIDDEN_SIZE), nn.GELU(), nn.Dropout(0.2), nn.Linear(HIDDEN_SIZE, num_classes)
+            nn.Linear(len(mean), HIDDEN_SIZE),
+            nn.GELU(),
+            nn.Dropout(0.2),
+            nn.Linear(HIDDEN_SIZE, num_classes),
         )
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return logits, float32 `(…, classes)`, of features `(…, width)`."""
-        return self.layers((features.to(self.mean.device) - self.mean) / self.std)
+        standardized = (features.to(self.mean.device) - self.mean) / self.std
+        return self.layers(standardized)
 
 
 def fit_nonlinear(
@@ -170,19 +217,24 @@ def fit_nonlinear(
         device: device of the computation.
         steps: number of training steps, each on `BATCH_SIZE` positions.
     """
-    width, num_classes = features.shape[-1], counts.shape[-1]
-    mean, std, _ = standardization(labeled_positions(features, counts, used, device), width, device)
-    labeled = np.argwhere(counts.any(-1)[used]).T  # Indices of each labeled position in `features`.
-    labeled[0] = used[labeled[0]]
+    batches = labeled_positions(features, counts, used, device)
+    mean, std, _ = standardization(batches, features.shape[-1], device)
+    # Indices of each labeled position in `features`: a row with that of the image, then those of the patch.
+    is_labeled = counts.any(-1)[used]
+    labeled_indices = np.argwhere(is_labeled).T
+    labeled_indices[0] = used[labeled_indices[0]]
+    num_labeled = labeled_indices.shape[1]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        probe = NonlinearProbe(mean.cpu(), std.cpu(), num_classes).to(device)
+        probe = NonlinearProbe(mean.cpu(), std.cpu(), num_classes=counts.shape[-1]).to(device)
         optimizer = torch.optim.AdamW(probe.parameters(), lr=1e-3, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(steps):
-            chosen = tuple(labeled[:, torch.randint(labeled.shape[1], (BATCH_SIZE,)).numpy()])
-            targets = torch.from_numpy(counts[chosen]).float().to(device)
-            logits = probe(torch.from_numpy(features[chosen]).to(device))
+            batch = torch.randint(num_labeled, (BATCH_SIZE,)).numpy()
+            positions = tuple(labeled_indices[:, batch])
+            targets = torch.from_numpy(counts[positions]).float().to(device)
+            inputs = torch.from_numpy(features[positions]).to(device)
+            logits = probe(inputs)
             loss = -(targets * logits.log_softmax(-1)).sum() / targets.sum()
             optimizer.zero_grad()
             loss.backward()
@@ -192,40 +244,53 @@ def fit_nonlinear(
 
 
 def labeled_positions(
-    features: np.ndarray, counts: np.ndarray, used: np.ndarray, device: str | torch.device
-) -> Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]]:
+    features: np.ndarray,
+    counts: np.ndarray,
+    used: np.ndarray,
+    device: str | torch.device,
+) -> Callable[[], Iterator[Batch]]:
     """Return a function that iterates over the labeled positions, in parts.
 
     Returns:
         Function that yields features, float32 `(positions, width)`, and counts, float32 `(positions, classes)`.
     """
-    width, num_classes = features.shape[-1], counts.shape[-1]
-    positions = int(np.prod(features.shape[1:-1], dtype=int))
-    parts = np.array_split(used, max(-(-len(used) * positions // ROWS_AT_ONCE), 1))
+    width = features.shape[-1]
+    num_classes = counts.shape[-1]
+    positions_per_image = math.prod(features.shape[1:-1])
+    num_parts = math.ceil(len(used) * positions_per_image / ROWS_AT_ONCE)
+    indices_of_parts = np.array_split(used, max(num_parts, 1))
 
-    def load(part: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = torch.from_numpy(np.asarray(features[part])).reshape(-1, width)
-        targets = torch.from_numpy(counts[part]).float().reshape(-1, num_classes)
-        labeled = targets.sum(1) > 0
-        return rows[labeled].to(device), targets[labeled].to(device)
+    def read() -> Iterator[Batch]:
+        for indices in indices_of_parts:
+            rows = torch.from_numpy(np.asarray(features[indices])).reshape(-1, width)
+            targets = torch.from_numpy(counts[indices]).float().reshape(-1, num_classes)
+            is_labeled = targets.sum(1) > 0
+            yield rows[is_labeled].to(device), targets[is_labeled].to(device)
 
-    return lambda: map(load, parts)
+    return read
 
 
 def standardization(
-    batches: Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]], width: int, device: str | torch.device
+    batches: Callable[[], Iterator[Batch]],
+    width: int,
+    device: str | torch.device,
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Return mean and standard deviation of each feature, with 1 for constant features, and the sum of all counts."""
-    number, total = 0, 0.0
+    num_rows = 0
+    total = 0.0
     mean = torch.zeros(width, device=device)
     for rows, targets in batches():
-        number, total = number + len(rows), total + targets.sum().item()
+        num_rows += len(rows)
+        total += targets.sum().item()
         mean += rows.sum(0)
-    if not number:
+    if num_rows == 0:
         raise ValueError("No labels found in the training images.")
-    mean /= number
+    mean /= num_rows
     variance = torch.zeros(width, device=device)
     for rows, _ in batches():
         variance += (rows - mean).square().sum(0)
-    std = (variance / number).sqrt()
-    return mean, torch.where(std > 1e-6 * mean.abs().clamp(min=1e-6), std, torch.ones_like(std)), total
+    std = (variance / num_rows).sqrt()
+    # Rounding gives a constant feature a small deviation, relative to its mean.
+    rounding_error = 1e-6 * mean.abs().clamp(min=1e-6)
+    std = torch.where(std > rounding_error, std, torch.ones_like(std))
+    return mean, std, total
