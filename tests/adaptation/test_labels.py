@@ -438,7 +438,7 @@ def test_task_is_chosen_where_labels_allow_it(tmp_path):
     assert (found.task, found.layout) == ("segmentation", "masks")
     with pytest.raises(ValueError, match="classification"):
         read_labels(root, tmp_path / "c", task="classification")
-    with pytest.raises(ValueError, match="'boxes'.*segmentation.*oriented"):
+    with pytest.raises(ValueError, match="'boxes'.*oriented.*segmentation"):
         read_labels(root, tmp_path / "b", task="boxes")
 
 

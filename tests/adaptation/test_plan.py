@@ -32,7 +32,6 @@ def test_budget_is_read(text, seconds):
         ({"baselines": ["mae", "mae"]}, "baselines"),
         ({"label_fractions": [0.0]}, "label_fractions"),
         ({"learning_rates": [-1.0]}, "learning_rates"),
-        ({"task": "panoptic"}, "task"),
         ({"pretraining": "no_such_configuration"}, "no_such_configuration"),
     ],
 )

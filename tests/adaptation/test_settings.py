@@ -450,7 +450,7 @@ def test_learning_rate_has_lowest_error_rate(tmp_path, monkeypatch):
     errors = {1e-4: 0.3, 3e-4: 0.2, 1e-3: 0.4}
 
     def run_fine_tuning(task, settings, folder):
-        metrics = {"main_score": "error_rate", "greater_is_better": False}
+        metrics = {"main_score": "error_rate", "greater_is_better": False, "is_share": True}
         if not settings.get("do_train", True):
             return metrics | {"test": {"test_error_rate": 0.25}, "test_resampled": [0.2, 0.3], "test_cases": 2}
         return metrics | {"eval": {"eval_error_rate": errors[settings["learning_rate"]]}}
