@@ -64,8 +64,10 @@ class RandomScaledCrop(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         cropped = F.crop(inpt, **params["box"])
-        scaled_size = [params["scaled_height"], params["scaled_width"]]
-        padding = [0, 0, self.size - params["scaled_width"], self.size - params["scaled_height"]]
+        height = params["scaled_height"]
+        width = params["scaled_width"]
+        scaled_size = [height, width]
+        padding = [0, 0, self.size - width, self.size - height]
         if not isinstance(inpt, tv_tensors.Mask):
             image = F.resize(cropped, scaled_size, antialias=True)
             return F.pad(image, padding, fill=self.fill)
@@ -78,7 +80,9 @@ class RandomScaledCrop(v2.Transform):
 
 def class_share(mask: torch.Tensor) -> float:
     """Return the fraction of labeled pixels that have the most frequent class, 1 if no pixel is labeled."""
-    counts = mask.flatten().to(torch.int64).bincount(minlength=IGNORE_INDEX + 1)[:IGNORE_INDEX]
+    labels = mask.flatten().to(torch.int64)
+    counts = labels.bincount(minlength=IGNORE_INDEX + 1)
+    counts = counts[:IGNORE_INDEX]
     total = counts.sum()
     if not total:
         return 1.0
@@ -177,11 +181,21 @@ class Augmentation:
         of_colors: whether images are RGB, uint8. If false, images have any bands, float32 in [0, 1].
     """
 
-    def __init__(self, settings: DenseSettings, fill: Sequence[float] = (0, 0, 0), of_colors: bool = True):
+    def __init__(
+        self,
+        settings: DenseSettings,
+        fill: Sequence[float] = (0, 0, 0),
+        of_colors: bool = True,
+    ):
         self.geometry = v2.Compose(
             [
                 random_rotation_or_reflection(settings.rotation, settings.rotation_angle, settings.reflection),
-                RandomScaledCrop(settings.crop_size, settings.scale_range, settings.max_class_share, fill),
+                RandomScaledCrop(
+                    settings.crop_size,
+                    settings.scale_range,
+                    settings.max_class_share,
+                    fill,
+                ),
                 v2.RandomHorizontalFlip(settings.horizontal_flip),
                 v2.RandomVerticalFlip(settings.vertical_flip),
             ]
@@ -193,7 +207,10 @@ class Augmentation:
         self.exchange_time = settings.exchange_time
 
     def __call__(
-        self, images: list[tv_tensors.Image], mask: tv_tensors.Mask, seed: int
+        self,
+        images: list[tv_tensors.Image],
+        mask: tv_tensors.Mask,
+        seed: int,
     ) -> tuple[list[tv_tensors.Image], tv_tensors.Mask]:
         """Return the augmented images and mask. The result depends on `seed` alone.
 

@@ -130,7 +130,12 @@ class MaskedImages(torch.utils.data.Dataset):
         values = mask_array(picture, name, self.encoding.by)
         return self.encoding.encode(values, name)
 
-    def to_pixels(self, name: str, image: Picture, spec: InputSpec | None) -> torch.Tensor:
+    def to_pixels(
+        self,
+        name: str,
+        image: Picture,
+        spec: InputSpec | None,
+    ) -> torch.Tensor:
         try:
             return to_pixels(image, spec)
         except (OSError, ValueError) as error:
@@ -278,7 +283,12 @@ class Rows(MaskedImages):
         self.rows = encoded_rows(rows)
         self.cases = cases_of_rows(rows) or [str(index) for index in range(len(rows))]
         self.name = name
-        columns_by_role = find_columns(rows.column_names, USUAL, columns or {}, name)
+        columns_by_role = find_columns(
+            rows.column_names,
+            USUAL,
+            columns or {},
+            name,
+        )
         image_roles = ("before", "after") if "before" in columns_by_role else ("image",)
         for role in image_roles:
             if role not in columns_by_role:
@@ -322,7 +332,11 @@ class Rows(MaskedImages):
         row = self._values(index, columns)
         return self._mask(str(row.get("id", index)), row)
 
-    def _values(self, index: int, columns: list[str]) -> dict[str, Any]:
+    def _values(
+        self,
+        index: int,
+        columns: list[str],
+    ) -> dict[str, Any]:
         """Return some columns of a row, without reading the others."""
         return self.rows.select_columns(columns)[index]
 
@@ -330,7 +344,12 @@ class Rows(MaskedImages):
         mask, _ = self._picture(name, row, self.mask_column)
         return f"{name} ({self.mask_column})", mask
 
-    def _picture(self, name: str, row: dict, column: str) -> tuple[Picture, InputSpec | None]:
+    def _picture(
+        self,
+        name: str,
+        row: dict,
+        column: str,
+    ) -> tuple[Picture, InputSpec | None]:
         """Return an image with its input spec, or the mask."""
         stored = row[column]
         if stored is None:
@@ -628,10 +647,21 @@ class DenseData(DataSettings):
         settings = self.split_settings(name)
         if self.dataset_name is not None:
             rows = self.load_rows(settings)
-            return Rows(rows, self.encoding, self.input_spec, self.columns, name)
+            return Rows(
+                rows,
+                self.encoding,
+                self.input_spec,
+                self.columns,
+                name,
+            )
         samples = find_samples(self.root, settings, name)
         if self.volumes is None:
-            files = ImageFiles(samples, self.encoding, self.input_spec, settings.get("tile"))
+            files = ImageFiles(
+                samples,
+                self.encoding,
+                self.input_spec,
+                settings.get("tile"),
+            )
             files.check_files(name)
             return files
         # The other processes read the slices that the first one has cached.
@@ -732,7 +762,11 @@ def settings_of_folder(settings: Mapping[str, Any]) -> dict[str, Any]:
     return folder_settings
 
 
-def values_fit(folder_settings: Mapping[str, Any], classes: Sequence[Mapping], ignored_values: Sequence) -> bool:
+def values_fit(
+    folder_settings: Mapping[str, Any],
+    classes: Sequence[Mapping],
+    ignored_values: Sequence,
+) -> bool:
     """Return whether every value in the masks of a folder belongs to a class, and every class has such a value.
 
     A class may have a range of values, for example for masks that were saved as JPEG.
@@ -770,7 +804,11 @@ def divide_splits(splits: dict[str, dict], root: Path) -> dict[str, dict]:
     return hold_out(settings, cases)
 
 
-def pattern_of(files: Mapping[str, tuple[Path]], root: Path, folders: Sequence[str]) -> str:
+def pattern_of(
+    files: Mapping[str, tuple[Path]],
+    root: Path,
+    folders: Sequence[str],
+) -> str:
     """Return the pattern of [`find_samples`] that matches files, from their ids in [`images_in`].
 
     Args:
@@ -852,7 +890,10 @@ class ClassPixels(Dataset):
 
 
 def count_pixels(
-    samples: Dataset, names: Sequence[str], num_workers: int = 0, kind: str = "training"
+    samples: Dataset,
+    names: Sequence[str],
+    num_workers: int = 0,
+    kind: str = "training",
 ) -> dict[str, int]:
     """Return the number of pixels of each class over a data set, by class name.
 

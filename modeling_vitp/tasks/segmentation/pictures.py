@@ -13,7 +13,12 @@ from ...image_processing_vitp_dense import IGNORE_INDEX
 from ...images.pixels import shown
 
 UNLABELED = (127, 127, 127)
-WRONG = {"red": (220, 30, 30), "black": (0, 0, 0), "magenta": (255, 0, 255), "blue": (0, 60, 255)}
+WRONG = {
+    "red": (220, 30, 30),
+    "black": (0, 0, 0),
+    "magenta": (255, 0, 255),
+    "blue": (0, 60, 255),
+}
 
 
 def draw_predictions(
@@ -42,7 +47,12 @@ def draw_predictions(
     axes = figure.subplots(len(samples), len(titles), squeeze=False)
     for index, (sample, prediction) in enumerate(zip(samples, predictions)):
         panels = [shown(image, band_names) for image in sample["images"]]
-        panels += panels_of_masks(sample, prediction, encoding, error_color)
+        panels += panels_of_masks(
+            sample,
+            prediction,
+            encoding,
+            error_color,
+        )
         if components:
             panels.append(components[index])
         for axis, panel, title in zip(axes[index], panels, titles):
@@ -51,7 +61,12 @@ def draw_predictions(
             axis.axis("off")
         axes[index, 0].set_title(sample["id"], fontsize=8)
     legend = legend_entries(encoding)
-    figure.legend(handles=legend, loc="outside lower center", ncols=min(len(legend), 6), fontsize=8)
+    figure.legend(
+        handles=legend,
+        loc="outside lower center",
+        ncols=min(len(legend), 6),
+        fontsize=8,
+    )
     figure.savefig(path, dpi=120)
 
 
@@ -76,7 +91,10 @@ def titles_of_panels(sample: dict, error_color: str) -> list[str]:
 
 
 def panels_of_masks(
-    sample: dict, prediction: np.ndarray, encoding: LabelEncoding, error_color: str
+    sample: dict,
+    prediction: np.ndarray,
+    encoding: LabelEncoding,
+    error_color: str,
 ) -> list[np.ndarray]:
     """Return the mask, the prediction and the errors as RGB images, or the prediction alone."""
     colors = np.full((IGNORE_INDEX + 1, 3), UNLABELED, dtype=np.uint8)
@@ -99,7 +117,11 @@ def legend_entry(name: str, color: tuple[int, int, int]) -> Patch:
     return Patch(facecolor=np.array(color) / 255, edgecolor="black", label=name)
 
 
-def mistakes(mask: torch.Tensor, prediction: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+def mistakes(
+    mask: torch.Tensor,
+    prediction: np.ndarray,
+    color: tuple[int, int, int],
+) -> np.ndarray:
     """Return an RGB image of the errors: white for correct pixels, `color` for wrong, gray for unlabeled pixels."""
     mask = mask.numpy()
     panel = np.full((*mask.shape, 3), 255, dtype=np.uint8)

@@ -88,7 +88,14 @@ def sliding_window(
     def read(top: int, bottom: int) -> tuple[torch.Tensor, ...]:
         return tuple(image[:, :, top:bottom] for image in images)
 
-    bands = predict_bands(predict, read, sizes[0][-2:], window, stride, batch_size)
+    bands = predict_bands(
+        predict,
+        read,
+        sizes[0][-2:],
+        window,
+        stride,
+        batch_size,
+    )
     return torch.cat([logits for _, logits in bands], dim=2)
 
 
@@ -138,7 +145,13 @@ def predict_bands(
             batch_lefts = lefts[first : first + batch_size]
             logits = predict_windows(predict, rows, batch_lefts, width)
             if sums is None:
-                sums = logits.new_zeros(len(rows[0]), logits.shape[1], height, image_width, dtype=torch.float32)
+                sums = logits.new_zeros(
+                    len(rows[0]),
+                    logits.shape[1],
+                    height,
+                    image_width,
+                    dtype=torch.float32,
+                )
             for left, window_logits in zip(batch_lefts, logits.chunk(len(batch_lefts))):
                 sums[..., left : left + width] += window_logits
         if next_top > start:
@@ -146,10 +159,16 @@ def predict_bands(
             counts = row_counts[top + skipped : next_top, None] * column_counts
             yield top + skipped, sums[:, :, skipped : next_top - top] / counts.to(sums.device)
         finished = next_top - top
-        sums = torch.cat([sums[:, :, finished:], torch.zeros_like(sums[:, :, :finished])], dim=2)
+        next_rows = torch.zeros_like(sums[:, :, :finished])
+        sums = torch.cat([sums[:, :, finished:], next_rows], dim=2)
 
 
-def predict_windows(predict: Predict, rows: Sequence[torch.Tensor], lefts: Sequence[int], width: int) -> torch.Tensor:
+def predict_windows(
+    predict: Predict,
+    rows: Sequence[torch.Tensor],
+    lefts: Sequence[int],
+    width: int,
+) -> torch.Tensor:
     """Return the logits of windows of the same rows, one after the other along the batch axis.
 
     Args:
@@ -175,11 +194,15 @@ def predict_windows(predict: Predict, rows: Sequence[torch.Tensor], lefts: Seque
 def default_stride(window: int | tuple[int, int]) -> tuple[int, int]:
     """Return the default stride, three quarters of the window: 384 for a window of 512."""
     height, width = as_pair(window)
-    return max(3 * height // 4, 1), max(3 * width // 4, 1)
+    row_stride = max(3 * height // 4, 1)
+    column_stride = max(3 * width // 4, 1)
+    return row_stride, column_stride
 
 
 def as_pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+    if isinstance(value, int):
+        return value, value
+    return tuple(value)
 
 
 def times_covered(length: int, starts: list[int], window: int) -> torch.Tensor:
@@ -190,7 +213,11 @@ def times_covered(length: int, starts: list[int], window: int) -> torch.Tensor:
     return counts
 
 
-def augmented(predict: Predict, scales: Sequence[float] = (1.0,), flip: bool = False) -> Predict:
+def augmented(
+    predict: Predict,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> Predict:
     """Return a `predict` function with test-time augmentation, averaged over scales and mirrored images.
 
     The average is over probabilities (softmax of the logits) at the size of the input, as in the test-time augmentation
@@ -236,11 +263,20 @@ def augmented(predict: Predict, scales: Sequence[float] = (1.0,), flip: bool = F
 
 def scaled(images: Sequence[torch.Tensor], scale: float) -> list[torch.Tensor]:
     """Return images of the same size at a scale; the scaled size is rounded to pixels."""
-    scaled_size = [max(round(length * scale), 1) for length in images[0].shape[-2:]]
+    height, width = images[0].shape[-2:]
+    scaled_size = [
+        max(round(height * scale), 1),
+        max(round(width * scale), 1),
+    ]
     scaled_images = []
     for image in images:
         if list(image.shape[-2:]) != scaled_size:
-            image = F.interpolate(image, scaled_size, mode="bilinear", antialias=scale < 1)
+            image = F.interpolate(
+                image,
+                scaled_size,
+                mode="bilinear",
+                antialias=scale < 1,
+            )
         scaled_images.append(image)
     return scaled_images
 
@@ -397,8 +433,22 @@ def predict_large(
             "probabilities": probabilities is not None,
         }
         with RowFile(rows_path, (num_layers, sources[0].dataset.width), made_of) as rows:
-            predict_rows(predict, sources, rows, window, stride, batch_size, outputs[0].name)
-            write_geotiffs(outputs, rows, sources, class_names_of(model), colors)
+            predict_rows(
+                predict,
+                sources,
+                rows,
+                window,
+                stride,
+                batch_size,
+                outputs[0].name,
+            )
+            write_geotiffs(
+                outputs,
+                rows,
+                sources,
+                class_names_of(model),
+                colors,
+            )
     rows.delete()
 
 
@@ -442,7 +492,12 @@ def predict_rows(
         batch_size=batch_size,
         start=len(rows),
     )
-    with tqdm(total=first_image.height, initial=len(rows), unit="row", desc=description) as progress:
+    with tqdm(
+        total=first_image.height,
+        initial=len(rows),
+        unit="row",
+        desc=description,
+    ) as progress:
         for top, band in bands:
             layers = layers_of(band[0], with_probabilities=num_layers > 1)
             height = band.shape[2]
@@ -479,7 +534,12 @@ def write_geotiffs(
                 file.write(layers[:, 1:].swapaxes(0, 1), window=area)
                 if is_masked:
                     file.write_mask(layers[:, 0] != NO_CLASS, window=area)
-    with open_geotiff(outputs[0], first_image, count=1, nodata=NO_CLASS if is_masked else None) as file:
+    with open_geotiff(
+        outputs[0],
+        first_image,
+        count=1,
+        nodata=NO_CLASS if is_masked else None,
+    ) as file:
         colors = colors or default_colors(len(class_names))
         file.write_colormap(1, dict(enumerate(colors)))
         file.update_tags(classes=json.dumps(class_names))
@@ -597,7 +657,13 @@ def predict_volume(
     logits = logits_of(model)
 
     def predict(pixel_values: torch.Tensor) -> torch.Tensor:
-        return sliding_window(logits, pixel_values, window, stride, batch_size)
+        return sliding_window(
+            logits,
+            pixel_values,
+            window,
+            stride,
+            batch_size,
+        )
 
     if flip or tuple(scales) != (1.0,):
         predict = augmented(predict, scales, flip)
@@ -674,25 +740,59 @@ def predict_slices(
     """Append the layers of [`layers_of`] to `rows`, from the first slice that it lacks."""
     start = len(rows)
     num_layers = rows.shape[0]
-    for index in tqdm(range(start, len(slices)), initial=start, total=len(slices), desc=description):
-        inputs = image_processor(slices.image(index), do_resize=False, input_spec=None, return_tensors="pt")
+    for index in tqdm(
+        range(start, len(slices)),
+        initial=start,
+        total=len(slices),
+        desc=description,
+    ):
+        inputs = image_processor(
+            slices.image(index),
+            do_resize=False,
+            input_spec=None,
+            return_tensors="pt",
+        )
         logits = predict(inputs.pixel_values)[0]
         layers = layers_of(logits, with_probabilities=num_layers > 1)
         rows.append(layers[None])
 
 
 def write_niftis(
-    outputs: Sequence[Path], rows: RowFile, volume: Volume, plane: str, class_names: Sequence[str]
+    outputs: Sequence[Path],
+    rows: RowFile,
+    volume: Volume,
+    plane: str,
+    class_names: Sequence[str],
 ) -> None:
     """Write the NIfTI file of the classes and, if `outputs` has a second path, that of the probabilities."""
     slices_with_layers_last = np.moveaxis(rows.whole(), 1, -1)
     layers = volume.uncut(slices_with_layers_last, plane)
     if len(outputs) > 1:
-        save(layers[..., 1:], volume, outputs[1], class_names, "estimate", slope=1 / 255)
-    save(layers[..., 0], volume, outputs[0], class_names, "label")
+        save(
+            layers[..., 1:],
+            volume,
+            outputs[1],
+            class_names,
+            "estimate",
+            slope=1 / 255,
+        )
+    save(
+        layers[..., 0],
+        volume,
+        outputs[0],
+        class_names,
+        "label",
+    )
 
 
-def save(values: np.ndarray, volume: Volume, path: Path, names: Sequence[str], intent: str, slope: float = 1.0) -> None:
+def save(
+    values: np.ndarray,
+    volume: Volume,
+    path: Path,
+    names: Sequence[str],
+    intent: str,
+    slope: float = 1.0,
+) -> None:
     """Save a NIfTI file with the position of a volume. It appears under its name when it is complete.
 
     Args:
@@ -718,13 +818,23 @@ def save(values: np.ndarray, volume: Volume, path: Path, names: Sequence[str], i
         if path.suffix.lower() == ".gz":
             # Python's default level of 9 takes most of the time of a prediction.
             level = nibabel.openers.Opener.default_compresslevel
-            with gzip.GzipFile("", "wb", level, file, mtime=0) as compressed_file:
+            with gzip.GzipFile(
+                "",
+                "wb",
+                level,
+                file,
+                mtime=0,
+            ) as compressed_file:
                 image.to_stream(compressed_file)
         else:
             image.to_stream(file)
 
 
-def write_submission(trainer: "ViTPSegmentationTrainer", data: "DenseData", settings: dict[str, Any]) -> None:
+def write_submission(
+    trainer: "ViTPSegmentationTrainer",
+    data: "DenseData",
+    settings: dict[str, Any],
+) -> None:
     """Predict the masks of a split with test-time augmentation, and write them to `submission` in the output folder.
 
     Args:

@@ -51,7 +51,14 @@ class SegmentationProbe(Probe):
     options = ("pixel_control", "depths")
     reads_patches = True
 
-    def __init__(self, data: DenseData, splits: Mapping[str, str], l2: float, depths: int = 1, intervals: bool = False):
+    def __init__(
+        self,
+        data: DenseData,
+        splits: Mapping[str, str],
+        l2: float,
+        depths: int = 1,
+        intervals: bool = False,
+    ):
         if splits["train"] == splits["test"]:
             raise ValueError(f"train_split and test_split must differ, got {splits['train']!r}.")
         self.data = data
@@ -59,7 +66,9 @@ class SegmentationProbe(Probe):
         self.depths = depths
         self.intervals = intervals
         self.names = data.encoding.names
-        self.samples = {role: data.open([name]) for role, name in splits.items()}
+        self.samples = {}
+        for role, name in splits.items():
+            self.samples[role] = data.open([name])
         for role, name in splits.items():
             if self.samples[role].mask(0) is None:
                 raise ValueError(f"Split {name!r} has no masks. Set `mask` in its settings.")
@@ -70,7 +79,13 @@ class SegmentationProbe(Probe):
         """Open the images of `data`, whose classes and splits are inferred from its root if they are not given."""
         data = DenseData.from_dict(DenseData.complete(args.data))
         splits = {"train": args.train_split, "test": args.test_split}
-        return cls(data, splits, args.l2, args.depths, args.intervals)
+        return cls(
+            data,
+            splits,
+            args.l2,
+            args.depths,
+            args.intervals,
+        )
 
     @cached_property
     def pixels(self) -> np.ndarray:
@@ -112,18 +127,42 @@ class SegmentationProbe(Probe):
         **loading,
     ) -> dict[tuple[str, FewLabels], list[Head]]:
         """Fit the probes to each draw of training images, and return them by probe and labels."""
-        features = self.features(backbone, "train", image_size, folder, **loading)
+        features = self.features(
+            backbone,
+            "train",
+            image_size,
+            folder,
+            **loading,
+        )
         grid = features.shape[1:3]
-        counts = np.stack([pixels_by_patch(mask, grid, len(self.names)) for mask in self.masks("train")])
+        counts_of_images = []
+        for mask in self.masks("train"):
+            counts_of_images.append(pixels_by_patch(mask, grid, len(self.names)))
+        counts = np.stack(counts_of_images)
         device = backbone.model.device
         heads = {}
         for labels, draws_of_images in draws.items():
             linear_heads = []
             for images in draws_of_images:
-                linear_heads.append(fit_linear(features, counts, images, self.l2, device))
+                linear_heads.append(
+                    fit_linear(
+                        features,
+                        counts,
+                        images,
+                        self.l2,
+                        device,
+                    )
+                )
             nonlinear_heads = []
             for images in draws_of_images:
-                nonlinear_heads.append(fit_nonlinear(features, counts, images, device=device))
+                nonlinear_heads.append(
+                    fit_nonlinear(
+                        features,
+                        counts,
+                        images,
+                        device=device,
+                    )
+                )
             heads["linear", labels] = linear_heads
             heads["nonlinear", labels] = nonlinear_heads
         return heads
@@ -141,8 +180,20 @@ class SegmentationProbe(Probe):
         `mean_iou` is computed on pixels. `patch_auc` is computed on patches, with the most frequent class of a patch as
         label: area under the ROC curve of each class against the others, averaged over classes.
         """
-        heads = self.fit(backbone, draws, image_size, folder, **loading)
-        return self.score(heads, backbone, image_size, folder, **loading)
+        heads = self.fit(
+            backbone,
+            draws,
+            image_size,
+            folder,
+            **loading,
+        )
+        return self.score(
+            heads,
+            backbone,
+            image_size,
+            folder,
+            **loading,
+        )
 
     def score(
         self,
@@ -153,14 +204,25 @@ class SegmentationProbe(Probe):
         **loading,
     ) -> dict[tuple[str, FewLabels], list[Scores]]:
         """Return the scores of fitted probes, see [`fit`] and [`probe`]."""
-        features = self.features(backbone, "test", image_size, folder, **loading)
+        features = self.features(
+            backbone,
+            "test",
+            image_size,
+            folder,
+            **loading,
+        )
         scores = {}
         for (probe, labels), heads_of_draws in heads.items():
             description = f"{backbone.name}, {probe}"
             scores[probe, labels] = [self._score(head, features, description) for head in heads_of_draws]
         return scores
 
-    def _score(self, head: Head, features: np.ndarray, description: str) -> Scores:
+    def _score(
+        self,
+        head: Head,
+        features: np.ndarray,
+        description: str,
+    ) -> Scores:
         metric = self._metric()
         patch_logits = []
         patch_labels = []
@@ -191,7 +253,14 @@ class SegmentationProbe(Probe):
             samples.spec = None if spec is None else InputSpec.from_dict(spec)
         return samples
 
-    def features(self, backbone: Backbone, role: str, image_size: int | None, folder: Path, **loading) -> np.ndarray:
+    def features(
+        self,
+        backbone: Backbone,
+        role: str,
+        image_size: int | None,
+        folder: Path,
+        **loading,
+    ) -> np.ndarray:
         """Return the patch tokens of a split, `train` or `test`, float32 `(images, rows, columns, width)`."""
         samples = self.read_for(backbone, role)
         if isinstance(samples, ImageFiles):
@@ -225,7 +294,11 @@ def single_image(samples: MaskedImages, index: int) -> torch.Tensor:
     return images[0]
 
 
-def pixels_by_patch(mask: np.ndarray, grid: tuple[int, int], num_classes: int) -> np.ndarray:
+def pixels_by_patch(
+    mask: np.ndarray,
+    grid: tuple[int, int],
+    num_classes: int,
+) -> np.ndarray:
     """Return the number of pixels of each class in each patch, by their centers. Pixels without a class are ignored.
 
     Args:
@@ -257,4 +330,9 @@ def patch_of_centers(length: int, patches: int) -> np.ndarray:
 def interpolate(logits: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     """Interpolate logits of patches, `(rows, columns, classes)`, bilinearly to pixels, `(classes, height, width)`."""
     channels_first = logits.permute(2, 0, 1)[None]
-    return F.interpolate(channels_first, shape, mode="bilinear", align_corners=False)[0]
+    return F.interpolate(
+        channels_first,
+        shape,
+        mode="bilinear",
+        align_corners=False,
+    )[0]

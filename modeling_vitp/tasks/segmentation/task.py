@@ -59,12 +59,22 @@ class SegmentationTask(Task):
     def open_data(self, options):
         return self.data_class.from_arguments(options.data, options.training.output_dir)
 
-    def check_splits(self, data, splits, options):
+    def check_splits(
+        self,
+        data,
+        splits,
+        options,
+    ):
         for split in splits:
             data.split_settings(split)  # raises an error for an unknown split
         super().check_splits(data, splits, options)
 
-    def check_samples(self, data, samples, options):
+    def check_samples(
+        self,
+        data,
+        samples,
+        options,
+    ):
         from .data import count_pixels
 
         self.check_images(samples)
@@ -75,7 +85,12 @@ class SegmentationTask(Task):
         train_pixels = count_pixels(samples["train"], names, num_workers)
         for role, kind in (("eval", "evaluation"), ("test", "test")):
             if samples[role] is not None:  # A bad mask would stop the run when it is scored.
-                count_pixels(samples[role], names, num_workers, kind)
+                count_pixels(
+                    samples[role],
+                    names,
+                    num_workers,
+                    kind,
+                )
         return {"train_pixels": train_pixels}
 
     def check_images(self, samples):
@@ -90,7 +105,12 @@ class SegmentationTask(Task):
                     f"Expected {expected_number} image(s) in a sample, got {number}. Use {self.other_command}."
                 )
 
-    def load_model(self, data, options, checked):
+    def load_model(
+        self,
+        data,
+        options,
+        checked,
+    ):
         from .data import class_weights
         from .trainer import load_dense_model
 
@@ -107,7 +127,13 @@ class SegmentationTask(Task):
         model.config.volume_plane = data.plane
         return model
 
-    def create_trainer(self, model, data, samples, options):
+    def create_trainer(
+        self,
+        model,
+        data,
+        samples,
+        options,
+    ):
         from ...image_processing_vitp_dense import ViTPSegmentationImageProcessor
         from ..loading import load_image_processor
         from .trainer import ViTPSegmentationTrainer
@@ -127,12 +153,22 @@ class SegmentationTask(Task):
             processing_class=image_processor,
         )
 
-    def write_submission(self, trainer, data, options: FineTuningOptions):
+    def write_submission(
+        self,
+        trainer,
+        data,
+        options: FineTuningOptions,
+    ):
         from .prediction import write_submission
 
         write_submission(trainer, data, options.data.submission)
 
-    def loss(self, model, number, side):
+    def loss(
+        self,
+        model,
+        number,
+        side,
+    ):
         from .trainer import loss_without_values
 
         return loss_without_values(model, number, side)
@@ -141,7 +177,12 @@ class SegmentationTask(Task):
         image_arguments = ["IMAGE.tif"] * self.entry.model_class.images_per_sample
         return [f"vitp predict_large {folder} {' '.join(image_arguments)} --output CLASSES.tif"]
 
-    def read_split(self, data, split, settings):
+    def read_split(
+        self,
+        data,
+        split,
+        settings,
+    ):
         from ...image_processing_vitp_dense import IGNORE_INDEX
 
         samples = self.data_class.from_dict(data).open_split(split)
@@ -174,7 +215,12 @@ class SegmentationTask(Task):
             phrases[key] = class_names.get(item["name"], default)
         return phrases
 
-    def fine_tuning_defaults(self, config, size, window):
+    def fine_tuning_defaults(
+        self,
+        config,
+        size,
+        window,
+    ):
         side_of_patches = min(size) // 32 * 32
         crop_size = min(max(side_of_patches, 32), 512)
         return {"crop_size": crop_size, "per_device_train_batch_size": 8}

@@ -167,13 +167,28 @@ class ViTPSegmentationTrainer(FineTuningTrainer, Trainer):
         return super().greater_is_better(score)
 
     def draw(
-        self, samples: list[dict[str, Any]], path: Path, maps: Sequence[np.ndarray] = (), is_test: bool = False
+        self,
+        samples: list[dict[str, Any]],
+        path: Path,
+        maps: Sequence[np.ndarray] = (),
+        is_test: bool = False,
     ) -> None:
         predictions = [self.predict_labels(sample["images"], is_test) for sample in samples]
-        draw_predictions(samples, predictions, self.encoding, path, maps, self.processing_class.band_names)
+        draw_predictions(
+            samples,
+            predictions,
+            self.encoding,
+            path,
+            maps,
+            self.processing_class.band_names,
+        )
 
     @torch.no_grad()
-    def predict_labels(self, images: list[torch.Tensor], is_test: bool = False) -> np.ndarray:
+    def predict_labels(
+        self,
+        images: list[torch.Tensor],
+        is_test: bool = False,
+    ) -> np.ndarray:
         """Return class indices, uint8 of shape `(height, width)`.
 
         Args:
@@ -257,7 +272,12 @@ def augmented_samples(
         fill = [255 * value for value in fill]
     augmentation = Augmentation(args, fill, has_colors)
     seed = args.seed if args.data_seed is None else args.data_seed
-    return TrainingSamples(samples, augmentation, image_processor, seed)
+    return TrainingSamples(
+        samples,
+        augmentation,
+        image_processor,
+        seed,
+    )
 
 
 def has_batch_norm(model: nn.Module) -> bool:
@@ -283,7 +303,13 @@ def load_dense_model(
 
     `class_weights` are the class weights of the loss.
     """
-    model = load_on_backbone(model_class, args, names, input_spec=input_spec, class_weights=class_weights)
+    model = load_on_backbone(
+        model_class,
+        args,
+        names,
+        input_spec=input_spec,
+        class_weights=class_weights,
+    )
     if "class_weights" not in (args.head or {}):
         model.config.class_weights = class_weights
     return model
@@ -291,7 +317,17 @@ def load_dense_model(
 
 def loss_without_values(model: PreTrainedModel, samples: int, size: int) -> torch.Tensor:
     """Return the loss of a model on samples of `size` x `size` pixels without values."""
-    pixels = torch.zeros(samples, model.config.backbone_config.num_channels, size, size)
-    labels = torch.zeros(samples, size, size, dtype=torch.long)
+    pixels = torch.zeros(
+        samples,
+        model.config.backbone_config.num_channels,
+        size,
+        size,
+    )
+    labels = torch.zeros(
+        samples,
+        size,
+        size,
+        dtype=torch.long,
+    )
     images = [pixels] * model.images_per_sample
     return model(*images, labels=labels).loss
