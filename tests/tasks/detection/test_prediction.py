@@ -397,7 +397,7 @@ def test_bad_detection_arguments_are_refused(written, tmp_path):
         (source, "o.json", {"batch_size": 0}, "batch_size=0"),
         (source, "o.json", {"threshold": 1.5}, "`threshold` .*1.5"),
         (source, "o.json", {"nms_threshold": -1}, "`nms_threshold` .*-1"),
-        (tmp_path, "o.json", {}, "folder"),
+        (tmp_path, "o.json", {}, "directory"),
         (source, "none/o.json", {}, "older .*none"),
         (many, "o.json", {}, "many.tif has 6"),
         (local, "o.geojson", {}, "local.tif: .*longitude"),

@@ -355,7 +355,7 @@ def test_sentinel_2_trains_from_rgb_backbone(tmp_path):
     with rasterio.open(tmp_path / "classes.tif") as file:
         assert (file.read(1) == expected.numpy()).mean() > 0.999
     write_bands(tmp_path / "three.tif", scene[:3])
-    with pytest.raises(ValueError, match="three.tif has 3"):
+    with pytest.raises(ValueError, match="three.tif .* 3 band"):
         predict_large(model, processor, tmp_path / "three.tif", tmp_path / "other.tif")
 
     other = [*arguments, "--output_dir", str(tmp_path / "other"), "--from_scratch", "{}", "--model_name_or_path"]
