@@ -25,7 +25,7 @@ class BoxVariant:
 
     @property
     def has_outlines(self) -> bool:
-        """Whether the labels say where an object is in its upright box."""
+        """Return whether the labels show where an object is in its upright box."""
         return self.is_oriented or self.has_masks
 
 
