@@ -69,7 +69,8 @@ class ProbeArguments(Settings):
         default=None,
         metadata={
             "help": "Task whose labels are in `data`: 'segmentation', 'detection', 'classification', or a task of "
-            "plugins. Default: segmentation, with `dataset_name` classification."
+            "plugins. Default: segmentation, with a box format in `data` detection, with `dataset_name` "
+            "classification."
         },
     )
     data_root: str | None = field(
@@ -157,7 +158,14 @@ class ProbeArguments(Settings):
             if self.data is None and getattr(self, name) is not None:
                 raise ValueError(f"{name} needs `data`. Remove it.")
         if self.task is None:
-            self.task = "classification" if self.data is None else "segmentation"
+            self.task = self._default_task()
+
+    def _default_task(self) -> str:
+        """Return the task of the data that are given."""
+        if self.data is None:
+            return "classification"
+        has_box_format = not self.data.keys().isdisjoint(("format", "box_format"))
+        return "detection" if has_box_format else "segmentation"
 
     def _check_settings_of_data(self) -> None:
         """Raise a `ValueError` if an option is set that only images of `dataset_name` have."""

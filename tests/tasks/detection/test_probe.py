@@ -141,8 +141,10 @@ def test_invalid_box_data_are_named(tmp_path):
         main([*words, "--data", json.dumps(data)])
     with pytest.raises(ValueError, match="train_split and test_split must differ, got 'train'"):
         main([*words, "--data", json.dumps(data), "--test_split", "train"])
-    with pytest.raises(ValueError, match="format"):
+    with pytest.raises(ValueError, match="'train' and 'test'"):  # found by the box format
         main([*words[2:], "--data", json.dumps(data)])
+    with pytest.raises(ValueError, match="format"):
+        main([*words[2:], "--task", "segmentation", "--data", json.dumps(data)])
     with pytest.raises(ValueError, match="`data`"):
         main([*words, "--dataset_name", "somewhere"])
 
