@@ -156,6 +156,10 @@ def find_samples(root: str | Path, settings: Mapping, name: str, use_part: bool 
     patterns = split.images
     if split.mask is not None:
         patterns["mask"] = split.mask
+    if not root.is_dir():
+        raise ValueError(f"Folder {root} of the data set not found.")
+    if not patterns:
+        raise ValueError(f"Split {name!r} needs a pattern of its images, got an empty list. Set `image`.")
     first_role = next(iter(patterns))
     field_names = list(dict.fromkeys(fields_of(patterns[first_role])))
     for role, pattern in patterns.items():

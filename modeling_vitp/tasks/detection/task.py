@@ -1,7 +1,7 @@
 """Detection of objects: boxes, oriented boxes, or boxes with masks."""
 
 from ..base import Task, register_task
-from .arguments import VARIANTS, DetectionArguments, DetectionSettings
+from .arguments import VARIANTS, VITP, DetectionArguments, DetectionSettings
 
 
 @register_task("detection")
@@ -63,8 +63,11 @@ class DetectionTask(Task):
         return {"train_images": len(train_samples), "train_objects": train_samples.count(data.names.names)}
 
     def load_model(self, data, options, checked):
-        from .trainer import load_detector
+        from .trainer import load_detection_image_processor, load_detector
 
+        if options.data.detector != VITP:
+            # Image processors of transformers support less: errors come before the weights are loaded.
+            load_detection_image_processor(options.start, options.training, data.input_spec, options.data.detector)
         return load_detector(
             options.data.task,
             options.start,
