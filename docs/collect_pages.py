@@ -50,6 +50,10 @@ def pages_of(nav: list | dict | str) -> Iterator[str]:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages of the navigation, the files that they link to, and the pages of the reference."""
+    for file in list(files):
+        # Pages of docs/ too come by their path from the root of the repository, as their links expect.
+        if file.src_dir == config.docs_dir:
+            files.remove(file)
     pages = [page for page in pages_of(config.nav) if not page.startswith("reference/")]
     paths = dict.fromkeys(pages)
     for page in pages:

@@ -1,6 +1,7 @@
 import functools
 import gc
 import os
+import sys
 import time
 from types import SimpleNamespace
 
@@ -23,9 +24,11 @@ from local_hub import LocalHub
 from pictures import picture
 from tiny_models import TEXT, VISION
 
+from modeling_vitp.data.layouts import LAYOUTS
 from modeling_vitp.instructions import answer_prior
 from modeling_vitp.pretraining.loading import build_model, build_tokenizer
 from modeling_vitp.probing.heads import fit_nonlinear
+from modeling_vitp.tasks import TASKS
 from modeling_vitp.tasks.segmentation import probe as segmentation_probe
 
 hypothesis.settings.register_profile("same_examples", derandomize=True)
@@ -61,6 +64,19 @@ def model(model_and_processor):
 @pytest.fixture
 def processor(model_and_processor):
     return model_and_processor[1]
+
+
+@pytest.fixture
+def forget_plugins():
+    """Forget after a test the tasks and layouts that it registered."""
+    registered = {"tasks": dict(TASKS), "layouts": dict(LAYOUTS)}
+    yield
+    for registry, before in ((TASKS, registered["tasks"]), (LAYOUTS, registered["layouts"])):
+        registry.clear()
+        registry.update(before)
+    for name in list(sys.modules):
+        if name.startswith("vitp_plugin_"):
+            del sys.modules[name]
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def everything(tokenizer, tmp_path_factory):
 
 
 @pytest.fixture
-def place(everything, tmp_path, request, monkeypatch, quick_probe, quick_prior):
+def place(everything, tmp_path, request, monkeypatch, quick_probe, quick_prior, forget_plugins):
     """Return a function that makes the folder in which a page is run, with what it names."""
 
     def make(page: str, is_slow: bool = False) -> Place:
@@ -102,7 +102,7 @@ def run_page(page: str, place: Place, monkeypatch) -> None:
     for block in slow_blocks(page) if place.is_slow and page in MAIN else blocks:
         run_block(block, place, monkeypatch)
     for command in INLINE.findall(text):
-        is_pattern = re.search(r"…|\[|\bNAME\b", command)  # of commands, not one that can be given
+        is_pattern = re.search(r"…|\[|NAME\b", command)  # of commands, not one that can be given
         if not is_pattern and len(shlex.split(command)) > 1:
             run_command(command, place, monkeypatch, only_parse=True)
 

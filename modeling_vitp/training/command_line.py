@@ -279,7 +279,7 @@ def find_checkpoint(parsed: Sequence[Any]) -> None:
 
 
 def load_plugins(paths: Sequence[str]) -> None:
-    """Run Python files that register decode heads, each of them once per process.
+    """Run Python files that register tasks, layouts, heads or models, each of them once per process.
 
     Raises:
         ValueError: if a file is missing or raises an error.
@@ -291,7 +291,7 @@ def load_plugins(paths: Sequence[str]) -> None:
         if name in sys.modules:
             continue
         if not file.is_file():
-            raise ValueError(f"plugins: file {path} not found. Give Python files that register heads.")
+            raise ValueError(f"plugins: file {path} not found. Give Python files.")
         spec = importlib.util.spec_from_file_location(name, file)
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module

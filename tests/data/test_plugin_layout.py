@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_models import FROM_SCRATCH
 
 from modeling_vitp import ViTPImageProcessor, adapt, export_backbone
-from modeling_vitp.data.layouts import LAYOUTS, recognize_layout
+from modeling_vitp.data.layouts import recognize_layout
 from modeling_vitp.evaluation import pretraining
 from modeling_vitp.recipes import finetune_detection, make_instructions, pretrain, probe
 
@@ -23,14 +23,13 @@ TRAINING += " --save_strategy no --watch_samples 0 --logging_steps 1"
 
 
 @pytest.fixture
-def plugin(tmp_path):
+def plugin(tmp_path, forget_plugins):
     """Return the file of the plugin, whose layout is forgotten after the test."""
     page = (ROOT / "docs" / "extending.md").read_text()
     (block,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class LabelMe" in block]
     path = tmp_path / "labelme.py"
     path.write_text(block)
-    yield str(path)
-    LAYOUTS.pop("labelme", None)
+    return str(path)
 
 
 def write_labels(root):

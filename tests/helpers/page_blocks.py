@@ -37,6 +37,9 @@ NO_PAGES = {"outputs", "data", "build", "dist", "__pycache__"}
 # Prefixes of commands of which only the arguments are parsed, with the reason.
 ONLY_PARSED = {
     "accelerate launch": "eight GPUs",
+    "vitp finetune_regression": "tests/tasks/test_plugin_task.py, in small",
+    "vitp probe --plugins regression.py": "the same",
+    "vitp adapt --plugins regression.py": "the same",
     "vitp adapt --config adapt_rsar": "tests/adaptation/test_configs.py, in small",
     "vitp convert OpenGVLab/InternViT": "tests/convert/test_checkpoint.py, in small",
     "vitp finetune_detection --config lab/configs/nuclei_oriented.yaml": "what the command before makes",

@@ -67,6 +67,7 @@ def make_folder(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     write_annotations(folder)
     dior_rsvg(folder / "data/remote_sensing/dior_rsvg")
     write_findings(folder / "lung_findings")
+    shutil.copy(ROOT / "docs/examples/regression.py", folder)
     columns = {"dataset": "m-eurosat", "method": "linear", "metric_value": "0.9", "name": "my_backbone"}
     columns |= {"normalization": "bandspec_zscore", "image_size": "224.0", "partition": "default", "bands": "rgb"}
     (folder / "all_results.csv").write_text(f"{','.join(columns)}\n{','.join(columns.values())}\n")

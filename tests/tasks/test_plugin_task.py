@@ -13,22 +13,13 @@ from tiny_models import FROM_SCRATCH
 from transformers import AutoModelForImageClassification
 
 from modeling_vitp import ViTPImageProcessor, adapt, export_backbone
-from modeling_vitp.data.layouts import LAYOUTS
 from modeling_vitp.recipes import finetune, probe
-from modeling_vitp.tasks import TASKS
+
+pytestmark = pytest.mark.usefixtures("forget_plugins")
 
 PLUGIN = str(ROOT / "docs" / "examples" / "regression.py")
 TRAINING = "--dataloader_num_workers 0 --report_to none --bf16 false --save_strategy no --watch_samples 0"
 SIDE = 32
-
-
-@pytest.fixture(autouse=True)
-def forget_plugin():
-    yield
-    TASKS.pop("regression", None)
-    LAYOUTS.pop("numbers", None)
-    for name in [name for name in sys.modules if name.startswith("vitp_plugin_")]:
-        del sys.modules[name]
 
 
 def write_numbers(root, num_images) -> dict[str, float]:
