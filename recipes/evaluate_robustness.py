@@ -11,7 +11,7 @@ again, because the results are written anew.
 from pathlib import Path
 
 import vitp_command
-from modeling_vitp.evaluation.arguments import RobustnessArguments
+from modeling_vitp.tasks.robustness_arguments import RobustnessArguments
 from modeling_vitp.training.command_line import load_plugins, parse
 
 

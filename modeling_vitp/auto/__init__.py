@@ -158,7 +158,6 @@ DENSE = {
     "pipeline_tag": "image-segmentation",
     "layout": "segmentation",
     "original_layout": "original_segmentation",
-    "robustness_task": "dense",
     "graph_outputs": ("logits",),
 }
 DETECTION = {
@@ -167,7 +166,7 @@ DETECTION = {
     "pipeline_tag": "object-detection",
     "layout": "detection",
     "original_layout": "original_cascade",
-    "robustness_task": "detection",
+    "task": "detection",
     "headline_metrics": {"map": "mAP", "map_50": "mAP@50", "map_75": "mAP@75"},
 }
 INSTANCES = {
@@ -320,7 +319,7 @@ register_model(
         model_class=ViTPForImageClassification,
         image_processor_class=ViTPImageProcessor,
         description="An image classifier on a backbone of {paper}.",
-        robustness_task="classification",
+        task="classification",
         headline_metrics={
             "accuracy": "Accuracy",
             "macro_f1": "Macro F1",
@@ -333,6 +332,7 @@ register_model(
 register_model(
     ModelEntry(
         model_type="vitp_segmentation",
+        task="segmentation",
         auto_class="AutoModelForSemanticSegmentation",
         example=task_example(
             "AutoModelForSemanticSegmentation",
@@ -355,6 +355,7 @@ register_model(
 register_model(
     ModelEntry(
         model_type="vitp_change_detection",
+        task="change_detection",
         auto_class="AutoModel",
         example=CHANGE_EXAMPLE,
         model_class=ViTPForChangeDetection,
@@ -415,7 +416,7 @@ for _model_type in ("rt_detr_v2", "d_fine", "deformable_detr"):
             example="\nimport modeling_vitp  # the backbone, which transformers does not load from a repo: "
             "pip install modeling-vitp" + BOXES_EXAMPLE.replace("{trust}", ""),
             description="An object detector of transformers on a backbone of {paper}.",
-            robustness_task="detection",
+            task="detection",
             headline_metrics=DETECTION["headline_metrics"],
         )
     )

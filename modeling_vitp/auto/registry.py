@@ -35,7 +35,7 @@ class ModelEntry:
         push_as: value of `vitp push_to_hub --what`; `None` if the model is exported before it is pushed.
         layout: layout of the tensor names, see `convert/keys.py`; `None` without conversion.
         original_layout: layout in the original code; `None` if the original code has no such model.
-        robustness_task: key of `evaluation.robustness.TASKS`; `None` if the model is not evaluated under corruptions.
+        task: name in `TASKS` of the downstream task that the model is fine-tuned for; `None` for other models.
         metric: default metric of that task.
         headline_metrics: titles of the metrics that cards and the end of a run show, by their names in `metrics.json`
             without the split. If a run has none of them, its metrics without a `/` in their names are shown.
@@ -53,7 +53,7 @@ class ModelEntry:
     push_as: str | None = "model"
     layout: str | None = None
     original_layout: str | None = None
-    robustness_task: str | None = None
+    task: str | None = None
     metric: str | None = None
     headline_metrics: Mapping[str, str] = field(default_factory=dict)
     graph_outputs: tuple[str, ...] = ()

@@ -428,3 +428,8 @@ def read_text(text: str, value_type: Any) -> Any:
     if is_mapping(value_type):
         return read_mapping("the option", text)
     return text
+
+
+def check_no_duplicates(name: str, values: list) -> None:
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name} must not contain duplicates, got {values}.")

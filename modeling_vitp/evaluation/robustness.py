@@ -19,25 +19,24 @@ from ..auto.registry import MODELS
 from ..cards.sections import table
 from ..images.corruptions import SEVERITIES, parameters
 from ..metrics.report import without_nan
+from ..tasks import TASKS
+from ..tasks.robustness import RobustnessScorer
+from ..tasks.robustness_arguments import RobustnessArguments
 from ..training.checkpointing import FolderLock, check_no_model, write_whole
-from .arguments import RobustnessArguments
 from .comparison import Progress, check_same_settings, read_model_type, short_names
-from .robustness_tasks import TASKS, RobustnessTask
 
 CLEAN = "clean"
 
 
-def open_robustness_task(name: str, args: RobustnessArguments) -> RobustnessTask:
+def open_scorer(name: str, args: RobustnessArguments) -> RobustnessScorer:
+    """Return the scorer of a fine-tuned model, which the task of its model type names."""
     model_type = read_model_type(name)
-    task_names = {}
-    for registered_type, entry in MODELS.items():
-        if entry.robustness_task is not None:
-            task_names[registered_type] = entry.robustness_task
-    if model_type not in task_names:
-        expected = ", ".join(task_names)
+    fine_tuned_types = [registered_type for registered_type, entry in MODELS.items() if entry.task is not None]
+    if model_type not in fine_tuned_types:
+        expected = ", ".join(fine_tuned_types)
         raise ValueError(f"Expected a fine-tuned model ({expected}), got {name} of type {model_type!r}.")
-    task_class = TASKS[task_names[model_type]]
-    return task_class(name, args)
+    task = TASKS[MODELS[model_type].task]
+    return task.scorer_class(name, args)
 
 
 def evaluate_robustness(args: RobustnessArguments) -> dict[str, Any]:
@@ -60,22 +59,22 @@ def evaluate_robustness(args: RobustnessArguments) -> dict[str, Any]:
         for severity in args.severities:
             parameters(corruption, severity)  # It raises an error if the corruption is unknown.
             conditions.append((corruption, severity))
-    tasks, about = open_robustness_tasks(args)
+    scorers, about = open_scorers(args)
     lock = FolderLock(args.output_dir)
     lock.acquire()
     try:
-        return score_models(tasks, about, conditions, Path(args.output_dir))
+        return score_models(scorers, about, conditions, Path(args.output_dir))
     finally:
         lock.release()
 
 
 def score_models(
-    tasks: dict[str, RobustnessTask],
+    scorers: dict[str, RobustnessScorer],
     about: dict[str, Any],
     conditions: Sequence[tuple[str, int]],
     output_dir: Path,
 ) -> dict[str, Any]:
-    """Return the metrics of all models; write them after each model, which is then removed from `tasks`."""
+    """Return the metrics of all models; write them after each model, which is then removed from `scorers`."""
     settings_of_all = {}
     for name, setting in about.items():
         if name not in ("score", "images"):
@@ -83,44 +82,46 @@ def score_models(
     settings_of_all["parameters of corruptions"] = SEVERITIES
     check_same_settings(output_dir / "settings.json", settings_of_all)
     metrics = {**about, "models": []}
-    names = list(tasks)
+    names = list(scorers)
     for name, label in zip(names, short_names(names)):
-        task = tasks.pop(name)  # Only one model at a time is in memory.
-        settings = task.settings
-        metrics["greater_is_better"] = task.greater_is_better
+        scorer = scorers.pop(name)  # Only one model at a time is in memory.
+        settings = scorer.settings
+        metrics["greater_is_better"] = scorer.greater_is_better
         folder_name = re.sub(r"[^\w.=-]+", "--", os.path.normpath(name)).strip("-")
         folder = output_dir / folder_name
         check_same_settings(folder / "settings.json", settings)
-        scores = score_conditions(task, folder, label, [(CLEAN, 0), *conditions])
+        scores = score_conditions(scorer, folder, label, [(CLEAN, 0), *conditions])
         summary = summarize_conditions(scores, about["score"])
         metrics["models"].append({"model": label, "settings": settings, **summary})
         write_whole(output_dir / "metrics.json", json.dumps(without_nan(metrics), indent=2) + "\n")
     return metrics
 
 
-def open_robustness_tasks(args: RobustnessArguments) -> tuple[dict[str, RobustnessTask], dict[str, Any]]:
-    """Return the tasks by model name, and the settings that all of them share."""
-    tasks = {name: open_robustness_task(name, args) for name in args.models}
+def open_scorers(args: RobustnessArguments) -> tuple[dict[str, RobustnessScorer], dict[str, Any]]:
+    """Return the scorers by model name, and the settings that all of them share."""
+    scorers = {name: open_scorer(name, args) for name in args.models}
     first_name = args.models[0]
-    first_task = tasks[first_name]
-    for name, task in tasks.items():
-        different_keys = [key for key, value in first_task.data.items() if task.data[key] != value]
+    first_scorer = scorers[first_name]
+    for name, scorer in scorers.items():
+        different_keys = [key for key, value in first_scorer.data.items() if scorer.data[key] != value]
         if different_keys:
             keys = " and ".join(different_keys)
             raise ValueError(f"{name} and {first_name} differ in their {keys}. Set --data.")
-        if task.score != first_task.score:
-            raise ValueError(f"{name} is scored by {task.score}, but {first_name} by {first_task.score}. Set --metric.")
+        if scorer.score != first_scorer.score:
+            raise ValueError(
+                f"{name} is scored by {scorer.score}, but {first_name} by {first_scorer.score}. Set --metric."
+            )
     about = {
-        "score": first_task.score,
-        "images": len(first_task),
-        **first_task.data,
+        "score": first_scorer.score,
+        "images": len(first_scorer),
+        **first_scorer.data,
         "seed": args.seed,
     }
-    return tasks, about
+    return scorers, about
 
 
 def score_conditions(
-    task: RobustnessTask,
+    scorer: RobustnessScorer,
     folder: Path,
     label: str,
     conditions: Sequence[tuple[str, int]],
@@ -134,12 +135,12 @@ def score_conditions(
     scores = {}
     with (
         logging_redirect_tqdm(),
-        tqdm(total=num_missing * len(task), unit="image", disable=num_missing == 0) as bar,
+        tqdm(total=num_missing * len(scorer), unit="image", disable=num_missing == 0) as bar,
     ):
 
         def evaluate(corruption: str, severity: int) -> dict[str, float | None]:
             bar.set_description(f"{label}: {condition_names[corruption, severity]}")
-            metrics = task.evaluate(None if corruption == CLEAN else corruption, severity, bar.update)
+            metrics = scorer.evaluate(None if corruption == CLEAN else corruption, severity, bar.update)
             return without_nan(metrics)
 
         for (corruption, severity), condition_name in condition_names.items():
@@ -147,7 +148,7 @@ def score_conditions(
             metrics = {}
             for name, value in stored_metrics.items():
                 metrics[name] = math.nan if value is None else value
-            check_has_score(task.score, metrics)
+            check_has_score(scorer.score, metrics)
             scores[corruption, severity] = metrics
     return scores
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..data.layouts import Layout
     from ..data.settings import DataSettings
     from ..probing.base import Probe
+    from .robustness import RobustnessScorer
     from .trainer import FineTuningTrainer
 
 TASKS: dict[str, "Task"] = {}  # by the name that users type: `vitp finetune_NAME`
@@ -86,6 +87,11 @@ class Task:
     @property
     def probe_class(self) -> type["Probe"]:
         """Class of the probes of frozen features."""
+        raise NotImplementedError
+
+    @property
+    def scorer_class(self) -> type["RobustnessScorer"]:
+        """Class that scores models of the task on clean and corrupted images."""
         raise NotImplementedError
 
     @property

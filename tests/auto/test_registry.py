@@ -15,9 +15,9 @@ from modeling_vitp import (
     convert_checkpoint,
 )
 from modeling_vitp.auto.registry import MODELS, ModelEntry, find_model, register_model
-from modeling_vitp.evaluation.arguments import RobustnessArguments
-from modeling_vitp.evaluation.robustness import open_robustness_task
+from modeling_vitp.evaluation.robustness import open_scorer
 from modeling_vitp.hub.upload import gather_contents
+from modeling_vitp.tasks.robustness_arguments import RobustnessArguments
 
 
 class CloudConfig(ViTPSegmentationConfig):
@@ -39,7 +39,7 @@ ENTRY = ModelEntry(
     ViTPSegmentationImageProcessor,
     "A model of clouds on {paper}.",
     layout="segmentation",
-    robustness_task="dense",
+    task="segmentation",
     metric="mean_iou",
 )
 
@@ -65,7 +65,7 @@ def test_declared_type_is_registered_everywhere(folder, tmp_path):
     assert contents.card.data.pipeline_tag == "image-segmentation" and "model.safetensors" in contents.files
 
     with pytest.raises(ValueError, match="has no record of the data it was scored on"):
-        open_robustness_task(str(folder), RobustnessArguments(models=[str(folder)], output_dir=str(tmp_path / "out")))
+        open_scorer(str(folder), RobustnessArguments(models=[str(folder)], output_dir=str(tmp_path / "out")))
 
     with pytest.raises(ValueError, match="segmentation, adapter"):
         convert_checkpoint(folder, tmp_path / "original", "original", license="mit")

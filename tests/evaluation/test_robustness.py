@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ from PIL import Image
 from modeling_vitp.auto.registry import MODELS, ModelEntry
 from modeling_vitp.command.errors import RunStopped, WrongArguments
 from modeling_vitp.evaluation import robustness
-from modeling_vitp.evaluation.arguments import RobustnessArguments
 from modeling_vitp.evaluation.comparison import short_names
 from modeling_vitp.evaluation.robustness import draw_robustness, evaluate_robustness, robustness_table, severity_table
 from modeling_vitp.images.corruptions import SEVERITIES
+from modeling_vitp.tasks import TASKS
+from modeling_vitp.tasks.robustness_arguments import RobustnessArguments
 from modeling_vitp.training.command_line import parse
 
 
@@ -50,8 +52,8 @@ class Counted:
 @pytest.fixture
 def ask(tmp_path, monkeypatch):
     """Return a function that evaluates models `a` and `b`, and returns metrics and evaluated conditions."""
-    monkeypatch.setitem(robustness.TASKS, "counted", Counted)
-    monkeypatch.setitem(MODELS, "counted", ModelEntry("counted", "AutoModel", "other", "", robustness_task="counted"))
+    monkeypatch.setitem(TASKS, "counted", SimpleNamespace(scorer_class=Counted))
+    monkeypatch.setitem(MODELS, "counted", ModelEntry("counted", "AutoModel", "other", "", task="counted"))
     for name in "ab":
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text('{"model_type": "counted"}')

@@ -11,7 +11,6 @@ from fuzzing import limits, mutate, one_input
 from paths import CONFIGS
 
 from modeling_vitp.command.errors import WrongArguments
-from modeling_vitp.evaluation.arguments import RobustnessArguments
 from modeling_vitp.pretraining.arguments import PretrainArguments, VRLArguments
 from modeling_vitp.probing.arguments import ProbeArguments
 from modeling_vitp.tasks.arguments import BackboneArguments, StartArguments
@@ -19,6 +18,7 @@ from modeling_vitp.tasks.classification.arguments import ClassificationArguments
 from modeling_vitp.tasks.classification.data import ClassificationData
 from modeling_vitp.tasks.detection.arguments import VARIANTS, DetectionArguments, DetectionSettings
 from modeling_vitp.tasks.detection.data import DetectionData
+from modeling_vitp.tasks.robustness_arguments import RobustnessArguments
 from modeling_vitp.tasks.segmentation.arguments import DenseArguments, DenseSettings
 from modeling_vitp.tasks.segmentation.data import DenseData
 from modeling_vitp.training.command_line import parse

@@ -28,6 +28,12 @@ class ClassificationTask(Task):
         return ClassificationProbe
 
     @property
+    def scorer_class(self):
+        from .robustness import ClassificationScorer
+
+        return ClassificationScorer
+
+    @property
     def layout_class(self):
         from ...data.layouts import ClassLayout
 

@@ -28,6 +28,12 @@ class DetectionTask(Task):
         return DetectionProbe
 
     @property
+    def scorer_class(self):
+        from .robustness import DetectionScorer
+
+        return DetectionScorer
+
+    @property
     def layout_class(self):
         from ...data.layouts import ObjectLayout
 

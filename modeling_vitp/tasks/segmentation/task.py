@@ -39,6 +39,12 @@ class SegmentationTask(Task):
         return SegmentationProbe
 
     @property
+    def scorer_class(self):
+        from .robustness import DenseScorer
+
+        return DenseScorer
+
+    @property
     def layout_class(self):
         from ...data.layouts import Masks
 
