@@ -22,7 +22,8 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from modeling_vitp.convert.checkpoint import native_processor
 from modeling_vitp.convert.export import image_settings
 from modeling_vitp.instructions import collator as collating
-from modeling_vitp.instructions.collator import RawTileProcessor, ViTPDataCollator, normalize_tiles
+from modeling_vitp.instructions.collator import ViTPDataCollator
+from modeling_vitp.instructions.raw_tiles import RawTileProcessor, normalize_tiles
 from modeling_vitp.instructions.rows import load_images
 from modeling_vitp.processing_vitp import ViTPProcessor
 

@@ -6,30 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import PIL.Image
 import torch
-from jinja2 import TemplateError
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import default_collate
-from torchvision.transforms.v2 import functional as tv
-from transformers import BatchFeature
-from transformers.image_utils import ImageInput, SizeDict, is_pil_image
-from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 from trl.data_utils import prepare_multimodal_messages
 
 from ..command.settings import from_mapping
-from ..data.rows import image_size
-from ..image_decoding import PIL_8BIT_MODES, to_rgb
-from ..image_processing_vitp import ViTPImageProcessor
 from ..images.pixels import ColorJitter
 from ..processing_vitp import ViTPProcessor, check_messages
-from ..vrl import check_apply_prob, check_drop_ratio, check_warmup_steps, keyed_generator, num_kept_tokens
+from ..vrl import check_apply_prob, check_drop_ratio, check_warmup_steps, keyed_generator
+from .raw_tiles import RawTileProcessor, normalize_tiles
 from .rows import (
     SampleTransform,
     SourceSettings,
     check_answers,
     check_image_parts,
-    images_of,
     is_given,
     load_images,
     makes_images,
@@ -185,18 +176,18 @@ class ViTPDataCollator:
                 "labels": torch.full((2,), NO_LABEL),
             }
             samples = [sample]
-        batch = {
-            "input_ids": self._pad(samples, "input_ids", pad_id),
-            "attention_mask": self._pad(samples, "attention_mask", 0),
-            "labels": self._pad(samples, "labels", NO_LABEL),
-        }
+        padding_values = {"input_ids": pad_id, "attention_mask": 0, "labels": NO_LABEL}
+        if "position_ids" in samples[0]:
+            padding_values["position_ids"] = 0
+        batch = {}
+        for name, value in padding_values.items():
+            sequences = [sample[name] for sample in samples]
+            batch[name] = pad(sequences, value, self.padding_side, self.pad_to_multiple_of)
         with_images = [sample for sample in samples if "pixel_values" in sample]
         if with_images:
             batch["pixel_values"] = self._stack_tiles(with_images)
-        if "position_ids" in samples[0]:
-            batch["position_ids"] = self._pad(samples, "position_ids", 0)
-            if with_images:
-                batch["visual_token_indices"] = self._visual_token_indices(with_images)
+            if "visual_token_indices" in with_images[0]:
+                batch["visual_token_indices"] = indices_in_batch(with_images, self.processor.image_seq_length)
         return flatten_batch(batch) if self.padding_free else batch
 
     def _stack_tiles(self, samples: list[dict[str, torch.Tensor]]) -> torch.Tensor:
@@ -208,15 +199,6 @@ class ViTPDataCollator:
             image_processor = self.processor.image_processor
             tiles = [normalize_tiles(tile[None], image_processor)[0] for tile in tiles]
         return stack(tiles)
-
-    def _visual_token_indices(self, samples: list[dict[str, torch.Tensor]]) -> torch.LongTensor:
-        """Return the indices of the kept visual tokens, counted over all images of the batch."""
-        indices = []
-        start = 0
-        for sample in samples:
-            indices.append(sample["visual_token_indices"] + start)
-            start += len(sample["pixel_values"]) * self.processor.image_seq_length
-        return torch.cat(indices)
 
     def _encode_or_replace(self, example: dict[str, Any]) -> dict[str, torch.Tensor]:
         if self.on_error == "raise":
@@ -340,7 +322,7 @@ class ViTPDataCollator:
         if "position_ids" in encoded:
             sample["position_ids"] = torch.from_numpy(encoded["position_ids"])
         if self.max_length is not None and len(input_ids) > self.max_length:
-            sample = self._cut(sample, sample_id)
+            sample = cut_answers(sample, self.max_length, self.processor, sample_id)
         for name in ("pixel_values", "visual_token_indices"):
             if name in encoded:
                 sample[name] = encoded[name]
@@ -349,44 +331,57 @@ class ViTPDataCollator:
             sample["pixel_values"] = self._jitter(sample["pixel_values"], self.processor.image_processor, generator)
         return sample
 
-    def _cut(self, sample: dict[str, torch.Tensor], sample_id: Any) -> dict[str, torch.Tensor]:
-        """Cut answers to `max_length`; raise a `ValueError` if an image token or all labels would be cut."""
-        input_ids = sample["input_ids"]
-        shortened = {name: tokens[: self.max_length] for name, tokens in sample.items()}
-        image_token_ids = torch.tensor(self.processor.image_token_ids)
-        cuts_image = torch.isin(input_ids[self.max_length :], image_token_ids).any()
-        if cuts_image or (shortened["labels"] == NO_LABEL).all():
-            num_image_tokens = (input_ids == self.processor.image_token_id).sum().item()
-            raise ValueError(
-                f"its prompt does not fit in max_length={self.max_length}: {len(input_ids)} tokens, "
-                f"{num_image_tokens} of them visual. Raise max_length, lower the image processor's max_patches, raise "
-                "vrl_drop_ratio or shorten the text."
-            )
-        logger.warning(
-            "Sample %r: answers cut from %d to max_length=%d tokens after the drop.",
-            sample_id,
-            len(input_ids),
-            self.max_length,
-        )
-        return shortened
 
-    def _pad(
-        self,
-        samples: list[dict[str, torch.Tensor]],
-        name: str,
-        value: int,
-    ) -> torch.LongTensor:
-        padded = pad_sequence(
-            [sample[name] for sample in samples],
-            batch_first=True,
-            padding_value=value,
-            padding_side=self.padding_side,
+def cut_answers(
+    sample: dict[str, torch.Tensor],
+    max_length: int,
+    processor: ViTPProcessor,
+    sample_id: Any,
+) -> dict[str, torch.Tensor]:
+    """Cut answers to `max_length`; raise a `ValueError` if an image token or all labels would be cut."""
+    input_ids = sample["input_ids"]
+    shortened = {name: tokens[:max_length] for name, tokens in sample.items()}
+    image_token_ids = torch.tensor(processor.image_token_ids)
+    cuts_image = torch.isin(input_ids[max_length:], image_token_ids).any()
+    if cuts_image or (shortened["labels"] == NO_LABEL).all():
+        num_image_tokens = (input_ids == processor.image_token_id).sum().item()
+        raise ValueError(
+            f"its prompt does not fit in max_length={max_length}: {len(input_ids)} tokens, {num_image_tokens} of them "
+            "visual. Raise max_length, lower the image processor's max_patches, raise vrl_drop_ratio or shorten the "
+            "text."
         )
-        if not self.pad_to_multiple_of:
-            return padded
-        num_missing = -padded.shape[1] % self.pad_to_multiple_of
-        sides = (num_missing, 0) if self.padding_side == "left" else (0, num_missing)
-        return torch.nn.functional.pad(padded, sides, value=value)
+    logger.warning(
+        "Sample %r: answers cut from %d to max_length=%d tokens after the drop.",
+        sample_id,
+        len(input_ids),
+        max_length,
+    )
+    return shortened
+
+
+def indices_in_batch(samples: list[dict[str, torch.Tensor]], tokens_of_tile: int) -> torch.LongTensor:
+    """Return the indices of the kept visual tokens, counted over all images of the batch."""
+    indices = []
+    start = 0
+    for sample in samples:
+        indices.append(sample["visual_token_indices"] + start)
+        start += len(sample["pixel_values"]) * tokens_of_tile
+    return torch.cat(indices)
+
+
+def pad(
+    sequences: list[torch.LongTensor],
+    value: int,
+    side: str,
+    multiple: int | None,
+) -> torch.LongTensor:
+    """Pad sequences with a value, on the left or right, to the longest one and to a multiple of a length."""
+    padded = pad_sequence(sequences, batch_first=True, padding_value=value, padding_side=side)
+    if not multiple:
+        return padded
+    num_missing = -padded.shape[1] % multiple
+    sides = (num_missing, 0) if side == "left" else (0, num_missing)
+    return torch.nn.functional.pad(padded, sides, value=value)
 
 
 def stack(tiles: list[torch.Tensor]) -> torch.Tensor:
@@ -484,164 +479,3 @@ def flatten_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | in
     flattened["max_length_q"] = longest
     flattened["max_length_k"] = longest
     return flattened
-
-
-class RawTileProcessor(ViTPImageProcessor):
-    """Image processor that returns the tiles of 8-bit images as uint8 in [0, 255], for [`normalize_tiles`].
-
-    The tiles of a sample that has other images as well are normalized.
-    """
-
-    @classmethod
-    def of(cls, image_processor: ViTPImageProcessor) -> "RawTileProcessor | None":
-        """Return a processor with the same settings, or `None` for another class or if it does not normalize."""
-        if type(image_processor) is not ViTPImageProcessor:
-            return None
-        if not (image_processor.do_rescale and image_processor.do_normalize):
-            return None
-        return cls.from_dict(image_processor.to_dict())
-
-    def preprocess(self, images: ImageInput, *args, **kwargs) -> BatchFeature:
-        """Return the tiles of images. The 8-bit images of one sample take a faster path.
-
-        8-bit RGB images keep the memory format of the decoder, which is resized faster.
-        """
-        has_spec = self.input_spec is not None or kwargs.get("input_spec") is not None
-        if has_spec or not kwargs.get("crop_to_patches") or not all(map(is_eight_bit, images[0])):
-            return super().preprocess(images, *args, **kwargs)
-        size = self.size
-        if not isinstance(size, SizeDict):
-            size = SizeDict(**size)
-        max_patches = self.max_patches_of_image(len(images[0]), kwargs)
-        tiles = []
-        num_patches = []
-        for image in images[0]:
-            image_tiles = self.tiles(
-                pixels_of(image),
-                size,
-                self.resample,
-                self.min_patches,
-                max_patches,
-            )
-            tiles += image_tiles
-            num_patches.append(len(image_tiles))
-        return BatchFeature({"pixel_values": tiles, "num_patches": num_patches})
-
-    def tiles(
-        self,
-        image: torch.Tensor,
-        size: SizeDict,
-        resample: "tv.InterpolationMode",
-        min_patches: int,
-        max_patches: int,
-    ) -> list[torch.Tensor]:
-        """Return the tiles of one image, row by row, and its thumbnail if there are several tiles.
-
-        The tiles equal those of [`~transformers.GotOcr2ImageProcessor.crop_image_to_patches`], but they are views of
-        the resized image instead of copies.
-        """
-        num_columns, num_rows = get_optimal_tiled_canvas(
-            image.shape[-2:],
-            (size.height, size.width),
-            min_patches,
-            max_patches,
-        )
-        canvas_size = SizeDict(height=size.height * num_rows, width=size.width * num_columns)
-        canvas = self.resize(image, canvas_size, resample=resample)
-        tiles = []
-        for row in canvas.split(size.height, -2):
-            tiles += row.split(size.width, -1)
-        if len(tiles) > 1:
-            tiles.append(self.resize(image, size, resample=resample))
-        return tiles
-
-
-def is_eight_bit(image: ImageInput) -> bool:
-    return is_pil_image(image) and image.mode in PIL_8BIT_MODES and 0 not in image.size
-
-
-def pixels_of(image: PIL.Image.Image) -> torch.Tensor:
-    """Return an image as uint8 `(3, height, width)` in channels-last memory format."""
-    if image.mode != "RGB" or "transparency" in image.info:
-        image = to_rgb(image)
-    return tv.pil_to_tensor(image)
-
-
-def normalize_tiles(pixel_values: torch.Tensor, image_processor: ViTPImageProcessor) -> torch.Tensor:
-    """Rescale and normalize uint8 tiles `(num_tiles, 3, height, width)` to float32 on their device.
-
-    On one device, the result equals that of the image processor exactly. Tiles of another dtype are already normalized
-    and are returned unchanged.
-    """
-    if pixel_values.dtype != torch.uint8:
-        return pixel_values
-    return image_processor.rescale_and_normalize(
-        pixel_values.contiguous(),
-        True,
-        image_processor.rescale_factor,
-        True,
-        image_processor.image_mean,
-        image_processor.image_std,
-    )
-
-
-@dataclass
-class SampleLength:
-    """Counter of the tokens of a row after the drop. Images are not decoded; only their headers are read.
-
-    The length of an invalid row is 0. VRL's warm-up is ignored. With `vrl_apply_prob` below 1, the length is the
-    average.
-
-    Args:
-        processor, max_length, vrl_drop_ratio, vrl_apply_prob, source_settings: see [`ViTPDataCollator`].
-    """
-
-    processor: ViTPProcessor
-    max_length: int | None = None
-    vrl_drop_ratio: float = 0.0
-    vrl_apply_prob: float = 1.0
-    source_settings: Mapping[str, SourceSettings] | None = None
-
-    @classmethod
-    def of(cls, collator: ViTPDataCollator) -> "SampleLength":
-        """Return a counter with the settings of a collator."""
-        return cls(**{name: getattr(collator, name) for name in cls.__dataclass_fields__})
-
-    def __call__(self, example: dict[str, Any]) -> int:
-        try:
-            settings = (self.source_settings or {}).get(example.get("source"), SourceSettings())
-            num_tokens = self.num_tokens(example["messages"], images_of(example), settings)
-        except (ValueError, TypeError, KeyError, OSError, TemplateError):
-            return 0  # The collator raises the error.
-        if self.max_length is None:
-            return num_tokens
-        return min(num_tokens, self.max_length)
-
-    def num_tokens(
-        self,
-        messages: list[dict[str, Any]],
-        images: list,
-        settings: SourceSettings,
-    ) -> int:
-        """Return the number of tokens of a sample after the drop, averaged over the draws of `vrl_apply_prob`."""
-        tiles = num_tiles(images, settings, self.processor.image_processor)
-        num_visual = self.processor.image_seq_length * sum(tiles)
-        num_kept = num_kept_tokens(num_visual, self.vrl_drop_ratio)
-        mean_visual = round(self.vrl_apply_prob * num_kept + (1 - self.vrl_apply_prob) * num_visual)
-
-        messages = settings.with_system_prompt(place_images(messages))
-        messages = prepare_multimodal_messages(messages, images=images)
-        tokenizer = self.processor.tokenizer
-        text = tokenizer.apply_chat_template(messages, chat_template=self.processor.template(), tokenize=False)
-        num_text = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-        # Each image adds a start and an end token, and replaces one placeholder token of the text.
-        return num_text + len(images) + mean_visual
-
-
-def num_tiles(images: list, settings: SourceSettings, image_processor: ViTPImageProcessor) -> list[int]:
-    """Return the number of tiles of each image of a sample, thumbnails included, from the headers of its images."""
-    if settings.image_size is None:
-        sizes = [image_size(image) for image in images]
-    else:
-        sizes = [(settings.image_size, settings.image_size)] * len(images)
-    return image_processor.num_tiles(sizes, settings.images_kwargs)

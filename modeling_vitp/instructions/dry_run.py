@@ -16,9 +16,9 @@ from trl import SFTConfig
 from ..image_processing_vitp import ViTPImageProcessor
 from ..processing_vitp import message_texts
 from ..vrl import num_kept_tokens
-from .collator import num_tiles
 from .mixture import Mixture, effective_rows
 from .rows import load_images
+from .sample_length import num_tiles
 from .sources import Source, read_source
 
 TEXT_TOKENS = 200  # Assumed for a sample that cannot be read.

@@ -27,10 +27,10 @@ from ..image_processing_vitp import ViTPImageProcessor
 from ..processing_vitp import ViTPProcessor, check_messages, message_texts
 from .answer_prior import AnswerPrior
 from .boxes import wrong_boxes
-from .collator import SampleLength, num_tiles
 from .mixture import Mixture, schema_of_part
 from .overlap import Match, TestImages, opencv_in_one_thread, pixel_digest
 from .rows import check_answers, load_images, num_image_parts
+from .sample_length import SampleLength, num_tiles
 from .sources import Source, read_source
 
 if "ipykernel" not in sys.modules:  # a notebook keeps its backend

@@ -20,9 +20,11 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
-from ..instructions.collator import NO_LABEL, STEP, SampleLength, ViTPDataCollator, normalize_tiles, with_raw_tiles
+from ..instructions.collator import NO_LABEL, STEP, ViTPDataCollator, with_raw_tiles
 from ..instructions.mixture import MixtureStream, check_rows, replacement_rows
+from ..instructions.raw_tiles import normalize_tiles
 from ..instructions.rows import SampleTransform, SourceSettings, describe_rows, prepare_rows
+from ..instructions.sample_length import SampleLength
 from ..instructions.schemas import to_conversations
 from ..modeling_vitp import ViTPForConditionalGeneration
 from ..processing_vitp import ViTPProcessor

@@ -11,9 +11,9 @@ from pictures import picture
 from sample_rows import ANNOTATIONS, encoded_image, make_rows, write_annotations
 
 from modeling_vitp import ViTPDataCollator
-from modeling_vitp.instructions.collator import SampleLength
 from modeling_vitp.instructions.mixture import Mixture, load_mixture
 from modeling_vitp.instructions.rows import FEATURES
+from modeling_vitp.instructions.sample_length import SampleLength
 from modeling_vitp.instructions.sources import Source, read_source
 
 pytestmark = pytest.mark.slow

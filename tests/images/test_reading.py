@@ -44,8 +44,8 @@ from modeling_vitp.images.reading import (
     window_starts,
     windows,
 )
-from modeling_vitp.instructions.collator import SampleLength
 from modeling_vitp.instructions.rows import SourceSettings, load_images
+from modeling_vitp.instructions.sample_length import SampleLength
 from modeling_vitp.instructions.sources import Source, read_source
 from modeling_vitp.tasks.segmentation.data import DenseData
 

@@ -19,8 +19,10 @@ from training_run import FEATURES
 
 from modeling_vitp import ViTPDataCollator, ViTPImageProcessor, ViTPProcessor
 from modeling_vitp.images.pixels import ColorJitter
-from modeling_vitp.instructions.collator import SampleLength, flatten_batch, mask_token_id, normalize_tiles
+from modeling_vitp.instructions.collator import flatten_batch, mask_token_id
+from modeling_vitp.instructions.raw_tiles import normalize_tiles
 from modeling_vitp.instructions.rows import SourceSettings, prepare_rows, sample_texts
+from modeling_vitp.instructions.sample_length import SampleLength
 from modeling_vitp.pretraining.loading import build_model, build_tokenizer
 from modeling_vitp.vrl import keyed_generator
 

@@ -19,8 +19,9 @@ from tiny_models import TOKENS_PER_TILE
 from trl import ScriptArguments
 
 from modeling_vitp import ViTPImageProcessor, ViTPProcessor
-from modeling_vitp.instructions.collator import STEP, ViTPDataCollator, normalize_tiles
+from modeling_vitp.instructions.collator import STEP, ViTPDataCollator
 from modeling_vitp.instructions.mixture import load_mixture, open_mixture
+from modeling_vitp.instructions.raw_tiles import normalize_tiles
 from modeling_vitp.instructions.rows import prepare_rows
 from modeling_vitp.instructions.sources import open_splits
 

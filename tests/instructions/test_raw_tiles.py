@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 from training_run import make_rows, make_trainer
 
 from modeling_vitp import ViTPImageProcessor, ViTPProcessor
-from modeling_vitp.instructions.collator import RawTileProcessor, ViTPDataCollator, normalize_tiles
+from modeling_vitp.instructions.collator import ViTPDataCollator
+from modeling_vitp.instructions.raw_tiles import RawTileProcessor, normalize_tiles
 
 SIZE = {"height": 28, "width": 28}
 

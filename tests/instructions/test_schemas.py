@@ -17,9 +17,9 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from modeling_vitp import ViTPDataCollator, ViTPImageProcessor, ViTPProcessor
 from modeling_vitp.instructions import schemas
-from modeling_vitp.instructions.collator import SampleLength
 from modeling_vitp.instructions.mixture import load_mixture
 from modeling_vitp.instructions.rows import prepare_rows
+from modeling_vitp.instructions.sample_length import SampleLength
 from modeling_vitp.instructions.schemas import SCHEMAS, RowReader, recognize, schema_name, to_conversations
 from modeling_vitp.instructions.sources import read_source
 

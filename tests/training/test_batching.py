@@ -15,9 +15,11 @@ from torch.utils.data import DataLoader
 from training_run import FEATURES, OPTIONS, make_rows, make_trainer, run
 
 from modeling_vitp import ViTPDataCollator, ViTPTrainingConfig
-from modeling_vitp.instructions.collator import STEP, SampleLength, normalize_tiles
+from modeling_vitp.instructions.collator import STEP
 from modeling_vitp.instructions.mixture import load_mixture, open_mixture
+from modeling_vitp.instructions.raw_tiles import normalize_tiles
 from modeling_vitp.instructions.rows import prepare_rows
+from modeling_vitp.instructions.sample_length import SampleLength
 from modeling_vitp.pretraining.loading import build_model
 from modeling_vitp.recipes import pretrain
 from modeling_vitp.training import base_trainer

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from lab.benchmarks.measuring import now
 from lab.benchmarks.step_time import gemm_peak, options_of
 from modeling_vitp import ViTPConfig, ViTPDataCollator, ViTPForConditionalGeneration, ViTPImageProcessor, ViTPProcessor
-from modeling_vitp.instructions.collator import normalize_tiles
+from modeling_vitp.instructions.raw_tiles import normalize_tiles
 from modeling_vitp.pretraining.loading import build_tokenizer
 from modeling_vitp.training.config import default_device, has_fast_bf16
 from modeling_vitp.training.costs import count_operations
