@@ -1,8 +1,5 @@
 """Processor that converts images and chat text to token sequences already shortened by VRL."""
 
-import dataclasses
-import re
-from bisect import bisect_right
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,36 +11,21 @@ from transformers.image_utils import ImageInput
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from .conversations import (
+    CHAT_TEMPLATE,
+    IMAGE_END_TOKEN,
+    IMAGE_START_TOKEN,
+    IMAGE_TOKEN,
+    IMAGE_TOKENS,
+    check_messages,
+    check_tool_calls,
+    message_images,
+    number_answers,
+    plain_messages,
+)
 from .image_processing_vitp import ViTPImageProcessor
 from .opening import naming
-from .vrl import check_apply_prob, check_drop_ratio, draw_visual_tokens, keyed_generator
-
-IMAGE_TOKEN = "<IMG_CONTEXT>"
-IMAGE_START_TOKEN = "<img>"
-IMAGE_END_TOKEN = "</img>"
-IMAGE_TOKENS = (IMAGE_TOKEN, IMAGE_START_TOKEN, IMAGE_END_TOKEN)
-ROLES = ("system", "user", "assistant", "tool")
-GIVEN = "given"  # type of a part of an answer that is not learned, such as text of the prompt
-
-# ChatML, as in InternVL2.5 and Qwen2.5. The loss is computed on the text between the generation markers: the answers
-# and their end-of-turn tokens.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message['role'] == 'assistant' %}{% generation %}"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endif %}"
-    "{{ '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
-    "{% else %}"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}"
-    "{{ '<|im_end|>\n' }}"
-    "{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
+from .vrl import KeptTokens, check_apply_prob, check_drop_ratio, draw_kept_tokens, positions_after_drop
 
 
 class ViTPProcessorKwargs(ProcessingKwargs, total=False):
@@ -51,17 +33,6 @@ class ViTPProcessorKwargs(ProcessingKwargs, total=False):
         "images_kwargs": {"crop_to_patches": True},
         "text_kwargs": {"padding_side": "left"},  # generation continues at the right end of every row
     }
-
-
-@dataclasses.dataclass
-class KeptTokens:
-    """Visual tokens of one image that VRL keeps."""
-
-    indices: np.ndarray  # int64, ascending, among all tokens of the image
-    num_tokens: int  # of the image, with those that are dropped
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
 
 class ViTPProcessor(ProcessorMixin):
@@ -200,7 +171,8 @@ class ViTPProcessor(ProcessorMixin):
                 sample_tiles, num_tiles = self._tile(sample_images, images_kwargs)
             except (ValueError, TypeError, OSError) as error:
                 raise ValueError(f"Images of sample {row} of the batch: {error}") from error
-            indices, kept_of_image = self._draw(num_tiles, vrl_drop_ratio, vrl_apply_prob, key)
+            num_tokens = [number * self.image_seq_length for number in num_tiles]
+            indices, kept_of_image = draw_kept_tokens(num_tokens, vrl_drop_ratio, vrl_apply_prob, key)
             visual_token_indices.append(indices + len(tiles) * self.image_seq_length)
             kept_of_sample.append(kept_of_image)
             tiles += sample_tiles
@@ -278,53 +250,15 @@ class ViTPProcessor(ProcessorMixin):
     def _tokens_of_image(number: int) -> str:
         return IMAGE_START_TOKEN + IMAGE_TOKEN * number + IMAGE_END_TOKEN
 
-    def _images_by_sample(
-        self,
-        images: ImageInput | None,
-        text: list[str],
-    ) -> list[list]:
+    def _images_by_sample(self, images: ImageInput | None, texts: list[str]) -> list[list]:
         """Assign images to texts by the number of image tokens in each text."""
         # Image tokens are replaced by themselves, to count them as transformers does.
-        marks = [self.image_token] * sum(sample.count(self.image_token) for sample in text)
-        expected = [0] * len(text)
+        marks = [self.image_token] * sum(text.count(self.image_token) for text in texts)
+        expected = [0] * len(texts)
         if marks:
-            _, offsets_of_sample = self.get_text_with_replacements(list(text), marks)
+            _, offsets_of_sample = self.get_text_with_replacements(list(texts), marks)
             expected = [len(offsets) for offsets in offsets_of_sample]
-        if is_nested(images):
-            self._check_counts([len(sample_images) for sample_images in images], expected)
-            return [list(sample_images) for sample_images in images]
-
-        if images is None:
-            images = []
-        elif not isinstance(images, (list, tuple)):
-            is_batch = getattr(images, "ndim", 0) == 4
-            images = list(images) if is_batch else [images]
-        if len(images) != sum(expected):
-            raise ValueError(
-                f"Expected {sum(expected)} image(s) for the {IMAGE_TOKEN} tokens in the text ({expected} by sample of "
-                f"the batch), got {len(images)}. Write {IMAGE_TOKEN} in the text once for each image, or use "
-                "`apply_chat_template`."
-            )
-        images_of_sample = []
-        start = 0
-        for number in expected:
-            images_of_sample.append(list(images[start : start + number]))
-            start += number
-        return images_of_sample
-
-    def _check_counts(self, counts: list[int], expected: list[int]) -> None:
-        """Raise a `ValueError` unless each sample has as many images as image tokens."""
-        if len(counts) != len(expected):
-            raise ValueError(
-                f"Expected a list of images for each of {len(expected)} texts, got {len(counts)}: row by row, the "
-                f"{IMAGE_TOKEN} tokens in the prompts should be the same as the number of images."
-            )
-        for row, (count, number) in enumerate(zip(counts, expected)):
-            if count != number:
-                raise ValueError(
-                    f"Sample {row} of the batch has {count} image(s), but {number} image token(s) ({IMAGE_TOKEN}) in "
-                    "its text."
-                )
+        return assign_images(images, expected)
 
     def _tile(
         self,
@@ -336,26 +270,6 @@ class ViTPProcessor(ProcessorMixin):
             return [], []
         tiles = self.image_processor([images], **images_kwargs)
         return tiles["pixel_values"], tiles["num_patches"]
-
-    def _draw(
-        self,
-        num_tiles: list[int],
-        drop_ratio: float,
-        apply_prob: float,
-        key: object | None,
-    ) -> tuple[torch.LongTensor, list[KeptTokens]]:
-        """Return the indices of the kept visual tokens of a sample, and the kept tokens of each image."""
-        num_tokens = [tiles * self.image_seq_length for tiles in num_tiles]
-        if drop_ratio > 0:
-            generator = None
-            if isinstance(key, (list, tuple)):
-                generator = keyed_generator(*key)
-            elif key is not None:
-                generator = keyed_generator(key)
-            indices = draw_visual_tokens(sum(num_tokens), drop_ratio, apply_prob, generator)
-        else:
-            indices = torch.arange(sum(num_tokens), device="cpu")
-        return indices, split_by_image(indices.numpy(), num_tokens)
 
     def _get_num_multimodal_tokens(
         self,
@@ -402,16 +316,7 @@ class ViTPProcessor(ProcessorMixin):
                 "vrl_drop_ratio. Or its text has a literal image token: remove it, and mark the position of an image "
                 f"with '{IMAGE_TOKEN}' or, in chat messages, {{'type': 'image'}}."
             )
-        dropped_before = np.zeros_like(ids)  # number of dropped tokens just before each token
-        start = 0
-        for image_end, kept_tokens in zip(image_ends, kept_of_image):
-            gaps = np.diff(kept_tokens.indices, prepend=-1, append=kept_tokens.num_tokens) - 1
-            tokens = image_tokens[start : start + len(kept_tokens)]
-            dropped_before[tokens] = gaps[:-1]
-            dropped_before[image_end] = gaps[-1]
-            start += len(kept_tokens)
-        steps = (1 + dropped_before) * is_real
-        return np.where(is_real, steps.cumsum() - 1, 0)
+        return positions_after_drop(image_tokens, image_ends, is_real, kept_of_image)
 
     def encode_conversation(
         self,
@@ -440,7 +345,8 @@ class ViTPProcessor(ProcessorMixin):
         (images,) = self._images_by_sample(message_images(messages), [text])
         options = {**self.images_kwargs, "return_tensors": None, **(images_kwargs or {})}
         tiles, num_tiles = self._tile(images, options)
-        visual_token_indices, kept_of_image = self._draw(num_tiles, vrl_drop_ratio, vrl_apply_prob, vrl_key)
+        num_tokens = [number * self.image_seq_length for number in num_tiles]
+        visual_token_indices, kept_of_image = draw_kept_tokens(num_tokens, vrl_drop_ratio, vrl_apply_prob, vrl_key)
 
         # Each image is tokenized as one token, which is then repeated.
         text_to_tokenize = text.replace(IMAGE_TOKEN, self._tokens_of_image(1))
@@ -529,159 +435,59 @@ class ViTPProcessor(ProcessorMixin):
         return ValueError(f"The chat_template of {name} cannot render the messages: {error}")
 
 
+def assign_images(images: ImageInput | None, expected: list[int]) -> list[list]:
+    """Assign images to the samples of a batch.
+
+    Args:
+        images: images of all samples, or a list of images for each sample.
+        expected: number of images of each sample.
+
+    Raises:
+        ValueError: if there are more or fewer images.
+    """
+    if is_nested(images):
+        check_counts([len(sample_images) for sample_images in images], expected)
+        return [list(sample_images) for sample_images in images]
+
+    if images is None:
+        images = []
+    elif not isinstance(images, (list, tuple)):
+        is_batch = getattr(images, "ndim", 0) == 4
+        images = list(images) if is_batch else [images]
+    if len(images) != sum(expected):
+        raise ValueError(
+            f"Expected {sum(expected)} image(s) for the {IMAGE_TOKEN} tokens in the text ({expected} by sample of the "
+            f"batch), got {len(images)}. Write {IMAGE_TOKEN} in the text once for each image, or use "
+            "`apply_chat_template`."
+        )
+    images_of_sample = []
+    start = 0
+    for number in expected:
+        images_of_sample.append(list(images[start : start + number]))
+        start += number
+    return images_of_sample
+
+
+def check_counts(counts: list[int], expected: list[int]) -> None:
+    """Raise a `ValueError` unless each sample has as many images as image tokens."""
+    if len(counts) != len(expected):
+        raise ValueError(
+            f"Expected a list of images for each of {len(expected)} texts, got {len(counts)}: row by row, the "
+            f"{IMAGE_TOKEN} tokens in the prompts should be the same as the number of images."
+        )
+    for row, (count, number) in enumerate(zip(counts, expected)):
+        if count != number:
+            raise ValueError(
+                f"Sample {row} of the batch has {count} image(s), but {number} image token(s) ({IMAGE_TOKEN}) in its "
+                "text."
+            )
+
+
 def is_nested(images: ImageInput | None) -> bool:
     """Return whether images are given as a list of images for each sample."""
     if not isinstance(images, (list, tuple)) or not images:
         return False
     return all(isinstance(sample_images, (list, tuple)) for sample_images in images)
-
-
-def message_images(messages: list[dict[str, Any]]) -> list:
-    """Return the images of all messages, in order."""
-    images = []
-    for message in messages:
-        content = message.get("content")
-        if content is None or isinstance(content, str):
-            continue
-        for part in content:
-            if isinstance(part, dict) and part["type"] == "image":
-                images.append(part["image"])
-    return images
-
-
-def number_answers(
-    text: str,
-    spans: list[tuple[int, int]],
-    starts: np.ndarray,
-    ends: np.ndarray,
-) -> np.ndarray:
-    """Return the number of each token's answer, from 1, or 0 outside of answers.
-
-    Args:
-        text: conversation without image start and end tokens.
-        spans: first and last position of each answer in `text`.
-        starts, ends: first and last position of each token in the text with image start and end tokens.
-    """
-    image_ends = [match.end() for match in re.finditer(IMAGE_TOKEN, text)]
-    added_by_image = len(IMAGE_START_TOKEN) + len(IMAGE_END_TOKEN)
-    answers = np.zeros_like(starts)
-    # The tokens of an answer are searched between these, because a conversation may have thousands of answers.
-    latest_ends = np.maximum.accumulate(ends)
-    earliest_starts = np.minimum.accumulate(starts[::-1])[::-1]
-    for number, (start, end) in enumerate(spans, start=1):
-        start += added_by_image * bisect_right(image_ends, start)
-        end += added_by_image * bisect_right(image_ends, end)
-        first = latest_ends.searchsorted(start, "right")
-        last = earliest_starts.searchsorted(end)
-        is_in_answer = (starts[first:last] < end) & (ends[first:last] > start)
-        answers[first:last][is_in_answer] = number
-    return answers
-
-
-def plain_messages(conversation: Any) -> Any:
-    """Convert messages to dictionaries without empty fields, as newer transformers does."""
-    messages = getattr(conversation, "messages", conversation)
-    if not isinstance(messages, (list, tuple)):
-        return messages
-    return [plain_message(message) for message in messages]
-
-
-def plain_message(message: Any) -> Any:
-    """Convert a message or a part of one to a dictionary without empty fields."""
-    if hasattr(message, "model_dump"):  # pydantic
-        message = message.model_dump()
-    elif dataclasses.is_dataclass(message):
-        message = dataclasses.asdict(message)
-    if not isinstance(message, Mapping):
-        return message
-    return {name: value for name, value in message.items() if value is not None}
-
-
-def check_messages(messages: list[dict], allow_image_tokens: bool = False) -> None:
-    """Raise a `ValueError` that names the message if a role is unknown or a text has a literal image token."""
-    if not messages:
-        raise ValueError("expected messages, got an empty list.")
-    for index, message in enumerate(messages):
-        role = message.get("role") if isinstance(message, dict) else None
-        if role not in ROLES:
-            raise ValueError(
-                f"message {index} has the role {role!r}. Expected a dictionary with a `content` and with one of the "
-                f"roles {', '.join(ROLES)}."
-            )
-        check_content(message, index)
-        if allow_image_tokens:
-            continue
-        for token in IMAGE_TOKENS:
-            if any(token in text for text in message_texts(message)):
-                raise ValueError(
-                    f"message {index} has the literal image token {token!r}. Remove it, and mark the position of an "
-                    "image with {'type': 'image'}."
-                )
-
-
-def check_content(message: dict, index: int) -> None:
-    """Raise a `ValueError` unless the content is a string or a list of text and image parts."""
-    content = message.get("content")
-    if isinstance(content, str) or (content is None and message["role"] == "assistant"):
-        return
-    wrong_parts = [content]
-    if isinstance(content, (list, tuple)):
-        wrong_parts = [part for part in content if not is_part(part)]
-    if wrong_parts:
-        raise ValueError(
-            f"message {index} has the content {wrong_parts[0]!r}. Expected a string, or a list of parts "
-            "{'type': 'text', 'text': …} and {'type': 'image'}."
-        )
-
-
-def is_part(part: Any) -> bool:
-    """Return whether a part of a message is an image or a text."""
-    if not isinstance(part, dict):
-        return False
-    kind = part.get("type")
-    if kind in ("text", GIVEN):
-        return isinstance(part.get("text"), str)
-    return kind in ("image", "image_url")
-
-
-def message_texts(message: dict) -> list[str]:
-    """Return the texts of a message whose content is a string or a list of parts."""
-    content = message.get("content") or ""
-    if isinstance(content, str):
-        return [content]
-    return [part["text"] for part in content if part.get("text") is not None]
-
-
-def check_tool_calls(messages: list[dict], template: str) -> None:
-    """Raise a `ValueError` if a message has tool calls that the chat template does not render."""
-    if "tool_calls" in template:
-        return
-    for index, message in enumerate(messages):
-        if message.get("tool_calls"):
-            raise ValueError(
-                f"message {index} has tool_calls, which the chat template does not render. Write them into its "
-                "content, or set a chat_template that renders them."
-            )
-
-
-def split_by_image(indices: np.ndarray, num_tokens: list[int]) -> list[KeptTokens]:
-    """Return the kept tokens of each image.
-
-    Args:
-        indices: kept tokens of all images, int64, ascending, `(num_kept,)`.
-        num_tokens: number of tokens of each image.
-    """
-    kept_of_image = []
-    first_token = 0
-    first_index = 0
-    for number in num_tokens:
-        last_token = first_token + number
-        last_index = int(np.searchsorted(indices, last_token))
-        image_indices = indices[first_index:last_index] - first_token
-        kept_of_image.append(KeptTokens(image_indices, number))
-        first_token = last_token
-        first_index = last_index
-    return kept_of_image
 
 
 __all__ = ["ViTPProcessor"]

@@ -2,8 +2,10 @@
 
 import hashlib
 import math
+from dataclasses import dataclass
 from fractions import Fraction
 
+import numpy as np
 import torch
 
 
@@ -87,3 +89,92 @@ def draw_visual_tokens(
         num_kept = num_tokens
     order = torch.randperm(num_tokens, generator=generator, device="cpu")
     return order[:num_kept].sort().values
+
+
+@dataclass
+class KeptTokens:
+    """Visual tokens of one image that VRL keeps."""
+
+    indices: np.ndarray  # int64, ascending, among all tokens of the image
+    num_tokens: int  # of the image, with those that are dropped
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def split_by_image(indices: np.ndarray, num_tokens: list[int]) -> list[KeptTokens]:
+    """Return the kept tokens of each image.
+
+    Args:
+        indices: kept tokens of all images, int64, ascending, `(num_kept,)`.
+        num_tokens: number of tokens of each image.
+    """
+    kept_of_image = []
+    first_token = 0
+    first_index = 0
+    for number in num_tokens:
+        last_token = first_token + number
+        last_index = int(np.searchsorted(indices, last_token))
+        image_indices = indices[first_index:last_index] - first_token
+        kept_of_image.append(KeptTokens(image_indices, number))
+        first_token = last_token
+        first_index = last_index
+    return kept_of_image
+
+
+def draw_kept_tokens(
+    num_tokens: list[int],
+    drop_ratio: float,
+    apply_prob: float,
+    key: object | None,
+) -> tuple[torch.LongTensor, list[KeptTokens]]:
+    """Draw the visual tokens that a sample keeps.
+
+    Args:
+        num_tokens: number of tokens of each image of the sample.
+        drop_ratio: share of the visual tokens that is dropped; with 0, nothing is drawn.
+        apply_prob: probability that VRL is applied to the sample.
+        key: seed of the draw, or a list of its parts. Default: torch's global generator.
+
+    Returns:
+        Indices of the kept tokens among those of the sample, int64 `(num_kept,)`, and the kept tokens of each image.
+    """
+    if drop_ratio > 0:
+        generator = None
+        if isinstance(key, (list, tuple)):
+            generator = keyed_generator(*key)
+        elif key is not None:
+            generator = keyed_generator(key)
+        indices = draw_visual_tokens(sum(num_tokens), drop_ratio, apply_prob, generator)
+    else:
+        indices = torch.arange(sum(num_tokens), device="cpu")
+    return indices, split_by_image(indices.numpy(), num_tokens)
+
+
+def positions_after_drop(
+    image_tokens: np.ndarray,
+    image_ends: np.ndarray,
+    is_real: np.ndarray,
+    kept_of_image: list[KeptTokens],
+) -> np.ndarray:
+    """Return the positions of the tokens of a shortened sequence in its full sequence; 0 at padding.
+
+    Args:
+        image_tokens: indices of all visual tokens in the sequence, ascending.
+        image_ends: index of the token after the visual tokens of each image.
+        is_real: bool `(sequence_length,)`, false at padding.
+        kept_of_image: kept tokens of each image.
+
+    Returns:
+        int64 `(sequence_length,)`.
+    """
+    dropped_before = np.zeros(len(is_real), np.int64)  # number of dropped tokens just before each token
+    start = 0
+    for image_end, kept_tokens in zip(image_ends, kept_of_image):
+        gaps = np.diff(kept_tokens.indices, prepend=-1, append=kept_tokens.num_tokens) - 1
+        tokens = image_tokens[start : start + len(kept_tokens)]
+        dropped_before[tokens] = gaps[:-1]
+        dropped_before[image_end] = gaps[-1]
+        start += len(kept_tokens)
+    steps = (1 + dropped_before) * is_real
+    return np.where(is_real, steps.cumsum() - 1, 0)

@@ -70,10 +70,10 @@ from modeling_vitp import (
     ViTPVisionModel,
 )
 from modeling_vitp.auto.registry import MODELS
+from modeling_vitp.conversations import CHAT_TEMPLATE
 from modeling_vitp.convert.internvl import from_internvl, internvl_processor
 from modeling_vitp.modeling_vitp_backbone import ViTPMultiScaleBackbone
 from modeling_vitp.pretraining.loading import build_model, build_tokenizer
-from modeling_vitp.processing_vitp import CHAT_TEMPLATE
 from modeling_vitp.tasks.detection.one_stage import DETECTORS
 from modeling_vitp.vision_towers import TOWERS
 

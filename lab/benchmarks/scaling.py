@@ -24,6 +24,7 @@ from rasterio.windows import Window
 
 from lab.benchmarks.measuring import most_resident
 from modeling_vitp.configuration_vitp import ViTPVisionConfig
+from modeling_vitp.conversations import message_texts
 from modeling_vitp.convert.export import export_backbone
 from modeling_vitp.image_processing_vitp import ViTPImageProcessor
 from modeling_vitp.image_processing_vitp_dense import ViTPSegmentationImageProcessor
@@ -33,7 +34,6 @@ from modeling_vitp.instructions.from_annotations.storage import FEATURES
 from modeling_vitp.instructions.mixture import load_mixture, open_mixture
 from modeling_vitp.modeling_vitp import ViTPVisionModel
 from modeling_vitp.probing.backbones import Backbone, extract, load_backbone
-from modeling_vitp.processing_vitp import message_texts
 from modeling_vitp.tasks.segmentation.prediction import predict_large
 from modeling_vitp.training.batching import GlobalBatchSampler, RankStream
 

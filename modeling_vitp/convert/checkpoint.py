@@ -30,9 +30,10 @@ from ..cards.record import (
     write_json,
 )
 from ..command.paths import check_new
+from ..conversations import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN
 from ..modeling_vitp_backbone import ViTPExportedBackbone
 from ..opening import naming
-from ..processing_vitp import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN, ViTPProcessor
+from ..processing_vitp import ViTPProcessor
 from ..vision_towers import other_families
 from .export import AUTO_MAP, image_settings, native_vision_config, save_image_processor
 from .internvl import (

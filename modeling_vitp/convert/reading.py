@@ -22,11 +22,12 @@ from ..cards.record import LICENSE_FILES, read_json
 from ..configuration_vitp import ViTPConfig, ViTPVisionConfig
 from ..configuration_vitp_dense import ViTPAdapterConfig, ViTPSegmentationConfig
 from ..configuration_vitp_detection import ViTPObjectDetectionConfig
+from ..conversations import CHAT_TEMPLATE, IMAGE_TOKEN
 from ..image_processing_vitp import ViTPImageProcessor
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from ..image_processing_vitp_detection import ViTPDetectionImageProcessor
 from ..opening import check_fields, naming
-from ..processing_vitp import CHAT_TEMPLATE, IMAGE_TOKEN, ViTPProcessor
+from ..processing_vitp import ViTPProcessor
 from .internvl import from_internvl_config
 from .keys import BACKBONE, VISION_TOWER, locate_tensor, recognize_layout
 from .original_config import (

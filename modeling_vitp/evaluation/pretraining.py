@@ -18,6 +18,7 @@ from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 
 from ..cards.sections import table
+from ..conversations import message_texts
 from ..data.annotations import AnnotatedImage
 from ..data.boxes import iou
 from ..instructions.boxes import read_boxes
@@ -31,7 +32,7 @@ from ..pretraining.arguments import PretrainArguments
 from ..pretraining.data import PretrainData
 from ..pretraining.generation import generate_answers
 from ..pretraining.options import PretrainingOptions
-from ..processing_vitp import ViTPProcessor, message_texts
+from ..processing_vitp import ViTPProcessor
 from ..tasks.segmentation.data import DenseData
 from ..tasks.segmentation.probe import SegmentationProbe
 from ..vrl import keyed_generator

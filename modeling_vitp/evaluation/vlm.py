@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from trl import ScriptArguments
 
 from ..cards.sections import table
+from ..conversations import message_texts
 from ..images.large import weights_digest
 from ..images.pixels import colors_of, principal_scores
 from ..instructions.boxes import MARKS, read_boxes
@@ -28,7 +29,7 @@ from ..instructions.sources import open_splits
 from ..metrics.resampling import resample_mean
 from ..modeling_vitp import ViTPForConditionalGeneration
 from ..pretraining.generation import Answered, add_features, draw_answers, first_image, generate_answers
-from ..processing_vitp import ViTPProcessor, message_texts
+from ..processing_vitp import ViTPProcessor
 from ..training.checkpointing import attempt, check_no_model, write_whole
 from ..training.config import default_device
 from .answer_scores import named_choice, read_choices, score_answers

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, PreTrainedTokenizerBase, Qwen2Config
 
 from ..cards.sections import table
-from ..processing_vitp import message_texts
+from ..conversations import message_texts
 from ..vrl import keyed_generator
 from .sources import Source, all_rows, read_source
 

@@ -12,8 +12,9 @@ from torch.utils.data import default_collate
 from trl.data_utils import prepare_multimodal_messages
 
 from ..command.settings import from_mapping
+from ..conversations import check_messages
 from ..images.pixels import ColorJitter
-from ..processing_vitp import ViTPProcessor, check_messages
+from ..processing_vitp import ViTPProcessor
 from ..vrl import check_apply_prob, check_drop_ratio, check_warmup_steps, keyed_generator
 from .raw_tiles import RawTileProcessor, normalize_tiles
 from .rows import (

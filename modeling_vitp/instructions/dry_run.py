@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from trl import SFTConfig
 
+from ..conversations import message_texts
 from ..image_processing_vitp import ViTPImageProcessor
-from ..processing_vitp import message_texts
 from ..vrl import num_kept_tokens
 from .mixture import Mixture, effective_rows
 from .rows import load_images

@@ -15,13 +15,13 @@ import torch
 from datasets import Dataset, Features, Image, IterableDataset, List, Value
 
 from ..command.settings import Interval
+from ..conversations import GIVEN, message_texts, plain_message
 from ..data.rows import content_of
 from ..image_decoding import PIL_8BIT_MODES, to_rgb
 from ..image_processing_vitp import ViTPImageProcessor
 from ..images.corruptions import compress_jpeg
 from ..images.reading import Picture, read_picture, said
 from ..input_spec import InputSpec
-from ..processing_vitp import GIVEN, message_texts, plain_message
 from ..vrl import keyed_generator
 
 IMAGE_PLACE = "<image>"

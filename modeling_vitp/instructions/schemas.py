@@ -30,9 +30,9 @@ from datasets import (
 from datasets.builder import Key
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
+from ..conversations import GIVEN, plain_message
 from ..data.rows import undecoded
 from ..images.reading import IMAGE_SUFFIXES, OF_THE_WEB, below, is_url
-from ..processing_vitp import GIVEN, plain_message
 from .rows import FEATURES, check_image_part, content_id, num_image_parts, number_rows, split_at_places
 
 ROLE_OF = {

@@ -23,8 +23,9 @@ from transformers import AutoConfig
 
 from ..cards.sections import table
 from ..command.paths import Shard
+from ..conversations import check_messages, message_texts
 from ..image_processing_vitp import ViTPImageProcessor
-from ..processing_vitp import ViTPProcessor, check_messages, message_texts
+from ..processing_vitp import ViTPProcessor
 from .answer_prior import AnswerPrior
 from .boxes import wrong_boxes
 from .mixture import Mixture, schema_of_part

@@ -17,13 +17,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from transformers import Cache, DynamicCache
 
+from ..conversations import message_texts
 from ..image_processing_vitp import ViTPImageProcessor
 from ..images.pixels import shown
 from ..instructions.boxes import read_boxes
 from ..instructions.collator import ViTPDataCollator
 from ..instructions.rows import images_of, sample_id_of
 from ..modeling_vitp import CACHE, ViTPForConditionalGeneration
-from ..processing_vitp import ViTPProcessor, message_texts
+from ..processing_vitp import ViTPProcessor
 from ..training.callbacks import choose, component_colors, patch_maps
 from .model_patches import vitp_of
 

@@ -27,6 +27,7 @@ from datasets.data_files import SPLIT_KEYWORDS
 from tqdm.auto import tqdm
 
 from modeling_vitp.command.errors import WrongArguments
+from modeling_vitp.conversations import check_messages, message_texts
 from modeling_vitp.data.annotation_files import read_annotation, read_text
 from modeling_vitp.data.annotations import plain_words
 from modeling_vitp.data.boxes import Box, box_area, clip
@@ -37,7 +38,6 @@ from modeling_vitp.instructions.from_annotations.questions import PHRASINGS
 from modeling_vitp.instructions.rows import check_answers
 from modeling_vitp.instructions.schemas import as_list, messages_of
 from modeling_vitp.instructions.sources import numbered_rows
-from modeling_vitp.processing_vitp import check_messages, message_texts
 
 LOCATE = ("Where is {phrase}?", "Give the box of {phrase}.", "Locate {phrase} in the image.")
 DESCRIBE = ("Describe the image.", "What does the image show?", "Write a caption for the image.")

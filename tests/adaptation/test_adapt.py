@@ -16,6 +16,7 @@ from modeling_vitp import adapt
 from modeling_vitp.adaptation import runs
 from modeling_vitp.adaptation.probing import Prober
 from modeling_vitp.adaptation.report import AdaptationReport
+from modeling_vitp.adaptation.verdict import looks_at_images
 from modeling_vitp.command.errors import RunStopped
 from modeling_vitp.evaluation.comparison import Progress
 from modeling_vitp.recipes import finetune_classification, probe
@@ -151,8 +152,8 @@ def test_model_that_learns_shuffled_labels_does_not_look(adapted, classes, tmp_p
         shutil.copy(path, target)
     settings = SETTINGS | {"learning_rates": [1e-3], "fine_tuning_steps": 2, "force": True}
     blind = adapt(shuffled, baselines=["random"], output_dir=tmp_path / "out", **settings)
-    assert report.looks_at_images() and "looks at the image" not in report.verdict
-    assert not blind.looks_at_images() and "not shown that the language model looks at the image" in blind.verdict
+    assert looks_at_images(report) and "looks at the image" not in report.verdict
+    assert not looks_at_images(blind) and "not shown that the language model looks at the image" in blind.verdict
 
 
 def test_worse_backbone_stops_early(classes, tmp_path, monkeypatch, quick_prior):

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from modeling_vitp.adaptation.arguments import ADAPTED, RANDOM
 from modeling_vitp.adaptation.pages import read_blocks
-from modeling_vitp.adaptation.report import ADAPTED, RANDOM, AdaptationReport
+from modeling_vitp.adaptation.report import AdaptationReport
+from modeling_vitp.adaptation.verdict import looks_at_images
 from modeling_vitp.metrics.resampling import resample
 
 EVIL = "<script>alert(1)</script> | *a*"
@@ -175,7 +177,7 @@ def test_verdict_says_when_answers_ignore_the_image(lows, is_blind):
 def test_lower_error_of_counts_shows_that_the_model_looks(interval, looks):
     scores = {"mean_error": {"own": 1.0, "other_images": 1.2, "gain": interval}}
     report = make_report({ADAPTED: 0.6, "dinov2-base": 0.5}, controls={"answers": {"count": scores}})
-    assert report.looks_at_images() == looks
+    assert looks_at_images(report) == looks
 
 
 def test_boxes_do_not_show_that_the_model_looks():
@@ -183,7 +185,7 @@ def test_boxes_do_not_show_that_the_model_looks():
     scores = {"mean_iou": {"own": 0.1, "other_images": 0.1, "gain": [-0.1, 0.1]}}
     scores["answers_with_box"] = {"own": 1.0, "other_images": 0.5, "gain": [0.4, 0.6]}
     report = make_report({ADAPTED: 0.6, "dinov2-base": 0.5}, controls={"answers": {"grounding": scores}})
-    assert not report.looks_at_images()
+    assert not looks_at_images(report)
 
 
 def test_same_weights_give_no_difference():

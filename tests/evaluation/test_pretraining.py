@@ -9,6 +9,7 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
+from modeling_vitp.conversations import GIVEN
 from modeling_vitp.data.boxes import iou
 from modeling_vitp.evaluation import pretraining
 from modeling_vitp.evaluation.pretraining import (
@@ -24,7 +25,6 @@ from modeling_vitp.evaluation.pretraining import (
 from modeling_vitp.evaluation.vlm import Question
 from modeling_vitp.instructions.boxes import read_boxes
 from modeling_vitp.instructions.from_annotations.storage import FEATURES
-from modeling_vitp.processing_vitp import GIVEN
 
 HOW_MANY, IS_THERE, WHERE = "How many trees are in the image?", "Is there a tree?", "Where is the tree?"
 MAP = "Map the image in 3 x 3 cells. Write tree, road, or background."

@@ -13,7 +13,7 @@ from tiny_models import TOKENS_PER_TILE
 from tokenizers.processors import TemplateProcessing
 
 from modeling_vitp import ViTPDataCollator, ViTPImageProcessor, ViTPProcessor
-from modeling_vitp.processing_vitp import CHAT_TEMPLATE
+from modeling_vitp.conversations import CHAT_TEMPLATE
 
 SIZE = {"height": 28, "width": 28}
 TEXTS = st.text("ab é猫\n<|im_end|>", min_size=1, max_size=12).filter(str.strip)

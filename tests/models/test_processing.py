@@ -20,8 +20,8 @@ from transformers import AutoProcessor, AutoTokenizer, GotOcr2ImageProcessor
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from modeling_vitp import ViTPImageProcessor, ViTPProcessor
+from modeling_vitp.conversations import CHAT_TEMPLATE
 from modeling_vitp.pretraining.loading import build_tokenizer
-from modeling_vitp.processing_vitp import CHAT_TEMPLATE
 
 BUDGET = 6
 ONE = [(100, 60)]
