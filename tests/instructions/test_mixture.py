@@ -179,10 +179,9 @@ def test_mixture_supports_index_slice_and_column(folder):
         dataset[len(dataset)]
 
 
-@pytest.mark.parametrize("num_workers", [2, 3])
-def test_workers_share_a_stream_exactly(folder, num_workers):
+def test_workers_share_a_stream_exactly(folder):
     stream = opened(folder, streaming=("b",))
-    loader = DataLoader(stream, batch_size=4, num_workers=num_workers, collate_fn=list, persistent_workers=True)
+    loader = DataLoader(stream, batch_size=4, num_workers=2, collate_fn=list, persistent_workers=True)
     for epoch in (0, 1):
         stream.set_epoch(epoch)
         loaded = [row["id"] for batch in loader for row in batch]
@@ -216,15 +215,15 @@ def test_stream_keeps_few_rows_in_memory():
     assert most <= 4
 
 
-@pytest.mark.parametrize("rate", [0.333333, 0.0716845878, 1.000001])
+@pytest.mark.parametrize("rate", [0.0716845878, 1.000001])
 def test_long_rate_of_stream_is_drawn_soon(rate):
     source, read = Source("s", rate=rate, streaming=True, annotation="s.jsonl"), []
     drawn = []
-    for row, copy in draw_from_stream((read.append(number) or number for number in range(60_000)), source, 0):
+    for row, copy in draw_from_stream((read.append(number) or number for number in range(40_000)), source, 0):
         drawn.append((row, copy))
         if len(drawn) == 1:
             assert len(read) < 20_000
-    assert len(drawn) == len(set(drawn)) == pytest.approx(60_000 * rate, abs=1)
+    assert len(drawn) == len(set(drawn)) == pytest.approx(40_000 * rate, abs=1)
 
 
 def test_lengths_match_rows_of_epoch(folder):

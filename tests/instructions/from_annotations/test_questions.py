@@ -36,7 +36,7 @@ from modeling_vitp.instructions.from_annotations.questions import (
 NUM_IMAGES = 30
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
+@pytest.fixture(scope="module", params=["coco", "geojson"])
 def annotated(request, tmp_path_factory):
     """Return layout, its folder and its independent reader."""
     root = tmp_path_factory.mktemp(request.param)
