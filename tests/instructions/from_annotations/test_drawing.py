@@ -42,7 +42,7 @@ from modeling_vitp.vrl import keyed_generator
 
 MIXED = {"window": 200, "mosaics": 0.5, "collages": 1, "collage_grid": [2, 7], "collage_size": 280, "turns": 10}
 PAINTED = {"window": 64, "mosaics": 0.5, "collages": 1, "collage_grid": [2, 7], "collage_size": 84, "turns": 10}
-NUMBERS = [60, pytest.param(300, marks=pytest.mark.slow)]
+NUMBERS = [60, pytest.param(500, marks=pytest.mark.slow)]
 SIZES = [(96, 128), (128, 96), (100, 110), (90, 140), (130, 130), (97, 113)]  # Height and width.
 COLORS = {1: (250, 10, 10), 2: (10, 250, 10), 3: (1, 2, 3)}
 
