@@ -160,7 +160,23 @@ def read_geojson(root, name):
 
 LAYOUTS = {"coco": (write_coco, read_coco), "voc": (write_voc, read_voc), "dota": (write_dota, read_dota)}
 LAYOUTS |= {"yolo": (write_yolo, read_yolo), "geojson": (write_geojson, read_geojson)}
+KINDS = set("presence counting quarter_counting all none one referring caption map fine_map".split())
 NAMES = {"train": [f"{index:03}" for index in range(60)], "test": [f"{index:03}" for index in range(60, 66)]}
+
+
+def reader_of(layout, root):
+    """Return an independent reader of a layout: name -> [(label, box within the image, area), …]."""
+    _, read = LAYOUTS[layout]
+    ends = [WIDTH, HEIGHT] * 2
+
+    @lru_cache
+    def objects(name):
+        return [
+            (label.replace("-", " ").lower(), [min(max(side, 0), end) for side, end in zip(box, ends)], area)
+            for label, box, area in read(root, name)
+        ]
+
+    return objects
 
 
 def make(layout, root, output, *options):

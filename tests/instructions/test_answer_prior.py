@@ -15,7 +15,6 @@ from pictures import picture
 from modeling_vitp.instructions import answer_prior
 from modeling_vitp.instructions.answer_prior import (
     MAX_TOKENS,
-    AnswerPrior,
     encode_texts,
     make_tokenize,
     measure_answer_prior,
@@ -45,10 +44,6 @@ def chain(rng, states=4, length=20, stay=0.85):
     return talk("Map it.", "".join(words))
 
 
-def constant(rng):
-    return talk("Say it.", "".join(WORDS))
-
-
 def asked(rng):
     word = rng.choice(WORDS)
     return talk(f"Say{word} thrice.", 3 * word)
@@ -72,15 +67,14 @@ def measure(make, seed=0, **options):
 @pytest.mark.parametrize(
     ("make", "hidden", "visible", "tolerance"),
     [
-        (independent, 4, 4, 0.03),
+        pytest.param(independent, 4, 4, 0.03, marks=pytest.mark.slow),
         pytest.param(chain, 2, chain_bits(), 0.15, marks=pytest.mark.slow),
-        pytest.param(constant, 0, 0, 0.02, marks=pytest.mark.slow),
-        (asked, 0, 0, 0.3),
+        pytest.param(asked, 0, 0, 0.3, marks=pytest.mark.slow),
         (repeated, 3, 3 / 8, 0.2),
     ],
 )
 def test_answer_prior_matches_known_entropies(make, hidden, visible, tolerance):
-    """Compare with known entropies; over five seeds, the errors were at most .013, .084, .005, .161 and .108."""
+    """Compare with known entropies; over five seeds, the errors were at most .013, .084, .161 and .108."""
     prior = measure(make)
     assert prior.hidden_bits == pytest.approx(hidden, abs=tolerance)
     assert prior.visible_bits == pytest.approx(visible, abs=tolerance)
@@ -92,7 +86,7 @@ def test_answer_prior_depends_on_seed_only():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    first, again, other = (measure(repeated, steps=8), measure(repeated, steps=8), measure(repeated, 1, steps=8))
+    first, again, other = (measure(repeated, steps=4), measure(repeated, steps=4), measure(repeated, 1, steps=4))
     assert first == again != other
     assert (torch.rand(3) == expected).all()
 
@@ -142,8 +136,7 @@ def write(folder, answers):
     Dataset.from_list(rows, features=FEATURES).to_parquet(folder / "train.parquet")
 
 
-@pytest.fixture
-def mixture(tmp_path):
+def write_mixture(tmp_path):
     rng = random.Random(0)
     write(tmp_path / "collages", [" ".join(rng.choices("abcdefgh", k=12)) for _ in range(200)])
     write(tmp_path / "stripes", [" ".join(rng.choice("abcdefgh") * 12) for _ in range(200)])
@@ -156,14 +149,21 @@ def mixture(tmp_path):
 
 
 @pytest.mark.slow
-def test_guessed_sources_are_named_first(mixture, tmp_path, monkeypatch, capsys):
+def test_guessed_sources_are_named_first(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(answer_prior, "MAX_ROWS", 150)
     monkeypatch.setattr(answer_prior, "STEPS", 50)
     card = tmp_path / "README.md"
-    words = [str(mixture), "--num_workers", "0", "--output_dir", str(tmp_path / "out"), "--card", str(card)]
-    assert (
-        validate_data.main([*words, "--answer_prior", "--answer_prior_seconds", "10000"]) == 1
-    )  # One source is missing.
+    words = [
+        str(write_mixture(tmp_path)),
+        "--num_workers",
+        "0",
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--card",
+        str(card),
+    ]
+    # One source is missing.
+    assert validate_data.main([*words, "--num_workers", "0", "--answer_prior", "--answer_prior_seconds", "10000"]) == 1
     sources = json.loads((tmp_path / "out" / "report.json").read_text())["sources"]
     assert sources["few"]["answer_prior"] is None and sources["absent"]["answer_prior"] is None
     assert sources["collages"]["answer_prior"]["guessed_share"] < 0.1
@@ -176,24 +176,3 @@ def test_guessed_sources_are_named_first(mixture, tmp_path, monkeypatch, capsys)
     named = said.partition("At least a tenth is guessed in ")[2].partition(":")[0]
     assert sorted(named.split(", ")) == ["stream", "stripes"]
     assert said.partition("At least a tenth")[0].splitlines()[-1] in card.read_text()
-
-
-def test_answer_prior_is_optional(mixture, tmp_path, capsys):
-    validate_data.main([str(mixture), "--num_workers", "0", "--output_dir", str(tmp_path / "out")])
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["sources"]["stripes"]["answer_prior"] is None
-    assert "guessed" not in capsys.readouterr().out
-
-
-def test_report_lists_sources():
-    prior = AnswerPrior(100, 4900, 2.31, 0.91, 0.35, 0.72, 0.02, 200, True)
-    assert prior.guessed_bits == pytest.approx(1.40)
-    text = answer_prior.describe_priors(
-        {"even": AnswerPrior(9, 90, 1.0, 1.0, 0.5, 0.5, 0.0, 200, True), "maps": prior, "few": None}
-    )
-    assert "In maps, an answer token has 2.31 bits given its question, of which 1.40 ± 0.02 are guessed" in text
-    assert text.index("| maps |") < text.index("| even |") < text.index("| few |")
-    assert "even" not in text.partition("At least a tenth")[2]
-    empty = answer_prior.describe_priors({"fixed": AnswerPrior(9, 90, 0.01, 0.0, 1.0, 1.0, 0.0, 60, False)})
-    assert (
-        "9, stopped at step 60 by the time limit" in empty and "In fixed, answers follow from their questions" in empty
-    )

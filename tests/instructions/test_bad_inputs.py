@@ -32,36 +32,20 @@ def answered(content):
 # Changes of a valid row, and the text that the error must match.
 ROWS = {
     "unreadable bytes": ({"images": [picture(56, 56), {"bytes": b"no image", "path": None}]}, "image 1 "),
-    "truncated png": ({"images": [{"bytes": PNG[:-50], "path": "scene.png"}]}, r"image 0 \(scene.png\).*truncated"),
-    "missing file": ({"images": ["missing.png"]}, r"image 0 \(missing.png\).*missing.png .*`image_root`"),
-    "missing file in a dict": ({"images": [{"bytes": None, "path": "missing.png"}]}, r"image 0 \(missing.png\)"),
-    "neither bytes nor path": ({"images": [picture(56, 56), {"bytes": None, "path": None}]}, "image 1 "),
+    "missing file": ({"images": ["missing.png"]}, r"image 0 \(missing.png\).*`image_root`"),
     "zero-size image": ({"images": [Image.new("RGB", (0, 9))]}, "0 x 9 pixels"),
-    "no window": ({"images": [np.zeros((9, 9), np.int16)]}, "int16.*input_spec=.*window"),
+    "no window": ({"images": [np.zeros((9, 9), np.int16)]}, "input_spec=.*window"),
     "too many images": ({"images": [picture(56, 56)] * 2, "messages": [asked(PLACE), ANSWER]}, r"\b2\b.*\b1\b"),
-    "too few images": ({"images": [], "messages": [asked(PLACE, text("How many?")), ANSWER]}, r"\b0\b.*\b1\b"),
     "too few for <image>": ({"messages": [{"role": "user", "content": "<image> <image>?"}, ANSWER]}, r"\b1\b.*\b2\b"),
-    "image token": ({"messages": [{**USER, "content": "<IMG_CONTEXT>\nHow many?"}, ANSWER]}, "0 .*<IMG_CONTEXT>"),
-    "image token in a part": ({"messages": [asked(PLACE, text("see <img>")), ANSWER]}, "message 0 .*<img>"),
+    "image token": ({"messages": [{**USER, "content": "<IMG_CONTEXT>\nHow many?"}, ANSWER]}, "<IMG_CONTEXT>"),
     "image token in an answer": ({"messages": [USER, answered("</img>")]}, "message 1 .*</img>"),
-    "unknown role": ({"messages": [{"role": "human", "content": "How many?"}, ANSWER]}, "message 0 .*'human'.*user"),
-    "no role": ({"messages": [{"from": "human", "value": "How many?"}, ANSWER]}, "message 0 .*role"),
-    "empty answer": ({"messages": [*LATER, answered(" \n")]}, "message 3 "),
-    "empty answer in parts": ({"messages": [*LATER, answered([text(""), text(" ")])]}, "message 3 "),
-    "answer without parts": ({"messages": [*LATER, answered([])]}, "message 3 "),
-    "answer without content": ({"messages": [*LATER, answered(None)]}, "message 3 "),
-    "answer part without text": ({"messages": [USER, answered([text("12"), text(None)])]}, "message 1 .*text"),
-    "image in an answer": ({"messages": [USER, answered([PLACE, text("12")])]}, "message 1 has an image"),
+    "unknown role": ({"messages": [{"role": "human", "content": "How many?"}, ANSWER]}, "message 0 .*'human'"),
+    "empty answer": ({"messages": [*LATER, answered([text(""), text(" \n")])]}, "message 3 "),
+    "image in an answer": ({"messages": [USER, answered([PLACE, text("12")])]}, "message 1 "),
     "no assistant turn": ({"messages": [USER]}, "assistant"),
     "answer before a question": ({"messages": [ANSWER, USER]}, "message 0 "),
-    "no messages": ({"messages": []}, "messages"),
-    "message a string": ({"messages": ["How many?", ANSWER]}, "message 0 "),
-    "part a string": ({"messages": [asked("How many?"), ANSWER]}, "message 0 "),
-    "part without type": ({"messages": [asked(PLACE, {"text": "How many?"}), ANSWER]}, "message 0 .*type"),
     "part of unknown type": ({"messages": [asked(PLACE, {"type": "video"}), ANSWER]}, "message 0 .*video"),
-    "question without content": ({"messages": [{"role": "user"}, ANSWER]}, "message 0 .*content"),
-    "answer a number": ({"messages": [USER, answered(12)]}, "message 1 "),
-    "wrong columns": ({"messages": None, "prompt": [USER]}, r"'messages'.*\['id', 'images', 'messages', 'prompt'\]"),
+    "wrong columns": ({"messages": None, "prompt": [USER]}, "'messages'.*'prompt'"),
     "an error of its own": ({"error": "line 9 of a.jsonl is broken"}, "line 9 of a.jsonl is broken"),
 }
 
@@ -75,12 +59,8 @@ def test_invalid_row_is_named(processor, name):
 
 
 def test_row_without_id_is_named_by_hash(processor):
-    messages = []
-    for _ in range(2):
-        with pytest.raises(ValueError, match=r"^Sample 'content:[0-9a-f]{16}': ") as error:
-            ViTPDataCollator(processor)([{"messages": [USER], "images": []}])
-        messages.append(str(error.value))
-    assert messages[0] == messages[1]
+    with pytest.raises(ValueError, match=r"^Sample 'content:[0-9a-f]{16}': "):
+        ViTPDataCollator(processor)([{"messages": [USER], "images": []}])
     check_answers([{"role": "system", "content": "Be brief."}, USER, ANSWER])
 
 
@@ -88,10 +68,7 @@ def test_row_without_id_is_named_by_hash(processor):
     ("options", "named"),
     [
         ({"vrl_drop_ratio": 1}, "vrl_drop_ratio"),
-        ({"vrl_apply_prob": 2}, "vrl_apply_prob"),
-        ({"vrl_warmup_steps": -1}, "vrl_warmup_steps"),
-        ({"answer_mask_ratio": 1.5}, "answer_mask_ratio .*1.5"),
-        ({"color_jitter": {"gain": 1.5}}, "color_jitter: gain .*1.5"),
+        ({"answer_mask_ratio": 1.5}, "answer_mask_ratio"),
         ({"color_jitter": {"hue": 0.1}}, "'hue'"),
         ({"on_error": "skip"}, "replacement_rows"),
         ({"on_error": "ignore"}, "'ignore'"),
@@ -106,12 +83,10 @@ def test_invalid_collator_option_is_named(processor, options, named):
 @pytest.mark.parametrize(
     ("names", "named"),
     [
-        (["label", "width"], r"\['label', 'width'\].*LLaVA conversations need conversations, image"),
-        (["body", "photo.png"], r"\['body', 'photo.png'\].*\"question\": \"body\""),
+        (["label", "width"], r"\['label', 'width'\]"),
         (["img", "body"], r"\['img', 'body'\].*{\"image\": \"img\", \"caption\": \"body\"}"),
-        ([], "expected rows, found none"),
+        ([], "found none"),
         (["messages", "prompt", "completion"], "messages and prompts and completions"),
-        (["messages", "conversations", "image"], "messages and LLaVA conversations"),
     ],
 )
 def test_ambiguous_columns_are_listed(names, named):
@@ -128,35 +103,27 @@ def test_unreadable_columns_and_types_are_named():
 
 SOURCE = {"name": "s", "annotation": "a.jsonl"}
 MIXTURES = [
-    ({"name": "s", "anotation": "a.jsonl"}, "source 's': unknown key 'anotation'"),
-    ({"annotation": "a.jsonl"}, "source 0: .*name"),
-    ({"name": "s"}, "exactly one of dataset .* none"),
-    (SOURCE | {"folder": "b"}, r"exactly one of .* \['folder', 'annotation'\]"),
-    (SOURCE | {"rate": 0}, "rate .* 0"),
-    (SOURCE | {"rate": "2x"}, "source 's': rate .* '2x'"),
-    (SOURCE | {"rate": 2.5, "released_compatible": True}, "rate .* 2.5"),
-    (SOURCE | {"max_patches": True}, "source 's': max_patches .* True"),
-    (SOURCE | {"data_augment": "yes"}, "source 's': data_augment .* 'yes'"),
+    ({"name": "s", "anotation": "a.jsonl"}, "'s': .*'anotation'"),
+    ({"name": "s"}, "dataset"),
+    (SOURCE | {"folder": "b"}, r"\['folder', 'annotation'\]"),
     (SOURCE | {"columns": {"images": "x"}}, "columns .* annotation"),
-    ({"name": "s", "folder": "b", "columns": {"picture": "x"}}, "source 's': columns: .*'picture'"),
+    ({"name": "s", "folder": "b", "columns": {"picture": "x"}}, "'s': columns: .*'picture'"),
     ({"name": "s", "folder": "b", "revision": "main"}, "revision .* folder"),
     ({"name": "s", "folder": "b", "streaming": True}, "`rows`"),
-    ({"name": "s", "folder": "b", "input_spec": {"band": 1}}, r"input_spec: .*\['band'\]"),
-    ({"name": "s", "annotation": "a.parquet"}, "source 's': .*a.parquet"),
-    ({"meta": "meta.json"}, "meta.json"),
-    ("s", r"sources\[0\] .*'s'"),
+    ({"name": "s", "annotation": "a.parquet"}, "'s': .*a.parquet"),
 ]
 
 
 @pytest.mark.parametrize(("entry", "named"), MIXTURES)
 def test_invalid_mixture_source_is_named(entry, named, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    entry = dict(entry) if isinstance(entry, dict) else entry
-    options = {"released_compatible": True} if "released_compatible" in entry else {}
-    if options:
-        del entry["released_compatible"]
     with pytest.raises(ValueError, match=named):
-        load_mixture({"sources": [entry], **options})
+        load_mixture({"sources": [entry]})
+
+
+def test_fractional_rate_of_released_mixture_is_refused():
+    with pytest.raises(ValueError, match="rate .* 2.5"):
+        load_mixture({"sources": [SOURCE | {"rate": 2.5}], "released_compatible": True})
 
 
 @pytest.mark.parametrize(
@@ -164,9 +131,7 @@ def test_invalid_mixture_source_is_named(entry, named, tmp_path, monkeypatch):
     [
         ("sources: [{name: s, folder: b}, {name: s, folder: b}]", r"mixture.yaml: .*\['s'\]"),
         ("sources: [{name: s, folder: b}]\nresample: never", "resample .*'never'"),
-        ("sources: [{name: s, folder: b}]\nshuffle_buffer: 0", "shuffle_buffer .* 0"),
-        ("sources: [{name: s, folder: b}]\nsource: 1", "mixture.yaml: unknown key 'source'.*'sources'"),
-        ("sources: [{name: s, folder: b}]\ndefaults: {rte: 2}", "defaults: unknown key 'rte'.*'rate'"),
+        ("sources: [{name: s, folder: b}]\ndefaults: {rte: 2}", "defaults: .*'rte'"),
         ("sources: []", "mixture.yaml: .*`sources`"),
         ("sources: [", "mixture.yaml"),
         (None, "mixture.yaml"),
@@ -180,20 +145,18 @@ def test_invalid_mixture_file_is_named(tmp_path, content, named):
         load_mixture(path)
 
 
-def test_invalid_nested_mixture_file_is_named(tmp_path):
+def test_nested_mixture_file_is_missing_or_a_cycle(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(f"mixture: {tmp_path / 'none.yaml'}")
     with pytest.raises(ValueError, match="recipe.yaml: .*none.yaml"):
         load_mixture(path)
-    for files in ([path], [path, tmp_path / "b.yaml"], [path, tmp_path / "b.yaml", tmp_path / "c.yaml"]):
-        for file, following in zip(files, [*files[1:], path]):
-            file.write_text(f"mixture: {following}")
-        with pytest.raises(ValueError, match=f"`mixture` of {files[-1]} .* {path}") as error:
-            load_mixture(path)
-        assert str(error.value).count("recipe.yaml") <= 2
+    path.write_text(f"mixture: {tmp_path / 'b.yaml'}")
+    (tmp_path / "b.yaml").write_text(f"mixture: {path}")
+    with pytest.raises(ValueError, match=f"b.yaml .* {path}"):
+        load_mixture(path)
 
 
-@pytest.mark.parametrize("name", ["none.yaml", "none/at/all", "no name"])
+@pytest.mark.parametrize("name", ["none.yaml", "no name"])
 def test_missing_mixture_is_named(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=name):
@@ -203,40 +166,39 @@ def test_missing_mixture_is_named(name, tmp_path, monkeypatch):
 @pytest.fixture
 def broken(tmp_path):
     """Write unreadable files and folders, which are named after their defects."""
-    FORMATS["messages"][0](tmp_path / "parquet", [picture(20, 20)] * 3)
-    FORMATS["messages"][0](tmp_path / "cut", [picture(20, 20)] * 3)
+    for name in ("parquet", "cut"):
+        FORMATS["messages"][0](tmp_path / name, [picture(20, 20)] * 3)
     file = tmp_path / "cut" / "train.parquet"
     file.write_bytes(file.read_bytes()[:-200])
     (tmp_path / "empty").mkdir()
     (tmp_path / "list.json").write_text('[{"conversations": ')
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "empty.json").write_text("[]")
-    save_images(tmp_path / "wide", [picture(8, 8)])
-    (tmp_path / "wide" / "rows.jsonl").write_text('{"image": "0.png", "caption": "A road"}\n', "utf-16")
-    for name, content in {"comma": b'[{"image": "a.png"},]', "latin": '[{"image": "ä.png"}]'.encode("latin-1")}.items():
-        save_images(tmp_path / name, [picture(8, 8)])
-        (tmp_path / name / "rows.json").write_bytes(content)
-    save_images(tmp_path / "latin table", [picture(8, 8)])
-    (tmp_path / "latin table/rows.csv").write_bytes("image,caption\n0.png,forêt\n".encode("latin-1"))
-    for suffix in ("json", "jsonl", "csv", "tsv"):
-        (tmp_path / f"rows.{suffix}").write_text("question,answer\nq,a\n")
+    tables = {
+        "wide/rows.jsonl": '{"image": "000.png", "caption": "A road"}\n'.encode("utf-16"),
+        "latin/rows.json": '[{"image": "ä.png"}]'.encode("latin-1"),
+        "latin table/rows.csv": "image,caption\n000.png,forêt\n".encode("latin-1"),
+    }
+    for name, content in tables.items():
+        save_images((tmp_path / name).parent, [picture(8, 8)])
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "rows.csv").write_text("question,answer\nq,a\n")
     return tmp_path
 
 
 SOURCES = [
     ({"annotation": "none.jsonl", "obtain": "https://x.org"}, "none.jsonl .*https://x.org"),
-    ({"annotation": "list.json"}, "list.json .*Expecting value"),
+    ({"annotation": "list.json"}, "list.json"),
     ({"folder": "parquet", "columns": {"answer": "caption"}}, "'caption'"),
     ({"folder": "parquet", "columns": {"answer": "images"}}, "`columns`"),
     ({"folder": "empty"}, "empty, found nothing"),
-    ({"annotation": "empty.json"}, "empty.json .*expected rows, found none"),
-    ({"annotation": "empty.jsonl"}, "empty.jsonl .*expected rows, found none"),
-    ({"folder": "wide"}, "line 1 of .*rows.jsonl .*UTF-8"),
+    ({"annotation": "empty.json"}, "empty.json"),
+    ({"annotation": "empty.jsonl"}, "empty.jsonl"),
+    ({"folder": "wide"}, "line 1 of .*rows.jsonl"),
     ({"folder": "cut"}, "cut .*"),
-    ({"folder": "comma"}, "rows.json .*Expecting value"),
     ({"folder": "latin"}, "rows.json .*UTF-8"),
     ({"folder": "latin table"}, "rows.csv: .*UTF-8"),
-    *(({"dataset": f"rows.{suffix}"}, f"rows.{suffix} .*`annotation`") for suffix in ("json", "jsonl", "csv", "tsv")),
+    ({"dataset": "rows.csv"}, "rows.csv .*`annotation`"),
 ]
 
 
@@ -252,25 +214,20 @@ def open_train(place, split="train", **options):
     return open_splits(ScriptArguments(dataset_name=str(place), dataset_train_split=split, **options))[0][split]
 
 
-@pytest.mark.parametrize(
-    ("write", "named"),
-    [
-        ({"llava.json": json.dumps([{"conversations": turns(0)}] * 3)[:-30]}, "llava.json"),
-        ({"train.jsonl": '{"messages": []}\n{"mess'}, r"line 2 of .*train.jsonl"),
-        ({"rows.json": json.dumps([{"note": "a"}]), "a.png": PNG}, "split 'train': the columns"),
-        ({"rows.csv": "image,caption\na.png,forêt\n".encode("latin-1"), "a.png": PNG}, "rows.csv: .*UTF-8"),
-        ([{"note": "a"}], r"split 'train': the columns \['note'\]"),
-        ([{"messages": [], "question": "q", "answer": "a"}], "split 'train': the columns .*messages and questions"),
-    ],
-    ids=["cut list", "cut line", "columns of json", "latin CSV", "columns", "columns of two"],
-)
-def test_unreadable_data_set_is_named(tmp_path, write, named):
-    if isinstance(write, list):
-        Dataset.from_list(write).to_parquet(tmp_path / "train.parquet")
-    else:
-        for name, content in write.items():
-            (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ValueError, match=f"{tmp_path}.*{named}"):
+def test_unreadable_data_set_is_named(tmp_path):
+    files = {
+        "llava.json": (json.dumps([{"conversations": turns(0)}] * 3)[:-30], "llava.json"),
+        "train.jsonl": ('{"messages": []}\n{"mess', "line 2 of .*train.jsonl"),
+        "rows.json": (json.dumps([{"note": "a"}]), "'train': .*'note'"),
+    }
+    for name, (content, named) in files.items():
+        (tmp_path / name).write_text(content)
+        with pytest.raises(ValueError, match=f"{tmp_path}.*{named}"):
+            open_train(tmp_path)
+        (tmp_path / name).unlink()
+    rows = Dataset.from_list([{"messages": [], "question": "q", "answer": "a"}])
+    rows.to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="'train': .*messages and questions"):
         open_train(tmp_path)
 
 
@@ -279,7 +236,6 @@ def test_unreadable_data_set_is_named(tmp_path, write, named):
     [
         ("train[4:]", False, r"train\[4:\]"),
         ("train[:1]+train[3:]", True, "of a stream"),
-        ("train[50%:]", True, "of a stream"),
         ("all", False, r"'all' not found .*\['train'\]"),
     ],
 )

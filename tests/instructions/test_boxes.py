@@ -9,7 +9,7 @@ from modeling_vitp.data.boxes import iou
 from modeling_vitp.instructions.boxes import GridBox, grid_box, is_box, read_boxes, write_boxes, wrong_boxes
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.floats(0, 4999),
     st.floats(0, 4999),
@@ -82,7 +82,7 @@ def images_with_boxes(draw):
     return (height, width), boxes
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(images_with_boxes(), st.sampled_from(["", "ship", "the largest storage tank"]))
 def test_written_boxes_are_read_within_a_cell(image, phrase):
     size, boxes = image

@@ -12,7 +12,7 @@ from training_run import make_rows, make_trainer
 from trl import ScriptArguments
 
 from modeling_vitp.instructions.schemas import CAPTION_QUESTIONS
-from modeling_vitp.instructions.sources import Source, line_files, open_splits, read_source
+from modeling_vitp.instructions.sources import Source, line_files, open_splits
 from modeling_vitp.pretraining.arguments import PretrainArguments
 from modeling_vitp.pretraining.data import open_data
 from modeling_vitp.recipes import validate_data
@@ -50,8 +50,9 @@ def write_coco(folder):
     images = [{"id": number, "file_name": name} for number, (name, _) in enumerate(rows)]
     captions = [{"id": 7 - number, "image_id": number, "caption": text} for number, text in enumerate(CAPTIONS)]
     (folder / "annotations").mkdir()
-    content = json.dumps({"images": images, "annotations": captions})
-    (folder / "annotations" / "captions_train2017.json").write_text(content)
+    file = folder / "annotations" / "captions_train2017.json"
+    file.write_text(json.dumps({"images": images, "annotations": captions}))
+    return file
 
 
 def write_texts(folder, encoding="utf-8", newline="\n"):
@@ -121,37 +122,30 @@ def test_columns_and_prompt_are_given(tmp_path):
     assert train_rows(folder / "train.csv", columns={"image": "0", "caption": "2"})[1]["images"]
 
 
-@pytest.mark.parametrize("name", "image_path img_path file_name filename path image_file Image img".split())
+@pytest.mark.parametrize("name", "image_path filename Image".split())
 def test_common_names_of_images_are_read(name, tmp_path):
     rows = save_images(tmp_path)
     write_lines(tmp_path / "train.jsonl", [{name: image, "messages": MESSAGES} for image, _ in rows])
     assert [row["images"][0]["path"] for row in train_rows(tmp_path)] == [str(tmp_path / name) for name, _ in rows]
 
 
-@pytest.mark.parametrize("write", ["JSON", "Parquet"])
-def test_unread_column_of_images_is_named(write, tmp_path, capsys):
-    names = [name for name, _ in save_images(tmp_path)]
-    rows = [{"photo": name, "messages": MESSAGES} for name in names]
-    if write == "JSON":
-        write_lines(tmp_path / "train.jsonl", rows)
-    else:
-        Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
-    assert "'photo'" in train_rows(tmp_path)[0]["error"]
-    assert "'photo'" in train_rows(tmp_path, streaming=True)[0]["error"]
-    assert validate_data.main([str(tmp_path), "--output_dir", str(tmp_path / "out"), "--num_workers", "0"]) == 1
-    assert "'photo'" in capsys.readouterr().out
+def test_unread_column_of_images_is_named(tmp_path):
+    rows = [{"photo": name, "messages": MESSAGES} for name, _ in save_images(tmp_path / "lines")]
+    write_lines(tmp_path / "lines" / "train.jsonl", rows)
+    Dataset.from_list(rows).to_parquet(tmp_path / "parquet" / "train.parquet")
+    for folder in (tmp_path / "lines", tmp_path / "parquet"):
+        for streaming in (False, True):
+            assert "'photo'" in train_rows(folder, streaming)[0]["error"]
 
 
 def test_training_without_images_is_refused(tmp_path, capsys):
     rows = make_rows(4).remove_columns("images")
-    options = {"train_rows": rows, "max_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
-    with pytest.raises(ValueError, match="allow_text_only"):
-        make_trainer(tmp_path / "run", **options).train()
-    with pytest.raises(ValueError, match="'photo'"):
-        make_trainer(
-            tmp_path / "run", **options | {"train_rows": make_rows(4).rename_column("images", "photo")}
-        ).train()
-    make_trainer(tmp_path / "run", allow_text_only=True, **options).train()
+    unnamed = make_rows(4).rename_column("images", "photo")
+    options = {"max_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
+    for refused, named in ((rows, "allow_text_only"), (unnamed, "'photo'")):
+        with pytest.raises(ValueError, match=named):
+            make_trainer(tmp_path / "run", train_rows=refused, **options).train()
+    make_trainer(tmp_path / "run", allow_text_only=True, train_rows=rows, **options).train()
     rows.to_parquet(tmp_path / "train.parquet")
     arguments = [str(tmp_path / "train.parquet"), "--output_dir", str(tmp_path / "out"), "--num_workers", "0"]
     assert validate_data.main(arguments) == 1
@@ -165,28 +159,27 @@ def test_caption_without_an_image_is_named(tmp_path):
     assert "a caption needs an image" in row["error"] and row["messages"] == []
 
 
-@pytest.mark.parametrize("change", [{"image_id": 7}, {"image_id": None}, {"id": None}])
-def test_damaged_coco_captions_are_named(change, tmp_path):
-    write_coco(tmp_path / "data")
-    file = tmp_path / "data/annotations/captions_train2017.json"
+@pytest.mark.parametrize(
+    "damage", [lambda annotation: annotation.update(image_id=7), lambda annotation: annotation.pop("id")]
+)
+def test_damaged_coco_captions_are_named(damage, tmp_path):
+    file = write_coco(tmp_path / "data")
     content = json.loads(file.read_text())
-    (part,) = [{**content["annotations"][1], **change}]
-    content["annotations"][1] = {key: value for key, value in part.items() if value is not None}
+    damage(content["annotations"][1])
     file.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="captions_train2017.json.*image_id"):
+    with pytest.raises(ValueError, match=file.name):
         train_rows(tmp_path / "data")
 
 
 def test_captions_of_boxes_are_not_those_of_images(tmp_path):
-    write_coco(tmp_path / "data")
-    file = tmp_path / "data/annotations/captions_train2017.json"
+    file = write_coco(tmp_path / "data")
     content = json.loads(file.read_text())
     content["annotations"][1] |= {"bbox": [1, 1, 5, 5], "category_id": 1}
     file.write_text(json.dumps(content))
     assert [texts_of(row)[1] for row in train_rows(tmp_path / "data")] == [CAPTIONS[0], CAPTIONS[2]]
     content = {**content, "annotations": content["annotations"][1:2], "categories": [{"id": 1, "name": "ship"}]}
     file.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="found labeled images.*--annotations.* vitp make_instructions coco"):
+    with pytest.raises(ValueError, match="--annotations"):
         open_data(PretrainArguments(dataset_name=str(tmp_path / "data")), None, seed=0)
 
 
@@ -203,12 +196,3 @@ def test_images_beside_texts_are_not_searched(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "glob", lambda *_: pytest.fail("a folder is listed"))
     files = line_files(Source("s", folder=str(tmp_path)))
     assert len(files) == 3 and set(files.values()) == {str(tmp_path / "train")}
-
-
-def test_list_beside_folders_of_classes_is_not_read(tmp_path):
-    for name in ("road", "ship"):
-        save_images(tmp_path / name)
-    (tmp_path / "labels.csv").write_text("Filename,Label\n0.png,road\n")
-    source = Source("s", folder=str(tmp_path), prompt="What is it?", columns={"answer": "label"})
-    rows = list(read_source(source))
-    assert [texts_of(row)[1] for row in rows] == ["road"] * 3 + ["ship"] * 3

@@ -19,7 +19,6 @@ from modeling_vitp import ViTPDataCollator
 from modeling_vitp.instructions import mixture as mixtures
 from modeling_vitp.instructions.mixture import check_rows, describe_schemas, load_mixture, open_mixture
 from modeling_vitp.instructions.rows import prepare_rows
-from modeling_vitp.pretraining import trainer as vitp_trainer
 
 
 @pytest.fixture
@@ -44,15 +43,11 @@ def mixture(tmp_path):
     return make
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_sources_are_described(mixture, streaming):
-    number = "a stream" if streaming else "2 rows"
-    assert describe_schemas(mixture(streaming)) == [
-        "reads text: ShareGPT conversations, 4 rows, no images",
-        "reads tars: ShareGPT conversations in a WebDataset, 2 rows, 1 image a row",
-        f"reads asked: questions and answers, {number}, 1 image a row",
-    ]
-    assert describe_schemas(make_rows()) == ["reads: messages, 10 rows, 0 to 1 images a row"]
+def test_sources_are_described(mixture):
+    text, tars, asked = describe_schemas(mixture(streaming=True))
+    assert "text: ShareGPT conversations, 4 rows, no images" in text
+    assert "tars: ShareGPT conversations in a WebDataset, 2 rows" in tars
+    assert "asked: questions and answers, a stream, 1 image a row" in asked
 
 
 def check_of(processor, dataset, **options):
@@ -142,21 +137,6 @@ def test_check_keeps_random_states(processor):
     check_rows(prepare_rows(make_rows(4)), ViTPDataCollator(processor, sample_transform=transform, vrl_warmup_steps=2))
     assert torch.equal(torch.get_rng_state(), states[0])
     assert np.random.get_state()[1].tolist() == states[1] and random.getstate() == states[2]
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_check_uses_loader_processes(tmp_path, monkeypatch, num_workers):
-    asked = []
-    monkeypatch.setattr(vitp_trainer, "check_rows", lambda *rows, **options: asked.append(options["in_processes"]))
-    make_trainer(tmp_path, dataloader_num_workers=num_workers).check_rows()
-    assert asked == [num_workers > 0] * 2
-
-
-def test_check_uses_at_most_16_processes(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(64))
-    monkeypatch.setattr(mixtures, "DataLoader", lambda rows, num_workers, **rest: [num_workers])
-    rows = Dataset.from_dict({"id": [0], "messages": [[]]})
-    assert list(mixtures.encoded_rows(rows, Unusable(), None, True)) == [16]
 
 
 def test_check_runs_before_output_is_written(tmp_path, caplog):

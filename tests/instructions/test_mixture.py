@@ -18,11 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import Features, IterableDataset, Value
+from datasets import Features, Value
 from datasets import Image as ImageFeature
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paths import CONFIGS
 from pictures import picture
 from PIL import Image
 from sample_rows import write_annotations
@@ -40,7 +39,7 @@ from modeling_vitp.instructions.mixture import (
     load_mixture,
     open_mixture,
 )
-from modeling_vitp.instructions.rows import FEATURES, SourceSettings, degrade, images_of
+from modeling_vitp.instructions.rows import SourceSettings, degrade, images_of
 from modeling_vitp.instructions.sources import Source, read_source
 from modeling_vitp.training.resuming import fingerprint_data
 
@@ -74,12 +73,11 @@ def folder(tmp_path_factory):
     return folder
 
 
-def opened(folder, seed=0, streaming=(), **fields):
-    sources = [
-        {"name": name, "annotation": f"{name}.jsonl", "rate": RATES[name], "rows": SIZES[name]}
-        | ({"streaming": True} if name in streaming else {})
-        for name in SIZES
-    ]
+def opened(folder, seed=0, streaming=(), rates=RATES, **fields):
+    sources = []
+    for name, rate in rates.items():
+        entry = {"name": name, "annotation": f"{name}.jsonl", "rate": rate, "rows": SIZES[name]}
+        sources.append(entry | ({"streaming": True} if name in streaming else {}))
     return open_mixture(load_mixture({"root": str(folder), "sources": sources, **fields}), seed)
 
 
@@ -122,7 +120,7 @@ def test_part_is_redrawn_or_kept(folder, streaming):
     assert ids(afresh, 1) == ids(afresh, 1)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     num_rows=st.integers(1, 300),
     rate=st.decimals("0.001", "12", places=3).map(float),
@@ -142,10 +140,10 @@ def test_draws_agree_with_decimal_rounding(num_rows, rate, seed):
         assert max(counts.values(), default=0) - min(counts.get(row, 0) for row in range(num_rows)) <= 1
 
 
-@pytest.mark.parametrize("rate", [0.05, 0.3, 0.6])
+@pytest.mark.parametrize("rate", [0.05, 0.6])
 def test_rows_are_equally_likely(rate):
     source = Source("s", rate=rate, annotation="s.jsonl")
-    num_rows, num_seeds = 40, 2000
+    num_rows, num_seeds = 40, 1000
     in_map, in_stream = np.zeros(num_rows), np.zeros(num_rows)
     for seed in range(num_seeds):
         in_map[draw_rows(source, num_rows, seed)[0].numpy()] += 1
@@ -156,21 +154,13 @@ def test_rows_are_equally_likely(rate):
         assert np.abs(counts - rate * num_seeds).max() < 4.5 * deviation
 
 
-def test_released_compatible_takes_first_rows(folder):
-    for streaming in ((), tuple(SIZES)):
-        fields = {"released_compatible": True}
-        sources = [
-            {"name": name, "annotation": f"{name}.jsonl", "rate": rate, "rows": SIZES[name]}
-            | ({"streaming": True} if streaming else {})
-            for name, rate in {"a": 0.05, "b": 0.31, "d": 10}.items()
-        ]
-        mixture = load_mixture({"root": str(folder), "sources": sources, **fields})
-        drawn = ids(open_mixture(mixture, 0))
-        assert copies_by_row(drawn) == (
-            Counter(["a/1"])
-            + Counter(f"b/{row}" for row in range(1, 25))
-            + Counter([f"d/{row}" for row in range(1, 6)] * 10)
-        )
+@pytest.mark.parametrize("streaming", [(), ("a", "b", "d")])
+def test_released_compatible_takes_first_rows(folder, streaming):
+    rates = {"a": 0.05, "b": 0.31, "d": 10}
+    drawn = ids(opened(folder, streaming=streaming, rates=rates, released_compatible=True))
+    expected = Counter(["a/1", *(f"b/{row}" for row in range(1, 25))])
+    expected += Counter([f"d/{row}" for row in range(1, 6)] * 10)
+    assert copies_by_row(drawn) == expected
 
 
 def test_row_copies_have_unique_ids(folder):
@@ -189,16 +179,9 @@ def test_mixture_supports_index_slice_and_column(folder):
         dataset[len(dataset)]
 
 
-def test_rows_of_mixture_need_no_memory(folder):
-    mixture = opened(folder)
-    assert len(mixture) == mixture.num_rows == sum(COUNTS.values()) and mixture.data.nbytes == 0
-    assert mixture.features == FEATURES and mixture.column_names == [*FEATURES]
-
-
-@pytest.mark.parametrize("num_workers", [2, 3])
-def test_workers_share_a_stream_exactly(folder, num_workers):
+def test_workers_share_a_stream_exactly(folder):
     stream = opened(folder, streaming=("b",))
-    loader = DataLoader(stream, batch_size=4, num_workers=num_workers, collate_fn=list, persistent_workers=True)
+    loader = DataLoader(stream, batch_size=4, num_workers=2, collate_fn=list, persistent_workers=True)
     for epoch in (0, 1):
         stream.set_epoch(epoch)
         loaded = [row["id"] for batch in loader for row in batch]
@@ -232,15 +215,15 @@ def test_stream_keeps_few_rows_in_memory():
     assert most <= 4
 
 
-@pytest.mark.parametrize("rate", [0.333333, 0.0716845878, 1.000001])
+@pytest.mark.parametrize("rate", [0.0716845878, 1.000001])
 def test_long_rate_of_stream_is_drawn_soon(rate):
     source, read = Source("s", rate=rate, streaming=True, annotation="s.jsonl"), []
     drawn = []
-    for row, copy in draw_from_stream((read.append(number) or number for number in range(60_000)), source, 0):
+    for row, copy in draw_from_stream((read.append(number) or number for number in range(40_000)), source, 0):
         drawn.append((row, copy))
         if len(drawn) == 1:
             assert len(read) < 20_000
-    assert len(drawn) == len(set(drawn)) == pytest.approx(60_000 * rate, abs=1)
+    assert len(drawn) == len(set(drawn)) == pytest.approx(40_000 * rate, abs=1)
 
 
 def test_lengths_match_rows_of_epoch(folder):
@@ -260,12 +243,10 @@ def test_lengths_match_rows_of_epoch(folder):
 @pytest.fixture
 def trainer_of(model, processor, tmp_path):
     def make(dataset, **options):
-        fields = {"max_steps": 4, "per_device_train_batch_size": 2, "save_strategy": "no", "report_to": "none"}
-        fields["allow_text_only"] = True
+        fields = {"per_device_train_batch_size": 2, "save_strategy": "no", "report_to": "none", "allow_text_only": True}
+        fields |= {"bf16": False, "gradient_checkpointing": False}
         args = {name: options.pop(name) for name in list(options) if hasattr(ViTPTrainingConfig, name)}
-        config = ViTPTrainingConfig(
-            str(tmp_path / "run"), bf16=False, gradient_checkpointing=False, **{**fields, **args}
-        )
+        config = ViTPTrainingConfig(str(tmp_path / "run"), **{**fields, **args})
         return ViTPTrainer(model, config, train_dataset=dataset, processing_class=processor, **options)
 
     return make
@@ -281,15 +262,10 @@ class Forget(TrainerCallback):
         self.seen.clear()
 
 
-@pytest.mark.parametrize("streaming", [(), ("a",)])
+@pytest.mark.parametrize("streaming", [(), ("d", "a")])
 def test_trainer_sees_each_epoch_of_a_mixture(folder, trainer_of, streaming):
-    sources = [
-        {"name": "d", "annotation": "d.jsonl", "rate": 0.8},
-        {"name": "a", "annotation": "a.jsonl", "rate": 0.05},
-    ]
-    sources = [entry | ({"streaming": True, "rows": SIZES[entry["name"]]} if streaming else {}) for entry in sources]
-    dataset = open_mixture(load_mixture({"root": str(folder), "sources": sources}), seed=0)
-    trainer = trainer_of(dataset, max_steps=9, per_device_train_batch_size=2, vrl_drop_ratio=0.0)
+    dataset = opened(folder, streaming=streaming, rates={"d": 0.8, "a": 0.05})
+    trainer = trainer_of(dataset, max_steps=6, per_device_train_batch_size=3, vrl_drop_ratio=0.0)
     seen, encode = [], trainer.data_collator.encode
     trainer.data_collator.encode = lambda row: (seen.append(row["id"]), encode(row))[1]
     trainer.add_callback(Forget(seen))
@@ -308,10 +284,9 @@ def image_rows(tmp_path):
         picture(60, 56, seed=number).save(path)
         if number == 1:
             path.write_bytes(path.read_bytes()[:200])
-        turns = [
-            {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "How many trees?"}]},
-            {"role": "assistant", "content": [{"type": "text", "text": str(number)}]},
-        ]
+        asked = [{"type": "image", "text": None}, {"type": "text", "text": "How many trees?"}]
+        told = [{"type": "text", "text": str(number)}]
+        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": told}]
         images = [{"path": str(path), "bytes": None}]
         rows.append({"id": f"s/{number}", "images": images, "messages": turns, "source": "s", "error": None})
     return rows
@@ -390,11 +365,6 @@ def test_images_share_max_patches_of_source(processor):
     assert (encoded["input_ids"] == processor.image_token_id).sum() == 6 * TOKENS_PER_TILE
 
 
-def test_broken_row_raises_named_error(processor, image_rows):
-    with pytest.raises(ValueError, match=r"Sample 's/1': image 0 \(.*1\.png\) cannot be read"):
-        ViTPDataCollator(processor)(image_rows)
-
-
 def test_skipped_row_is_counted_and_replaced(processor, image_rows, caplog):
     def collator(seed=0, rows=image_rows):
         return ViTPDataCollator(
@@ -420,11 +390,10 @@ def test_skipped_row_is_counted_and_replaced(processor, image_rows, caplog):
 
 def test_skips_are_counted_across_workers(processor, image_rows):
     other = {**image_rows[1], "id": "u/1", "source": "u"}
-    collator = ViTPDataCollator(
-        processor, source_settings={"s": SourceSettings()}, on_error="skip", replacement_rows=[image_rows[0]]
-    )
+    settings = {"s": SourceSettings()}
+    collator = ViTPDataCollator(processor, source_settings=settings, on_error="skip", replacement_rows=[image_rows[0]])
     rows = [image_rows[0], image_rows[1], other, image_rows[2]] * 4
-    list(DataLoader(rows, batch_size=2, num_workers=3, collate_fn=collator))
+    list(DataLoader(rows, batch_size=2, num_workers=2, collate_fn=collator))
     assert collator.skipped == {"s": 4, "other rows": 4}
 
 
@@ -440,14 +409,8 @@ def test_trainer_skips_or_raises(tmp_path, trainer_of, streaming):
     trainer = trainer_of(open_mixture(mixture, 0), on_error="skip", max_steps=3, source_settings=settings)
     trainer.train()
     assert trainer.data_collator.skipped["bad"] >= 1
-    with pytest.raises(ValueError, match=r"Sample 'bad/3': line 3 of .*bad\.jsonl is not valid JSON"):
+    with pytest.raises(ValueError, match=r"Sample 'bad/3': line 3 of .*bad\.jsonl"):
         trainer_of(open_mixture(mixture, 0), max_steps=3).train()
-
-
-def test_stream_has_schema_columns(folder):
-    stream = opened(folder, streaming=tuple(SIZES))
-    assert isinstance(stream, IterableDataset)
-    assert set(next(iter(stream))) == set(stream.column_names) == {"id", "images", "messages", "source", "error"}
 
 
 READ_STREAM = """
@@ -492,18 +455,9 @@ def test_long_stream_has_constant_memory(tmp_path):
 @pytest.fixture
 def meta(tmp_path):
     folder = write_annotations(tmp_path)
-    entries = {
-        "first": {"root": "images", "annotation": "a.jsonl", "repeat_time": 0.25, "length": 10, "data_augment": True},
-        "second": {
-            "root": "images",
-            "annotation": "a.jsonl",
-            "repeat_time": 3,
-            "length": 10,
-            "data_augment": False,
-            "max_dynamic_patch": 6,
-            "force_image_size": 224,
-        },
-    }
+    entry = {"root": "images", "annotation": "a.jsonl", "length": 10}
+    second = {"repeat_time": 3, "data_augment": False, "max_dynamic_patch": 6, "force_image_size": 224}
+    entries = {"first": {**entry, "repeat_time": 0.25, "data_augment": True}, "second": entry | second}
     (folder / "meta.json").write_text(json.dumps(entries), "utf-8-sig")  # as some editors on Windows save it
     return folder
 
@@ -516,31 +470,13 @@ def test_released_meta_json_is_loaded(meta, monkeypatch, caplog):
     assert (second.rate, second.max_patches, second.image_size) == (3, 6, 224)
     assert not first.jpeg_degradation and not first.first_rows
     assert len(read_source(second)) == 10
-    warnings = [record.getMessage() for record in caplog.records]
-    assert [message.split(" in ")[-1].split(".")[0] for message in warnings] == ["first", "second", "first"]
-    for message, words in zip(
-        warnings, ("a rate below 1 takes random rows, there", "image_size is applied", "data_augment")
-    ):
-        assert "The released code differs" in message and words.split(",")[0] in message
+    messages = [record.getMessage() for record in caplog.records]
+    for message, setting in zip(messages, ("a rate below 1", "image_size", "data_augment"), strict=True):
+        assert setting in message
 
-    caplog.clear()
-    with caplog.at_level(logging.WARNING):
-        first, second = load_mixture({"released_compatible": True, "sources": [{"meta": "meta.json"}]}).sources
+    first, second = load_mixture({"released_compatible": True, "sources": [{"meta": "meta.json"}]}).sources
     assert first.first_rows and first.jpeg_degradation and not second.jpeg_degradation
     assert second.image_size is None
-    assert len(caplog.records) == 3
-    assert all("released_compatible: " in record.getMessage() for record in caplog.records)
-
-
-def test_mixture_of_page_is_loaded(meta, monkeypatch):
-    page = (CONFIGS / "README.md").read_text()
-    block = page.split("```yaml\nmixture:")[1].split("```")[0]
-    (meta / "data").mkdir()
-    (meta / "meta.json").rename(meta / "data" / "released_meta.json")
-    (meta / "mixture.yaml").write_text("mixture:" + block)
-    monkeypatch.chdir(meta)
-    names = [source.name for source in load_mixture("mixture.yaml").sources]
-    assert names == ["mine", "ships", "grounding", "general", "first", "second"]
 
 
 def test_annotations_of_meta_json_come_from_hub(hub, tmp_path, monkeypatch, caplog):
@@ -567,10 +503,10 @@ def test_annotations_of_meta_json_come_from_hub(hub, tmp_path, monkeypatch, capl
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"annotation": "b.jsonl", "hub": "org/rows"}, "Source 's': .* b.jsonl in the Hub repo org/rows, found 0"),
+        ({"annotation": "b.jsonl", "hub": "org/rows"}, "'s': .* b.jsonl .*org/rows, found 0"),
         ({"annotation": "c.jsonl", "hub": "datasets/org/rows"}, "c.jsonl .* datasets/org/rows, found 2"),
-        ({"annotation": "b.jsonl", "hub": "org/none"}, "Source 's': .*b.jsonl cannot be read: .*org/none"),
-        ({"folder": "rows", "hub": "org/rows"}, "hub is not supported for a source with folder"),
+        ({"annotation": "b.jsonl", "hub": "org/none"}, "'s': .*b.jsonl .*org/none"),
+        ({"folder": "rows", "hub": "org/rows"}, "hub .*folder"),
     ],
 )
 def test_annotation_not_found_on_hub_is_named(fields, message, hub, tmp_path):

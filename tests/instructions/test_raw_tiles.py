@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import picture
+from sample_rows import assert_same
 from tiny_models import TOKENS_PER_TILE
-from torch.utils.data import DataLoader
 from training_run import make_rows, make_trainer
 
 from modeling_vitp import ViTPImageProcessor, ViTPProcessor
@@ -14,16 +14,6 @@ from modeling_vitp.instructions.collator import ViTPDataCollator
 from modeling_vitp.instructions.raw_tiles import RawTileProcessor, normalize_tiles
 
 SIZE = {"height": 28, "width": 28}
-
-
-def normalized(batch, processor):
-    return batch | {"pixel_values": normalize_tiles(batch["pixel_values"], processor.image_processor)}
-
-
-def assert_equal(batch, expected):
-    assert batch.keys() == expected.keys()
-    for name, values in expected.items():
-        assert batch[name].dtype == values.dtype and torch.equal(batch[name], values), name
 
 
 @pytest.fixture(scope="module")
@@ -49,25 +39,15 @@ def test_normalized_raw_tiles_are_exact(width, height, mode, max_patches, seed):
     assert torch.equal(normalize_tiles(tiles, plain), expected["pixel_values"])
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_normalized_raw_batch_is_exact(processor, num_workers):
-    rows = make_rows(8)
-    collator = ViTPDataCollator(processor, vrl_drop_ratio=0.5)
-    raw = DataLoader(rows, batch_size=4, num_workers=num_workers, collate_fn=collator.with_raw_tiles())
-    for batch, start in zip(raw, (0, 4), strict=True):
-        assert batch["pixel_values"].dtype == torch.uint8
-        assert_equal(normalized(batch, processor), collator([rows[index] for index in range(start, start + 4)]))
-
-
-def test_16_bit_batch_is_normalized(processor):
+def test_batch_with_16_bit_sample_is_normalized(processor):
     rows = [dict(make_rows(8)[index]) for index in range(3)]
-    rows[1]["images"] = [torch.randint(0, 60000, (3, 40, 60), dtype=torch.int32).to(torch.uint16).numpy()] * len(
-        rows[1]["images"]
-    )
+    deep = torch.randint(0, 60000, (3, 40, 60), dtype=torch.int32).to(torch.uint16).numpy()
+    rows[1]["images"] = [deep] * len(rows[1]["images"])
     collator = ViTPDataCollator(processor)
     batch = collator.with_raw_tiles()(rows)
     assert batch["pixel_values"].dtype == torch.float32
-    assert_equal(normalized(batch, processor), collator(rows))
+    batch["pixel_values"] = normalize_tiles(batch["pixel_values"], processor.image_processor)
+    assert_same(batch, collator(rows))
 
 
 def test_raw_collator_shares_epoch_and_counts(processor):

@@ -97,19 +97,6 @@ def test_prepared_rows_have_ids_and_encoded_images(processor, column, ids, strea
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("ids", [None, ["x", "y", "z"]])
-def test_broken_image_of_prepared_rows_is_named(processor, ids, streaming):
-    dataset = make_dataset(ids=ids, broken=True)
-    prepared = prepare_rows(dataset.to_iterable_dataset() if streaming else dataset)
-    collator = ViTPDataCollator(processor)
-    rows = iter(prepared)
-    collator([next(rows)])
-    row = next(rows)
-    with pytest.raises(ValueError, match=f"^Sample {row['id']!r}: image 1 cannot be read"):
-        collator([row])
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("ids", [None, ["x", "y", "z"]])
 def test_prepare_rows_keeps_original(ids, streaming):
     dataset = make_dataset(ids=ids)
     before = copy.deepcopy(dataset.features)
@@ -117,23 +104,6 @@ def test_prepare_rows_keeps_original(ids, streaming):
     prepare_rows(original)
     assert original.features == before and original.column_names == list(before)
     assert all(isinstance(image, Image.Image) for row in original for image in row["images"])
-
-
-@pytest.mark.parametrize("ids", [None, ["x", "y", "z"]])
-def test_prepare_rows_copies_no_data(ids, tmp_path):
-    make_dataset(ids=ids).save_to_disk(tmp_path / "rows")
-    dataset = load_from_disk(tmp_path / "rows")
-    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    prepared = prepare_rows(dataset)
-    prepared[1]
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == files
-    assert prepared.cache_files == dataset.cache_files
-
-    def addresses(rows):
-        chunks = rows.data.column("images").chunks
-        return [buffer.address for chunk in chunks for buffer in chunk.buffers() if buffer is not None]
-
-    assert addresses(prepared) == addresses(dataset)
 
 
 @pytest.mark.parametrize("converted", [False, True])
@@ -163,16 +133,6 @@ def test_user_transform_reads_decoded_images(column):
     dataset = make_dataset(column)
     expected = dataset.with_transform(sizes)[:]
     assert prepare_rows(to_conversations(dataset.with_transform(sizes)))[:] == expected
-
-
-def test_prepared_rows_support_shuffling_and_workers(processor):
-    prepared = prepare_rows(make_dataset())
-    collator = ViTPDataCollator(processor, vrl_drop_ratio=0.75)
-    assert [row["id"] for row in prepared.select([2, 0])] == [2, 0]
-    shuffled = prepared.shuffle(seed=1)
-    expected = [collator([prepared[i]]) for i in shuffled["id"]]
-    for batch, reference in zip(DataLoader(shuffled, collate_fn=collator, num_workers=1), expected):
-        assert_same(batch, reference)
 
 
 @pytest.mark.parametrize("with_ids", [False, True])

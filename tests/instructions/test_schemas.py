@@ -4,13 +4,13 @@ import json
 import pickle
 
 import pytest
-from datasets import Dataset, Features, IterableDataset, List, Value, load_dataset
+from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from datasets import Video as VideoFeature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import picture
-from row_formats import MESSAGES, write_archives
+from row_formats import MESSAGES
 from sample_rows import assert_same, encoded_image, text, turn
 from tiny_models import TOKENS_PER_TILE
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
@@ -76,7 +76,7 @@ def written(exchanges, images):
     return rows
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     exchanges=st.lists(
         st.tuples(*[st.text("abc 12,<>\n", min_size=1, max_size=12).filter(str.strip)] * 2), min_size=1, max_size=3
@@ -91,42 +91,6 @@ def test_conversation_is_equal_in_every_schema(small_processor, exchanges, num_i
     expected = collator([{"id": "1", "images": stored, "messages": rows[0]["messages"]}])
     for row in rows:
         assert_same(collator([{**made(row), "id": "1"}]), expected)
-
-
-def test_llava_and_sharegpt_match_messages_by_hand():
-    llava = {
-        "id": "000000033471",
-        "image": "coco/train2017/000000033471.jpg",
-        "conversations": [
-            turn("human", "<image>\nWhat are the colors of the bus?"),
-            turn("gpt", "White and red."),
-            turn("human", "Which feature can be seen on its back?"),
-            turn("gpt", "An advertisement <image>."),
-        ],
-    }
-    row = made(llava)
-    assert row["images"] == [{"path": "coco/train2017/000000033471.jpg", "bytes": None}]
-    assert row["messages"] == [
-        {"role": "user", "content": [PLACE, text("What are the colors of the bus?")]},
-        {"role": "assistant", "content": [text("White and red.")]},
-        {"role": "user", "content": [text("Which feature can be seen on its back?")]},
-        {"role": "assistant", "content": [text("An advertisement <image>.")]},
-    ]
-    sharegpt = {
-        "system": "You compare.",
-        "images": ["a.png", "b.png"],
-        "conversations": [turn("human", "Before <image> and after <image>: what changed?"), turn("gpt", "A house.")],
-    }
-    row = made(sharegpt)
-    assert [image["path"] for image in row["images"]] == ["a.png", "b.png"]
-    assert row["messages"] == [
-        {"role": "system", "content": [text("You compare.")]},
-        {
-            "role": "user",
-            "content": [text("Before "), PLACE, text(" and after "), PLACE, text(": what changed?")],
-        },
-        {"role": "assistant", "content": [text("A house.")]},
-    ]
 
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.name)
@@ -145,11 +109,6 @@ def test_mapped_columns_take_precedence():
     assert recognize(names, {"answer": "label"}, prompt="What is it?")[0].name == "questions and answers"
     row = made({"label": "a ship", "messages": []}, {"answer": "label"}, prompt="What is it?")
     assert row["messages"][0]["content"] == [text("What is it?")]
-
-
-def test_unknown_name_in_columns_is_refused():
-    with pytest.raises(ValueError, match="'imge'.*caption"):
-        recognize(["image", "caption"], {"imge": "image"})
 
 
 def test_registered_schema_is_recognized_and_read(monkeypatch, tmp_path):
@@ -250,11 +209,8 @@ SURE, YES = {"role": "user", "content": "Sure?"}, {"role": "assistant", "content
 IMAGES = List(ImageFeature())
 
 
-def completions(prompt, completion, num_images=1):
-    rows = [
-        {"images": [picture(56, 56, n + 7 * i) for i in range(num_images)], "prompt": prompt, "completion": completion}
-        for n in range(2)
-    ]
+def completions(prompt, completion):
+    rows = [{"images": [picture(56, 56, n)], "prompt": prompt, "completion": completion} for n in range(2)]
     return Dataset.from_list(rows, features=Features({"images": IMAGES, "prompt": MESSAGES, "completion": MESSAGES}))
 
 
@@ -263,24 +219,20 @@ def completions(prompt, completion, num_images=1):
     ("prompt", "completion"),
     [
         ([QUESTION], [ANSWER]),
-        ([QUESTION, ANSWER, SURE], [YES]),
         ([{"role": "system", "content": "Count."}, QUESTION, ANSWER, SURE, YES, SURE], [YES, SURE, YES]),
     ],
-    ids=["one turn", "turns before", "turns before and after"],
+    ids=["one turn", "turns before and after"],
 )
 def test_completions_match_trl_ids_and_labels(processor, prompt, completion, streaming):
     """Compare with TRL, except for questions within a completion, which TRL trains on, and the last newline."""
     stored = completions(prompt, completion)
-    theirs = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
-    batch = theirs([{**row} for row in stored])
+    theirs = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)([{**row} for row in stored])
     rows = to_conversations(stored.to_iterable_dataset() if streaming else stored)
     ours = ViTPDataCollator(processor)(list(rows))
-    assert ours["input_ids"].tolist() == batch["input_ids"].tolist()
-    is_answer = (
-        ViTPDataCollator(processor)([{**row, "messages": prompt + completion, "id": "0"} for row in stored])["labels"]
-        != -100
-    )
-    expected = batch["labels"].masked_fill(~is_answer, -100)
+    assert ours["input_ids"].tolist() == theirs["input_ids"].tolist()
+    whole = [{**row, "messages": prompt + completion, "id": "0"} for row in stored]
+    is_answer = ViTPDataCollator(processor)(whole)["labels"] != -100
+    expected = theirs["labels"].masked_fill(~is_answer, -100)
     assert ours["labels"].tolist() == expected.tolist() and (ours["labels"] != -100).any()
 
 
@@ -343,44 +295,6 @@ def test_messages_with_system_and_video_in_columns(streaming):
         told, wrong = to_conversations(stored.to_iterable_dataset() if streaming else stored)
         assert [message["role"] for message in told["messages"]] == ["system", "user", "assistant"]
         assert "videos are not supported" in wrong["error"]
-
-
-def test_missing_ids_are_numbers_or_content_hashes():
-    stored = Dataset.from_list([{"question": "How many?", "answer": str(n)} for n in range(3)])
-    assert [row["id"] for row in to_conversations(stored)] == ["0", "1", "2"]
-    ids = [row["id"] for row in to_conversations(stored.to_iterable_dataset())]
-    assert len(set(ids)) == 3 and all(name.startswith("content:") for name in ids)
-
-
-def test_generator_without_features_is_read(processor):
-    def rows():
-        for number in range(3):
-            turns = [{"from": "human", "value": "How many?"}, {"from": "gpt", "value": f"{number} trees"}]
-            yield {"conversations": turns}
-
-    made = to_conversations(IterableDataset.from_generator(rows))
-    assert [row["messages"][1]["content"][0]["text"] for row in made] == ["0 trees", "1 trees", "2 trees"]
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_web_dataset_reads_json_and_images(tmp_path, streaming):
-    write_archives(tmp_path, [picture(30 + n, 20, n) for n in range(5)], shard_rows=3)
-    stored = load_dataset(str(tmp_path), split="train", streaming=streaming)
-    rows = list(to_conversations(stored))
-    assert [row["id"] for row in rows] == [f"{n:06d}" for n in range(5)]
-    for number, row in enumerate(rows):
-        assert row["error"] is None and row["messages"][1]["content"][0]["text"] == f"There are {number} trees."
-        assert [image["path"] for image in row["images"]] == [f"{number:06d}.png"]
-
-
-def test_only_bad_row_has_error(processor):
-    rows = [
-        {"conversations": [{"from": who, "value": "x"} for who in ("human", last)]} for last in ("gpt", "bot", "gpt")
-    ]
-    made = to_conversations(Dataset.from_list(rows))
-    assert [row["error"] is None for row in made] == [True, False, True]
-    with pytest.raises(ValueError, match="Sample '1': message 1 .*'bot'"):
-        ViTPDataCollator(processor)(list(made))
 
 
 def test_user_transform_is_kept():

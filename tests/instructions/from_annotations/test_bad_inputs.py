@@ -11,8 +11,6 @@ from PIL import Image
 
 from modeling_vitp.data import layouts
 from modeling_vitp.data.annotations import AnnotatedImage
-from modeling_vitp.data.folders import UNSPLIT
-from modeling_vitp.data.layouts.coco import check_coco, coco_object
 from modeling_vitp.data.layouts.dota import dota_objects
 from modeling_vitp.data.splits import choose_split
 from modeling_vitp.instructions.from_annotations.collages import draw_collages, encode_collages
@@ -45,8 +43,8 @@ def entry(kind, **fields):
     return coco(lambda contents: contents[kind][1].update(fields))
 
 
-def voc(box="", name="<name>x</name>"):
-    return put("Annotations/003.xml", f"<a><object>{name}{box}</object></a>".encode())
+def voc(box=""):
+    return put("Annotations/003.xml", f"<a><object><name>x</name>{box}</object></a>".encode())
 
 
 def voc_box(xmin, ymin=1, xmax=9, ymax=9):
@@ -89,42 +87,29 @@ def link_outside(root):
 WRITERS = {name: write for name, (write, _) in LAYOUTS.items()} | {"folders": write_classes, "volumes": write_volumes}
 VOC, DOTA, YOLO = "Annotations/003.xml", "train/labelTxt/003.txt", "labels/train/003.txt"
 OF_ONE_IMAGE = [  # Layout, change that breaks it, and text that the error must match.
-    ("voc", put("JPEGImages/003.png", b"no"), r"003\.png"),
     ("voc", remove("JPEGImages/003.png"), r"003\.jpg"),
     ("voc", remove(VOC), r"No 003\.xml for .*003\.png"),
-    *(("voc", put(VOC, content), VOC) for content in (b"", b"<annotation", b"\xff\xfe\x00")),
-    ("voc", put(VOC, b'<?xml version="1.0" encoding="none"?><a/>'), VOC),
+    ("voc", put(VOC, b"<annotation"), VOC),
     ("voc", voc(), f"{VOC}, object 0"),
-    ("voc", voc(voc_box(1), name=""), f"{VOC}, object 0"),
     ("voc", voc(voc_box(9, 9, 4, 12)), f"{VOC}, object 0"),
-    *(("voc", voc(voc_box(side)), f"{VOC}, object 0") for side in ("nan", "-inf", "", "9", "1e999", "a")),
-    *(("dota", put(DOTA, line), f"{DOTA}, line 1") for line in (b"1 2 3", b"1 1 9 1 9 9 1 9", b"1 1 1 1 1 1 1 1 x")),
+    *(("voc", voc(voc_box(side)), f"{VOC}, object 0") for side in ("nan", "a")),
+    ("dota", put(DOTA, b"1 1 9 1 9 9 1 9"), f"{DOTA}, line 1"),
     ("dota", put(DOTA, b"nan 1 9 1 9 9 1 9 x 0"), f"{DOTA}, line 1"),
-    ("dota", put(DOTA, b"1 1 inf 1 9 9 1 9 x 0"), f"{DOTA}, line 1"),
-    ("dota", put(DOTA, b"\xff\xff"), DOTA),
     *(
         ("yolo", put(YOLO, line), f"{YOLO}, line 1")
-        for line in (b"0 1 1", b"0 0.5 0.5 0.1 0.1 0.9", b"9 0.5 0.5 0.1 0.1", b"0.5 0.5 0.5 0.1 0.1", b"x 0 0 1 1")
+        for line in (b"0 1 1", b"9 0.5 0.5 0.1 0.1", b"0 160 120 20 20", b"0 nan 0.5 0.1 0.1", b"0 0 0 1 1 inf 0")
     ),
-    *(
-        ("yolo", put(YOLO, line), f"{YOLO}, line 1")
-        for line in (b"0 160 120 20 20", b"0 nan 0.5 0.1 0.1", b"0 0.5 0.5 0 0.1", b"0 0 0 1 1 inf 0", b"0 0 0 0 1 0 2")
-    ),
-    ("yolo", put("images/train/003.png", b"no"), r"003\.png"),
     ("geojson", put("train/images/003.tif", b"no"), r"003\.tif"),
-    ("geojson", put("train/labels/003.geojson", b"{"), r"003\.geojson"),
     ("geojson", remove("train/labels/003.geojson"), r"003\.tif .*003\.geojson"),
     *(
         ("coco", entry("annotations", bbox=box), COCO_FILE)
-        for box in ([1, 2, "x", 4], [1, 2, float("nan"), 4], [0, 0.2, 0.5, 1.0], 3, None)
+        for box in ([1, 2, "x", 4], [1, 2, float("nan"), 4], [0, 0.2, 0.5, 1.0], None)
     ),
-    *(("coco", entry("annotations", category_id=value), f"{COCO_FILE}.*category_id") for value in (99, [], None)),
-    *(("coco", entry("annotations", area=value), COCO_FILE) for value in ("large", float("inf"))),
-    ("coco", entry("annotations", caption=3), COCO_FILE),
-    ("coco", entry("images", width="wide"), COCO_FILE),
+    *(("coco", entry("annotations", category_id=value), f"{COCO_FILE}.*category_id") for value in (99, None)),
+    ("coco", entry("annotations", area=float("inf")), COCO_FILE),
     ("coco", entry("images", width=240, height=320), f"{COCO_FILE}: 240 x 320 pixels .*png, 320 x 240"),
-    ("folders", lambda root: noise(root / "train/overview.png", 1), "SPLIT/CLASS/NAME .*train/overview.png"),
-    ("folders", lambda root: noise(root / "train/river/2019/a.png", 1), "SPLIT/CLASS/NAME .*train/river/2019/a.png"),
+    ("folders", lambda root: noise(root / "train/overview.png", 1), "train/overview.png"),
+    ("folders", lambda root: noise(root / "train/river/2019/a.png", 1), "train/river/2019/a.png"),
     ("folders", lambda root: (root / "train/river/3.png").symlink_to(__file__), r"3\.png"),
     ("coco", turn("images/train2017/001.png"), r"001\.png .*orientation"),
     ("folders", lambda root: os.truncate(root / "train/river/1.png", 200), r"1\.png cannot be read"),
@@ -133,17 +118,9 @@ OF_ONE_IMAGE = [  # Layout, change that breaks it, and text that the error must 
     ("volumes", save_mask("train/masks/a.nii.gz", np.ones((24, 20, 4), np.uint8)), r"shape.*a\.nii\.gz"),
 ]
 OF_ALL = [
-    *(("coco", entry("annotations", image_id=value), COCO_FILE) for value in (None, "0")),
-    *(("coco", entry("images", file_name=value), COCO_FILE) for value in (3, None)),
-    *(
-        ("coco", entry(kind, **{key: value}), COCO_FILE)
-        for kind, key, value in (
-            ("images", "id", []),
-            ("categories", "name", 3),
-            ("categories", "id", {}),
-            ("categories", "id", 0),
-        )
-    ),
+    ("coco", entry("annotations", image_id="0"), COCO_FILE),
+    ("coco", entry("images", file_name=None), COCO_FILE),
+    ("coco", entry("categories", id=0), COCO_FILE),
     ("coco", coco(lambda contents: contents.pop("annotations")), f"{COCO_FILE} needs `annotations`"),
     (
         "coco",
@@ -151,7 +128,6 @@ OF_ALL = [
         "file_name '000.png'",
     ),
     ("yolo", lambda root: os.rename(root / "labels", root / "texts"), "labels/train"),
-    ("yolo", put("data.yaml", b"names: [a"), "data"),
     ("yolo", put("data.yaml", b"names: [a]\ntrain: images/train\nkpt_shape: [17, 3]"), "data"),
     ("volumes", lambda root: os.rename(root / "train/images/a.nii.gz", root / "train/images/b.nii"), "the same name"),
 ]
@@ -168,9 +144,8 @@ def written(tmp_path, layout, change):
 def test_invalid_image_is_named_or_skipped(layout, change, named, tmp_path, capsys):
     read = written(tmp_path, layout, change)
     chosen, _ = choose_split(read, "train")
-    with pytest.raises(ValueError, match=named) as caught:
+    with pytest.raises(ValueError, match=named):
         annotate_all(read, chosen)
-    assert "\n" not in str(caught.value)
     images = annotate_all(read, chosen, "skip")
     assert "is excluded" in capsys.readouterr().err
     assert len({image.paths for image in images}) == len(chosen) - 1
@@ -183,7 +158,7 @@ def test_invalid_data_set_is_named(layout, change, named, tmp_path):
         annotate_all(read, choose_split(read, "train")[0])
 
 
-@pytest.mark.parametrize("way", ["../out.png", "absolute", "link.png", "images/../../out.png"])
+@pytest.mark.parametrize("way", ["../out.png", "absolute", "link.png"])
 def test_coco_file_name_must_stay_below_root(tmp_path, way):
     name = str(tmp_path / "out.png") if way == "absolute" else way
     read = written(tmp_path, "coco", link_outside)
@@ -207,15 +182,6 @@ def test_command_skips_invalid_annotation(tmp_path, capsys):
         make("voc", tmp_path / "data", tmp_path / "out")
 
 
-@pytest.mark.parametrize(("names", "named"), [({"other": " "}, "other"), ([], "names"), ({"a": 3}, "names")])
-def test_class_without_words_is_named(names, named, tmp_path):
-    for label in ("_", "river"):
-        noise(tmp_path / label / "0.png", 0, (8, 8))
-    with pytest.raises(ValueError, match=named):
-        layout = layouts.ClassFolders(tmp_path, names)
-        annotate_all(layout, layout.splits()[UNSPLIT])
-
-
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -223,10 +189,8 @@ def test_class_without_words_is_named(names, named, tmp_path):
         (["folders", "--collages", "1"], "--collages"),
         (["masks", "--window", "9"], "--window"),
         (["voc", "--window", "9", "--overlap", "9"], "overlap .* 9"),
-        (["masks", "--intensities", "0", "9"], "intensities.*volumes"),
-        (["voc", "--class_property", "species"], "class_property.*geojson"),
-        (["voc", "--shard", "3/2"], "--shard.*'3/2'"),
-        (["voc", "--shard", "a/b"], "--shard.*'a/b'"),
+        (["masks", "--intensities", "0", "9"], "intensities"),
+        (["voc", "--class_property", "species"], "class_property"),
     ],
 )
 def test_wrong_options_are_named(words, named, tmp_path):
@@ -235,9 +199,7 @@ def test_wrong_options_are_named(words, named, tmp_path):
         make_instructions.main([layout, str(tmp_path), "--output_dir", str(tmp_path / "out"), *options])
 
 
-@pytest.mark.parametrize(
-    ("output", "named"), [("data", "data overlap"), ("data/made", "data overlap"), (".", "overlap"), ("other", "a.txt")]
-)
+@pytest.mark.parametrize(("output", "named"), [("data/made", "data overlap"), (".", "overlap"), ("other", "a.txt")])
 def test_output_folder_of_other_files_is_refused(output, named, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_voc(tmp_path / "data", "train", NAMES["train"][:3])
@@ -249,11 +211,10 @@ def test_output_folder_of_other_files_is_refused(output, named, tmp_path, monkey
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("names", [{"shpi": "boat"}, {"shpi": None, "ship": "boat"}])
-def test_class_that_does_not_occur_is_named(names, tmp_path):
+def test_class_that_does_not_occur_is_named(tmp_path):
     write_voc(tmp_path / "data", "train", NAMES["train"][:12])
-    (tmp_path / "names.json").write_text(json.dumps(names))
-    with pytest.raises(ValueError, match=r"--names.*'shpi'.*ship"):
+    (tmp_path / "names.json").write_text(json.dumps({"shpi": None, "ship": "boat"}))
+    with pytest.raises(ValueError, match="--names.*'shpi'"):
         make("voc", tmp_path / "data", tmp_path / "out", "--names", tmp_path / "names.json")
 
 
@@ -270,11 +231,6 @@ def deep_collage(root):
         (lambda root: layouts.Coco(root).splits(), "No COCO JSON"),
         (lambda root: layouts.Coco(root / "nowhere"), "nowhere not found"),
         (lambda root: dota_objects("gsd:0.3\n1 1 9 1 9 9 1 9 ship 0\n1 2 3", "P1.txt"), "P1.txt, line 3"),
-        (lambda root: coco_object({"id": 4}, {}, "a.json"), "a.json, annotation 4"),
-        (
-            lambda root: check_coco({"images": [{"id": 1, "file_name": "a"}, {"id": 2}]}, "a.json"),
-            "entry 1 of `images`",
-        ),
         (lambda root: draw_collages([AnnotatedImage("small", (), (90, 140))], 1, 300, (2,), seed=0), "150 pixels"),
         (deep_collage, r"deep\.png: .*I;16"),
     ],

@@ -30,10 +30,14 @@ def volume(seed):
     return values, mask
 
 
+def save_volume(path, array, affine=AFFINE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(array, affine), path)
+
+
 def write_case(root, split, case, seed, suffix=".nii.gz"):
     for kind, array in zip(("images", "masks"), volume(seed)):
-        (root / split / kind).mkdir(parents=True, exist_ok=True)
-        nibabel.save(nibabel.Nifti1Image(array, AFFINE), root / split / kind / f"{case}{suffix}")
+        save_volume(root / split / kind / f"{case}{suffix}", array)
 
 
 @pytest.fixture
@@ -70,41 +74,29 @@ def test_dicom_series_and_nnunet_folders_are_read(tmp_path, names):
     values, mask = volume(0)
     write_series(tmp_path / "ct" / "imagesTr" / "a", values.transpose(2, 1, 0), patient="ann")
     write_series(tmp_path / "ct" / "imagesTs" / "b", values.transpose(2, 1, 0) + 1, patient="bob")
-    spacing, place = [-0.75, -0.5, 2.0, 1.0], np.array([20.0, 30.0, 5.0])
-    affine = np.diag(spacing)
-    affine[:3, 3] = place
-    (tmp_path / "ct" / "labelsTr").mkdir()
-    nibabel.save(nibabel.Nifti1Image(mask, affine), tmp_path / "ct" / "labelsTr" / "a.nii.gz")
+    affine = np.diag([-0.75, -0.5, 2.0, 1.0])
+    affine[:3, 3] = [20.0, 30.0, 5.0]
+    save_volume(tmp_path / "ct" / "labelsTr" / "a.nii.gz", mask, affine)
     rows = make("volumes", tmp_path / "ct", tmp_path / "out", *names, *WINDOW, "--plane", "coronal")
     assert {row["id"].split("/")[0] for row in rows} == {"a"} and rows[0]["images"][0].size == (24, 5)
     # Metadata of the patient are not stored.
-    stored = datasets.load_dataset(
-        "parquet", data_dir=str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "c")
-    )
-    stored = stored.cast_column("images", datasets.List(datasets.Image(decode=False)))
+    stored = rows.cast_column("images", datasets.List(datasets.Image(decode=False)))
     assert all(b"ann" not in row["images"][0]["bytes"] for row in stored)
 
 
-def test_first_nnunet_channel_is_used(tmp_path, names, caplog):
-    for case in ("a", "b_0001"):
-        values, mask = volume(0)
-        for folder, name, array in (
-            ("imagesTr", f"{case}_0000", values),
-            ("imagesTr", f"{case}_0001", values + 50),
-            ("labelsTr", case, mask),
-        ):
-            (tmp_path / "ct" / folder).mkdir(parents=True, exist_ok=True)
-            nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / "ct" / folder / f"{name}.nii.gz")
-    rows = make("volumes", tmp_path / "ct", tmp_path / "out", *names, *WINDOW)
+def test_first_nnunet_channel_is_used(tmp_path, names):
+    values, mask = volume(0)
+    for folder, channels in (("both", 2), ("first", 1)):
+        for case in ("a", "b_0001"):
+            save_volume(tmp_path / folder / "labelsTr" / f"{case}.nii.gz", mask, np.eye(4))
+            for channel in range(channels):
+                path = tmp_path / folder / "imagesTr" / f"{case}_000{channel}.nii.gz"
+                save_volume(path, values + 50 * channel, np.eye(4))
+    rows = make("volumes", tmp_path / "both", tmp_path / "rows", *names, *WINDOW)
+    expected = make("volumes", tmp_path / "first", tmp_path / "expected", *names, *WINDOW)
     assert {row["id"].split("/")[0] for row in rows} == {"a", "b_0001"}
-    assert "a_0001.nii.gz and 1 more channels" in caplog.text
-    (tmp_path / "alone" / "imagesTr").mkdir(parents=True)
-    shutil.copytree(tmp_path / "ct" / "labelsTr", tmp_path / "alone" / "labelsTr")
-    for case in ("a", "b_0001"):
-        first = tmp_path / "ct" / "imagesTr" / f"{case}_0000.nii.gz"
-        shutil.copy(first, tmp_path / "alone" / "imagesTr" / first.name)
-    for one, other in zip(rows, make("volumes", tmp_path / "alone", tmp_path / "other", *names, *WINDOW), strict=True):
-        assert np.array_equal(np.asarray(one["images"][0]), np.asarray(other["images"][0]))
+    for row, other in zip(rows, expected, strict=True):
+        assert np.array_equal(np.asarray(row["images"][0]), np.asarray(other["images"][0]))
 
 
 def test_case_in_two_splits_is_named(tmp_path, names):
@@ -112,13 +104,13 @@ def test_case_in_two_splits_is_named(tmp_path, names):
     write_case(root, "train", "a", 0)
     write_case(root, "val", "a", 1)
     arguments = ["volumes", str(root), *names, *WINDOW, "--output_dir", str(tmp_path / "out")]
-    with pytest.raises(ValueError, match=r"The case a is in two splits: .*train.*a.nii.gz .*val"):
+    with pytest.raises(ValueError, match="case a is in two splits"):
         make_instructions.main(arguments)
     shutil.rmtree(root)
     values = volume(0)[0].transpose(2, 1, 0)
     write_series(root / "train" / "images" / "a", values, patient="ann")
     write_series(root / "test" / "images" / "b", values + 1, patient="ann")
-    with pytest.raises(ValueError, match=r"PatientID ann is in two splits: .*train.images.a"):
+    with pytest.raises(ValueError, match="PatientID ann is in two splits"):
         make_instructions.main(arguments)
 
 
