@@ -146,12 +146,6 @@ def backbone(tmp_path):
     return export_backbone(vision, tmp_path / "backbone", processor)
 
 
-def test_processor_of_backbone_has_its_normalization(backbone):
-    processor = ViTPSegmentationImageProcessor.from_backbone(backbone, do_reduce_labels=True)
-    assert (list(processor.image_mean), processor.input_spec) == ([0.5, 0.4, 0.3], {"gamma": 0.5})
-    assert (processor.do_resize, processor.do_reduce_labels) == (False, True)
-
-
 @torch.no_grad()
 def test_pipeline_gives_masks_of_image_size(backbone, tmp_path):
     names = {0: "ground", 1: "tree", 2: "water"}
