@@ -93,47 +93,48 @@ NECKS = {
 def test_hidden_states_and_attentions_equal_vit(vision, neck, asked):
     """Compare with transformers' own layers one by one. The adapter's gates are closed, and it has no CLS token."""
     backbone_class, settings = NECKS[neck]
-    if neck == "adapter":
-        settings = {**settings, "injector_init_value": 0.0}
+    settings = {**settings, "injector_init_value": 0.0} if neck == "adapter" else settings
     options = {"output_hidden_states": True, "output_attentions": True}
-    backbone = backbone_class.from_backbone(vision, **settings, attn_implementation="eager").eval()
+    backbone = backbone_class.from_backbone(vision, **settings).eval()
+    backbone.set_attn_implementation("eager")
     native = InternVLVisionModel(InternVLVisionConfig(**{**VISION, "image_size": [64, 64], "patch_size": [16, 16]}))
     native.load_state_dict(backbone.state_dict(), strict=False)
-    native.eval().set_attn_implementation("eager")
+    native = native.eval()
+    native.set_attn_implementation("eager")
     images, others = torch.randn(2, 2, 3, 64, 64)
 
-    state = native.embeddings(torch.cat([images, others]))[:, 0 if neck == "pyramid" else 1 :]
-    states, attentions = [state], []
-    for layer in native.encoder.layer:
-        attentions.append(layer.attention(layer.layernorm_before(state), output_attentions=True)[1])
-        state = layer(state)
-        states.append(state)
+    def states_of(images: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        state = native.embeddings(images)[:, 0 if neck == "pyramid" else 1 :]
+        states, attentions = [state], []
+        for layer in native.encoder.layer:
+            attentions.append(layer.attention(layer.layernorm_before(state), output_attentions=True)[1])
+            state = layer(state)
+            states.append(state)
+        return states, attentions
 
-    networks = [backbone]
-    for model_class in (ViTPForSemanticSegmentation, ViTPForChangeDetection):
-        networks.append(model_class(model_class.config_class(backbone_config=backbone.config, **HEAD)).eval())
-        networks[-1].backbone = backbone
-    for network in networks:
-        is_pair = isinstance(network, ViTPForChangeDetection)
-        inputs = [images, others] if is_pair else [images]
+    head = {"num_labels": 3, "hidden_size": 16, "auxiliary_channels": 16, "backbone_kwargs": settings}
+    model = ViTPForSemanticSegmentation.from_backbone(vision, neck, **head).eval()
+    change = ViTPForChangeDetection.from_backbone(vision, neck, **head).eval()
+    model.backbone = change.backbone = backbone
+    for network in (model, change):
+        network.set_attn_implementation("eager")
+    for network, inputs in ((backbone, [images]), (model, [images]), (change, [images, others])):
         silent = network(*inputs)
         assert silent.hidden_states is None and silent.attentions is None
-        for name in options:
-            setattr(network.config, name, asked == "in the configuration")
+        if asked == "in the configuration":
+            for name in options:
+                setattr(network.config, name, True)
         outputs = network(*inputs, **(options if asked == "in the call" else {}))
+        states, attentions = states_of(torch.cat(inputs))
+        if network is change:
+            states, attentions = ([torch.stack([x[:2], x[2:]], 1) for x in each] for each in (states, attentions))
+        torch.testing.assert_close(list(outputs.hidden_states), states)
+        torch.testing.assert_close(list(outputs.attentions), attentions)
         as_tuple = network(*inputs, **options, return_dict=False)
-        for found, expected in (
-            (outputs.hidden_states, states),
-            (as_tuple[1], states),
-            (outputs.attentions, attentions),
-        ):
-            if is_pair:
-                expected = [torch.stack(each.split(2), 1) for each in expected]
-            else:
-                expected = [each[:2] for each in expected]
-            torch.testing.assert_close(list(found), expected)
-        for name in options:
-            setattr(network.config, name, False)
+        torch.testing.assert_close(list(as_tuple[1]), states)
+        if asked == "in the configuration":
+            for name in options:
+                setattr(network.config, name, False)
 
 
 @pytest.mark.parametrize(
