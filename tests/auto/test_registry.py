@@ -64,7 +64,7 @@ def test_declared_type_is_registered_everywhere(folder, tmp_path):
     assert "A model of clouds on [ViTP" in card and "clouds = CloudModel('org/clouds')" in card
     assert contents.card.data.pipeline_tag == "image-segmentation" and "model.safetensors" in contents.files
 
-    with pytest.raises(ValueError, match="has no record of the data it was scored on"):
+    with pytest.raises(ValueError, match="no record"):
         open_scorer(str(folder), RobustnessArguments(models=[str(folder)], output_dir=str(tmp_path / "out")))
 
     with pytest.raises(ValueError, match="segmentation, adapter"):
@@ -87,8 +87,8 @@ def test_public_configurations_are_registered():
         assert entry.push_as == "model" or model_type == "vitp_vision"  # exported instead
 
 
-@pytest.mark.parametrize("model_type", [None, "bert"])
-def test_unknown_type_is_named(model_type):
-    with pytest.raises(ValueError, match=f"Unknown model_type {model_type!r}"):
-        find_model(model_type)
-    assert model_type not in MODELS
+def test_unknown_type_is_named():
+    for model_type in (None, "bert"):
+        with pytest.raises(ValueError, match=repr(model_type)):
+            find_model(model_type)
+        assert model_type not in MODELS

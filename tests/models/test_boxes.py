@@ -18,10 +18,8 @@ from modeling_vitp.detection_boxes import (
     BoxCoder,
     MidpointCoder,
     RotatedBoxCoder,
-    make_anchors,
     match,
     nms_by_label,
-    of_class,
     sample,
     trained_anchors,
 )
@@ -71,7 +69,7 @@ def test_standard_form_angles_equal_original_code(expected):
 
 
 @given(boxes_of_any_kind)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_standard_form_is_recovered_from_corners(drawn):
     boxes = torch.tensor(drawn, dtype=torch.float64)
     normal = standard_form(boxes)
@@ -109,7 +107,7 @@ def test_overlaps_equal_original_code(expected):
 
 
 @given(boxes_of_any_kind)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_overlaps_equal_shapely(drawn):
     """Pairs with contradicting results of shapely are skipped.
 
@@ -127,15 +125,9 @@ def test_overlaps_equal_shapely(drawn):
                 assert abs(found[row, column] - shared / (one.area + other.area - shared)) < 1e-9
 
 
-def test_overlaps_of_near_parallel_boxes():
-    outer = torch.tensor([[70.0, 8.0, 493.0, 1 / 3, -3.875]], dtype=torch.float64)
-    inner = outer * torch.tensor([1, 1, 0.75, 1, 1])
-    torch.testing.assert_close(rotated_iou(outer, inner), torch.tensor([[0.75]], dtype=torch.float64))
-
-
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 def test_overlaps_of_same_adjacent_and_nested_boxes(dtype, tolerance):
-    for angle in torch.linspace(-2, 2, 41, dtype=dtype):
+    for angle in torch.linspace(-2, 2, 21, dtype=dtype):
         along = torch.stack([angle.cos(), angle.sin()])
         box = torch.cat([torch.tensor([50, 50, 20, 10], dtype=dtype), angle[None]])
         beside, inner, turned = box.clone(), box.clone(), box.clone()
@@ -185,10 +177,9 @@ def test_nms_equals_original_code(expected):
 
 @pytest.mark.parametrize("extent, threshold", [(40.0, 0.1), (40.0, 0.5), (200.0, 0.1), (5.0, 0.7)])
 def test_nms_equals_greedy_loop(extent, threshold):
-    for seed in range(3):
-        boxes = random_boxes(60, seed, extent)
-        scores = torch.rand(60, generator=torch.Generator().manual_seed(seed)).mul(20).round()  # ties among them
-        assert rotated_nms(boxes, scores, threshold).tolist() == greedy_nms(boxes, scores, threshold)
+    boxes = random_boxes(60, 0, extent)
+    scores = torch.rand(60, generator=torch.Generator().manual_seed(0)).mul(20).round()  # ties among them
+    assert rotated_nms(boxes, scores, threshold).tolist() == greedy_nms(boxes, scores, threshold)
 
 
 def test_nms_keeps_labels_apart():
@@ -232,12 +223,6 @@ def test_pooling_in_parts_equals_pooling_at_once(monkeypatch):
     assert roi_align_rotated(features, boxes[:0], images[:0], 4).shape == (0, 3, 4, 4)
 
 
-def test_gradients_of_pooling_equal_finite_differences():
-    features = torch.randn(2, 2, 9, 8, dtype=torch.float64, requires_grad=True)
-    boxes = random_boxes(3, seed=6, extent=8.0)
-    assert gradcheck(lambda maps: roi_align_rotated(maps, boxes, torch.tensor([0, 1, 0]), 3), features)
-
-
 def test_overlaps_in_parts_equal_overlaps_at_once(monkeypatch):
     boxes = random_boxes(40, seed=7)
     whole, kept = rotated_iou(boxes, boxes), rotated_nms(boxes, boxes[:, 0], 0.3)
@@ -265,40 +250,6 @@ def test_deltas_equal_original_code(name):
     torch.testing.assert_close(decoded, expected[f"{name}.decoded"], rtol=1e-5, atol=1e-5)
 
 
-def boxes_within_image(number: int, seed: int) -> torch.Tensor:
-    """Return rotated boxes with sides that differ by at least a pixel and centers in an image of 200 pixels."""
-    draws = torch.rand(number, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    boxes = draws * torch.tensor([160.0, 160.0, 30.0, 20.0, math.pi - 1e-3]) + torch.tensor([20.0, 20, 22, 1, 0])
-    boxes[:, 4] -= math.pi / 2
-    return boxes
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_deltas_are_inverted(seed):
-    boxes, targets = boxes_within_image(50, seed), boxes_within_image(50, seed + 10)
-    size = torch.tensor([200.0, 200.0])
-    upright, upright_targets = enclosing_boxes(corners(boxes)), enclosing_boxes(corners(targets))
-    found = BoxCoder().decode(upright, BoxCoder().encode(upright, upright_targets), size)
-    torch.testing.assert_close(found, upright_targets.clamp(0, 200))
-    found = RotatedBoxCoder().decode(boxes, RotatedBoxCoder().encode(boxes, targets), size)
-    torch.testing.assert_close(rotated_iou(found, targets).diagonal(), torch.ones(50).double())
-    found = MidpointCoder().decode(upright, MidpointCoder().encode(upright, targets), size)
-    torch.testing.assert_close(rotated_iou(found, targets).diagonal(), torch.ones(50).double())
-
-
-def test_anchors_equal_loop():
-    anchors = make_anchors([(2, 3), (1, 2)], 8, (0.5, 1.0, 2.0), torch.device("cpu"))
-    wanted = []
-    for rows, columns, stride in ((2, 3, 4), (1, 2, 8)):
-        for row in range(rows):
-            for column in range(columns):
-                for ratio in (0.5, 1.0, 2.0):
-                    width, height = 8 * stride / ratio**0.5, 8 * stride * ratio**0.5
-                    x, y = column * stride, row * stride
-                    wanted.append([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
-    torch.testing.assert_close(torch.cat(anchors), torch.tensor(wanted))
-
-
 def test_anchors_outside_image_are_not_trained():
     anchors = torch.tensor([[0.0, 0, 10, 10], [-0.1, 0, 9, 9], [80, 0, 90, 10], [80, 0, 89, 10], [90, 70, 106, 96]])
     assert trained_anchors(anchors, torch.tensor([80.0, 90.0]), False).tolist() == [0, 3]
@@ -323,7 +274,7 @@ overlap = st.sampled_from([0.0, 0.1, 0.3, 0.4, 0.5, 0.7, 0.9])  # ties among the
 
 
 @given(st.integers(1, 5).flatmap(lambda n: st.lists(st.lists(overlap, min_size=n, max_size=n), min_size=1, max_size=5)))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_matching_equals_loop(overlaps):
     for low in (None, 0.3):
         found = match(torch.tensor(overlaps, dtype=torch.float64), 0.7, 0.3, low)
@@ -336,7 +287,7 @@ def test_matching_without_objects_or_boxes():
 
 
 @given(st.lists(st.sampled_from([0, 1, BACKGROUND, IGNORED]), max_size=40), st.integers(0, 20), st.floats(0, 1))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_samples_have_requested_kinds_and_number(matched, number, share):
     matched = torch.tensor(matched, dtype=torch.long)
     positives, negatives = sample(matched, number, share)
@@ -350,10 +301,10 @@ def test_every_box_is_sampled_equally_often():
     torch.manual_seed(0)
     matched = torch.tensor([0] * 10 + [BACKGROUND] * 10)
     counts = torch.zeros(20)
-    for _ in range(2000):
+    for _ in range(1500):
         for drawn in sample(matched, 8, 0.5):
             counts[drawn] += 1
-    assert (counts / 2000 - 0.4).abs().max() < 0.05
+    assert (counts / 1500 - 0.4).abs().max() < 0.05
 
 
 def test_nms_keeps_labels_apart_for_far_boxes():
@@ -366,18 +317,11 @@ def test_nms_keeps_labels_apart_for_far_boxes():
     assert nms_by_label(boxes[:0], scores[:0], 0.5, labels[:0]).tolist() == []
 
 
-def test_values_of_each_class_are_selected():
-    values = torch.arange(12.0).view(3, 2, 2)
-    assert torch.equal(of_class(values, torch.tensor([1, 0, 1])), values[[0, 1, 2], [1, 0, 1]])
-    assert torch.equal(of_class(values[:, :1], torch.tensor([7, 0, 3])), values[:, 0])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_boxes_that_do_not_touch_are_kept_at_threshold_0(dtype):
+def test_boxes_that_do_not_touch_are_kept_at_threshold_0():
     generator = torch.Generator().manual_seed(0)
-    places = torch.rand(1000, 2, 5, generator=generator, dtype=torch.float64)
+    places = torch.rand(500, 2, 5, generator=generator, dtype=torch.float64)
     low, extent = torch.tensor([500.0, 500, 1, 1, -math.pi / 2]), torch.tensor([100, 100, 60, 20, math.pi])
-    pairs = (places * extent + low).to(dtype)
+    pairs = (places * extent + low).float()
     numbers = {True: 0, False: 0}
     for pair in pairs:
         one, other = map(shapely.Polygon, corners(pair.double()).tolist())
@@ -385,4 +329,4 @@ def test_boxes_that_do_not_touch_are_kept_at_threshold_0(dtype):
         if shared == 0 or shared > 1e-3:
             assert len(rotated_nms(pair, torch.tensor([0.9, 0.8]), 0.0)) == (2 if shared == 0 else 1)
             numbers[shared == 0] += 1
-    assert min(numbers.values()) > 100
+    assert min(numbers.values()) > 50

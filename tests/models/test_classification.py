@@ -36,19 +36,12 @@ def head_of(model: ViTPForImageClassification, features: torch.Tensor) -> torch.
     return normed @ model.classifier.weight.T + model.classifier.bias
 
 
-def test_class_names_from_json_have_integer_keys(vision):
-    names = json.loads(json.dumps(NAMES))
-    config = ViTPForImageClassification.from_backbone(vision, id2label=names).config
-    assert config.id2label == NAMES and config.label2id == {"field": 0, "forest": 1, "water": 2}
-
-
 def test_class_names_are_sorted_by_index(vision):
-    names = {index: NAMES[index] for index in (2, 0, 1)}
-    config = ViTPForImageClassification.from_backbone(vision, id2label=names).config
-    assert [*config.id2label.values()] == [*NAMES.values()]
-
-
-def test_other_number_of_labels_than_names_is_refused(vision):
+    shuffled = {index: NAMES[index] for index in (2, 0, 1)}
+    for names in (shuffled, json.loads(json.dumps(NAMES))):
+        config = ViTPForImageClassification.from_backbone(vision, id2label=names).config
+        assert [*config.id2label.items()] == [*NAMES.items()]
+        assert config.label2id == {"field": 0, "forest": 1, "water": 2}
     with pytest.raises(ValueError, match="num_labels"):
         ViTPForImageClassification.from_backbone(vision, id2label=["a", "b"], num_labels=5)
 
@@ -131,7 +124,8 @@ def saved(vision, tmp_path):
 
 
 @torch.no_grad()
-def test_auto_classes_and_pipelines_open_saved_models(saved):
+def test_auto_classes_and_pipelines_open_saved_models(saved, monkeypatch):
+    monkeypatch.delattr("builtins.input")  # asks for remote code
     folder, expected = saved
     for name, kind in KINDS.items():
         again = AutoModelForImageClassification.from_pretrained(folder / name).eval()
@@ -145,17 +139,10 @@ def test_auto_classes_and_pipelines_open_saved_models(saved):
         torch.testing.assert_close(scores, expected[f"{name} scores"], rtol=1e-4, atol=1e-5)
 
 
-def test_pipeline_asks_for_no_remote_code(saved, monkeypatch):
-    asked = []
-    monkeypatch.setattr("builtins.input", lambda *words: asked.append(words) or "n")
-    pipeline("image-classification", model=str(saved[0] / "one"))
-    assert not asked
-
-
 def test_other_head_size_needs_option(vision, tmp_path):
     model = ViTPForImageClassification.from_backbone(vision, id2label=NAMES)
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="shapes differ.*config.json"):
+    with pytest.raises(ValueError, match="shapes differ"):
         AutoModelForImageClassification.from_pretrained(tmp_path, num_labels=5)
     fresh = AutoModelForImageClassification.from_pretrained(tmp_path, num_labels=5, ignore_mismatched_sizes=True)
     assert fresh.classifier.weight.shape == (5, vision.config.hidden_size)

@@ -8,7 +8,6 @@ from tiny_models import HEAD, VISION, VISION_16, adapter_config
 from torch.nn import functional as F
 from transformers import (
     AutoBackbone,
-    AutoModelForSemanticSegmentation,
     InternVLVisionConfig,
     InternVLVisionModel,
     Trainer,
@@ -79,6 +78,8 @@ def test_backbones_open_through_auto_backbone():
     assert isinstance(backbone, ViTPBackbone)
     assert backbone.out_features == ["stage1", "stage3"]
     assert AutoBackbone.from_config(adapter_config()).channels == [32] * 4
+    pyramid = AutoBackbone.from_config(ViTPFeaturePyramidConfig(**VISION_16, pyramid_channels=8))
+    assert isinstance(pyramid, ViTPFeaturePyramid)
 
 
 NECKS = {
@@ -87,8 +88,7 @@ NECKS = {
 }
 
 
-@pytest.mark.parametrize("asked", ["in the call", "in the configuration"])
-@pytest.mark.parametrize("neck", NECKS)
+@pytest.mark.parametrize(("neck", "asked"), [("adapter", "in the call"), ("pyramid", "in the configuration")])
 @torch.no_grad()
 def test_hidden_states_and_attentions_equal_vit(vision, neck, asked):
     """Compare with transformers' own layers one by one. The adapter's gates are closed, and it has no CLS token."""
@@ -137,8 +137,9 @@ def test_hidden_states_and_attentions_equal_vit(vision, neck, asked):
                 setattr(network.config, name, False)
 
 
-@pytest.mark.parametrize("neck", NECKS)
-@pytest.mark.parametrize("model_class", [ViTPForSemanticSegmentation, ViTPForChangeDetection])
+@pytest.mark.parametrize(
+    ("model_class", "neck"), [(ViTPForSemanticSegmentation, "adapter"), (ViTPForChangeDetection, "pyramid")]
+)
 def test_dense_model_starts_from_resampled_backbone(vision, tmp_path, neck, model_class):
     export_backbone(vision.to(torch.bfloat16), tmp_path / "backbone")
     backbone_class, settings = NECKS[neck]
@@ -240,13 +241,14 @@ def test_loss_equals_loop_over_labeled_pixels(is_pair):
 
 def test_head_has_given_classes(vision):
     """Check all ways to name the classes."""
+    small = {"hidden_size": 16, "use_auxiliary_head": False, "backbone_kwargs": {"pyramid_channels": 8}}
     named = {"id2label": {0: "ground", 1: "tree"}, "label2id": {"ground": 0, "tree": 1}}
     for classes in ({"id2label": ["ground", "tree"]}, {"label2id": named["label2id"]}, {"id2label": named["id2label"]}):
-        config = ViTPForSemanticSegmentation.from_backbone(vision, "pyramid", **classes).config
+        config = ViTPForSemanticSegmentation.from_backbone(vision, "pyramid", **classes, **small).config
         assert {name: getattr(config, name) for name in named} == named
     for wrong in ({}, {1: "ground", 2: "tree"}):
         with pytest.raises(ValueError, match="id2label"):
-            ViTPForSemanticSegmentation.from_backbone(vision, "pyramid", id2label=wrong)
+            ViTPForSemanticSegmentation.from_backbone(vision, "pyramid", id2label=wrong, **small)
 
 
 def test_auxiliary_head_is_trained():
@@ -267,7 +269,7 @@ def test_classifier_dropout_drops_channels_in_training():
     assert model.load_state_dict(plain.state_dict())
     inputs = []
     model.decode_head.classifier.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
-    image = torch.randn(1, 3, 64, 64)
+    image = torch.randn(1, 3, 32, 32)
     assert torch.equal(model.eval()(image).logits, plain(image).logits)
     model.decode_head.fpn_bottleneck.activation.train()
     for _ in range(20):
@@ -300,7 +302,7 @@ class Places(torch.nn.Module):
         return torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None]
 
 
-@pytest.mark.parametrize("size", [(64, 96), (63, 97), (33, 61), (50, 34), (7, 129)])
+@pytest.mark.parametrize("size", [(64, 96), (33, 61), (7, 129)])
 def test_maps_are_aligned_with_pixels(size):
     torch.manual_seed(0)
     model = ViTPForSemanticSegmentation(ViTPSegmentationConfig(backbone_config=adapter_config(), **HEAD)).eval()
@@ -366,20 +368,6 @@ assert [part["label"] for part in parts] == [f"LABEL_{index}" for index in expec
 assert {part["mask"].size for part in parts} == {(50, 40)}
 """
     run_without_package(script, tmp_path)
-
-
-@torch.no_grad()
-def test_models_survive_saving(tmp_path):
-    torch.manual_seed(0)
-    labels = {"id2label": {0: "ground", 1: "tree"}, "label2id": {"ground": 0, "tree": 1}}
-    config = ViTPSegmentationConfig(backbone_config=adapter_config(), hidden_size=16, auxiliary_channels=16, **labels)
-    model = ViTPForSemanticSegmentation(config).eval()
-    model.save_pretrained(tmp_path)
-    again = AutoModelForSemanticSegmentation.from_pretrained(tmp_path).eval()
-    assert isinstance(again, ViTPForSemanticSegmentation)
-    assert again.config.id2label == {0: "ground", 1: "tree"}
-    images = torch.randn(1, 3, 64, 64)
-    assert torch.equal(model(images).logits, again(images).logits)
 
 
 EAGER = {"attn_implementation": "eager"}

@@ -81,24 +81,23 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("crop_to_patches", [False, True])
-@pytest.mark.parametrize("size", [(100, 60), (56, 56), (37, 191), (300, 20)])
-def test_8_bit_rgb_equals_transformers(form, crop_to_patches, size):
+def test_8_bit_rgb_equals_transformers(form, crop_to_patches):
     settings = {"size": {"height": 56, "width": 56}, "crop_to_patches": crop_to_patches, "max_patches": 6}
-    image = picture(*size)
-    expected = GotOcr2ImageProcessor(image_mean=MEAN, image_std=STD, **settings)(image, return_tensors="pt")
-    actual = ViTPImageProcessor(**settings)(FORMS[form](image), return_tensors="pt")
-    assert torch.equal(actual["pixel_values"], expected["pixel_values"])
-    assert torch.equal(actual["num_patches"], expected["num_patches"])
+    for size in ((56, 56), (37, 191), (300, 20)):
+        image = picture(*size)
+        expected = GotOcr2ImageProcessor(image_mean=MEAN, image_std=STD, **settings)(image, return_tensors="pt")
+        actual = ViTPImageProcessor(**settings)(FORMS[form](image), return_tensors="pt")
+        assert torch.equal(actual["pixel_values"], expected["pixel_values"])
+        assert torch.equal(actual["num_patches"], expected["num_patches"])
 
 
-@pytest.mark.parametrize("as_array", [False, True])
-def test_8_bit_grayscale_equals_transformers(as_array):
+def test_8_bit_grayscale_equals_transformers():
     settings = {"size": {"height": 56, "width": 56}, "crop_to_patches": True}
     image = picture(100, 60).convert("L")
     expected = GotOcr2ImageProcessor(image_mean=MEAN, image_std=STD, **settings)(image, return_tensors="pt")
-    image = np.asarray(image) if as_array else image
-    actual = ViTPImageProcessor(**settings)(image, return_tensors="pt")
-    assert torch.equal(actual["pixel_values"], expected["pixel_values"])
+    for form in (image, np.asarray(image)):
+        actual = ViTPImageProcessor(**settings)(form, return_tensors="pt")
+        assert torch.equal(actual["pixel_values"], expected["pixel_values"])
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -115,13 +114,6 @@ def test_mixed_batches_keep_order(nested):
     assert actual["num_patches"].tolist() == [one["num_patches"].item() for one in expected]
 
 
-def test_4d_array_is_batch():
-    batch = random_array((3, 12, 9, 3), np.uint8)
-    processor = ViTPImageProcessor(size={"height": 12, "width": 9}, image_mean=[0.0] * 3, image_std=[1.0] * 3)
-    pixel_values = processor(batch, return_tensors="pt")["pixel_values"]
-    assert_close(pixel_values.numpy(), batch.transpose(0, 3, 1, 2) / 255)
-
-
 def test_defaults_are_those_of_internvl():
     processor = ViTPImageProcessor()
     assert list(processor.image_mean) == MEAN and list(processor.image_std) == STD
@@ -129,118 +121,58 @@ def test_defaults_are_those_of_internvl():
     assert processor.crop_to_patches is False and processor.input_spec is None
 
 
-@pytest.mark.parametrize(
-    "size",
-    [(28, 28), (56, 56), (400, 400), (57, 28), (100, 40), (35, 28), (40, 100), (500, 28), (28, 500), (1, 90), (90, 1)],
-)
-@pytest.mark.parametrize("min_patches, max_patches", [(1, 1), (1, 6), (1, 12), (3, 6)])
-def test_tiles_are_nearest_grid_and_thumbnail(size, min_patches, max_patches):
+@pytest.mark.parametrize("min_patches, max_patches", [(1, 1), (1, 12), (3, 6)])
+def test_tiles_are_nearest_grid_and_thumbnail(min_patches, max_patches):
     processor = ViTPImageProcessor(size={"height": 28, "width": 28}, crop_to_patches=True)
-    output = processor(picture(*size), min_patches=min_patches, max_patches=max_patches, return_tensors="pt")
-    columns, rows = brute_force_grid(*size, 28, min_patches, max_patches)
-    expected = columns * rows + (columns * rows > 1)
-    assert output["num_patches"].tolist() == [expected]
-    assert output["pixel_values"].shape == (expected, 3, 28, 28)
-
-
-def test_tiles_are_row_by_row_thumbnail_last():
-    colors = random_array((2, 3, 3), np.uint8)
-    image = Image.fromarray(colors.repeat(28, axis=0).repeat(28, axis=1))
-    processor = ViTPImageProcessor(
-        size={"height": 28, "width": 28}, crop_to_patches=True, max_patches=6, image_mean=[0.0] * 3, image_std=[1.0] * 3
-    )
-    tiles = processor(image, return_tensors="pt")["pixel_values"].numpy()
-    assert len(tiles) == 7
-    for tile, color in zip(tiles, colors.reshape(-1, 3)):
-        assert_close(tile, np.broadcast_to(color.reshape(3, 1, 1) / 255, tile.shape))
-    thumbnail = GotOcr2ImageProcessor(size={"height": 28, "width": 28}, do_normalize=False)(image, return_tensors="pt")
-    assert_close(tiles[-1], thumbnail["pixel_values"][0].numpy())
+    limits = {"min_patches": min_patches, "max_patches": max_patches}
+    for size in [
+        (28, 28),
+        (56, 56),
+        (400, 400),
+        (57, 28),
+        (100, 40),
+        (35, 28),
+        (40, 100),
+        (500, 28),
+        (1, 90),
+        (900, 3),
+    ]:
+        for spec in (None, {"percentiles": [1, 99]}):
+            output = processor(picture(*size), **limits, input_spec=spec, return_tensors="pt")
+            columns, rows = brute_force_grid(*size, 28, min_patches, max_patches)
+            expected = columns * rows + (columns * rows > 1)
+            assert output["num_patches"].tolist() == [expected]
+            assert output["pixel_values"].shape == (expected, 3, 28, 28)
+            assert output["pixel_values"].isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, ">u2", np.uint32, np.float16, np.float32, np.float64, bool])
-@pytest.mark.parametrize("bands", [1, 3])
-def test_range_without_spec_is_that_of_type(dtype, bands):
-    array = random_array((bands, HEIGHT, WIDTH), dtype)
-    image = array[0] if bands == 1 else array
-    assert_close(unit(image), oracle(array.astype(array.dtype.newbyteorder("="))))
+def test_range_without_spec_is_that_of_type(dtype):
+    array = random_array((3, HEIGHT, WIDTH), dtype)
+    native = array.astype(array.dtype.newbyteorder("="))
+    assert_close(unit(array), oracle(native))
+    assert_close(unit(array[0]), oracle(native[:1]))
 
 
-@pytest.mark.parametrize("mode, dtype", [("I;16", "<u2"), ("I;16B", ">u2")])
-def test_16_bit_pil_images_do_not_saturate(mode, dtype):
+def test_pil_images_of_many_bits_have_range_of_type():
     array = random_array((HEIGHT, WIDTH), np.uint16)
-    image = Image.frombytes(mode, (WIDTH, HEIGHT), array.astype(dtype).tobytes())
-    assert_close(unit(image), oracle(array[None]))
+    for mode, dtype in (("I;16", "<u2"), ("I;16B", ">u2")):
+        image = Image.frombytes(mode, (WIDTH, HEIGHT), array.astype(dtype).tobytes())
+        assert_close(unit(image), oracle(array[None]))
+    floats = random_array((HEIGHT, WIDTH), np.float32)
+    assert_close(unit(Image.fromarray(floats)), oracle(floats[None]))
 
 
-def test_float_pil_images_are_in_0_to_1():
-    array = random_array((HEIGHT, WIDTH), np.float32)
-    assert_close(unit(Image.fromarray(array)), oracle(array[None]))
-
-
-SPECS = {
-    "window": ({"window": [-200, 400]}, {"low": -200, "high": 400}),
-    "window per band": (
-        {"window": [[-200, 400], [0, 100], [50, 60]]},
-        {"low": [-200, 0, 50], "high": [400, 100, 60]},
-    ),
-    "gamma": ({"window": [-500, 500], "gamma": 0.5}, {"low": -500, "high": 500, "gamma": 0.5}),
-    "gamma above 1": ({"window": [-500, 500], "gamma": 2.2}, {"low": -500, "high": 500, "gamma": 2.2}),
-}
-
-
-@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32, np.float64, ">i2", ">f4"])
-@pytest.mark.parametrize("name", SPECS)
-def test_windows_and_gamma_agree_with_numpy(name, dtype):
-    spec, expected = SPECS[name]
-    array = np.random.default_rng(0).integers(-600, 600, (3, HEIGHT, WIDTH)).astype(dtype)
-    assert_close(unit(array, input_spec=spec), oracle(array, **expected))
-
-
-@pytest.mark.parametrize("spec", [{}, {"window": (0, 3000)}, {"window": ((0, 1), (0, 2), (0, 3))}])
-def test_image_stays_on_its_device(spec):
+def test_image_stays_on_its_device():
     image = torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint16, device="meta")
-    assert InputSpec(**spec)(image).device == image.device
+    for spec in ({}, {"window": (0, 3000)}, {"window": ((0, 1), (0, 2), (0, 3))}):
+        assert InputSpec(**spec)(image).device == image.device
 
 
-@pytest.mark.parametrize("bands", [[4, 0, 2], [3], [1, 1, 1]])
-def test_bands_are_picked_in_order(bands):
-    array = random_array((5, HEIGHT, WIDTH), np.uint16)
-    assert_close(unit(array, input_spec={"bands": bands}), oracle(array[bands]))
-
-
-def test_one_window_for_each_picked_band():
-    array = random_array((5, HEIGHT, WIDTH), np.uint16)
-    windows = [[0, 30000], [10000, 60000], [5, 65535]]
-    expected = oracle(array[[4, 0, 2]], low=[low for low, _ in windows], high=[high for _, high in windows])
-    assert_close(unit(array, input_spec={"bands": [4, 0, 2], "window": windows}), expected)
-
-
-@pytest.mark.parametrize("percentiles", [(0, 100), (2, 98), (0.5, 33.3)])
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, ">u2", np.int16, np.float32])
-@pytest.mark.parametrize("bands", [1, 3])
-def test_percentiles_agree_with_numpy(percentiles, dtype, bands):
-    array = random_array((bands, HEIGHT, WIDTH), dtype)
-    low, high = np.percentile(array.astype(np.float64), percentiles, axis=(1, 2))
-    image = array[0] if bands == 1 else array
-    assert_close(unit(image, input_spec={"percentiles": percentiles}), oracle(array, low, high))
-
-
-@pytest.mark.parametrize("spec", [{"window": (-1, 1)}, {"percentiles": (5, 95)}])
-def test_nan_is_black_and_infinities_are_clipped(spec):
-    array = np.random.default_rng(0).standard_normal((3, HEIGHT, WIDTH)).astype(np.float32)
-    array[0, 0, :3] = np.nan, np.inf, -np.inf
-    array[2, 3, 4] = np.nan
-    finite = [band[np.isfinite(band)].astype(np.float64) for band in array]
-    low, high = zip(*(spec.get("window") or np.percentile(band, spec["percentiles"]) for band in finite))
-    actual = unit(array, input_spec=spec)
-    assert_close(actual, oracle(array, low, high))
-    assert actual[0, 0, :3].tolist() == [0, 1, 0] and actual[2, 3, 4] == 0
-
-
-@pytest.mark.parametrize("dtype", [np.uint16, np.float32, np.int16])
-def test_percentiles_of_constant_band_give_black(dtype):
-    array = np.full((HEIGHT, WIDTH), 7, dtype=dtype)
-    assert_close(unit(array, input_spec={"percentiles": [2, 98]}), np.zeros((3, HEIGHT, WIDTH)))
+def test_percentiles_of_constant_band_give_black():
+    for dtype in (np.uint16, np.float32):
+        array = np.full((HEIGHT, WIDTH), 7, dtype=dtype)
+        assert_close(unit(array, input_spec={"percentiles": [2, 98]}), np.zeros((3, HEIGHT, WIDTH)))
 
 
 def test_percentiles_of_large_band_agree_with_numpy():
@@ -285,59 +217,48 @@ def pil_of_mode(mode):
 PIL_MODES = ["RGB", "L", "1", "RGBA", "LA", "CMYK", "P", "P with transparency"]
 
 
-@pytest.mark.parametrize("with_spec", [False, True])
-@pytest.mark.parametrize("mode", PIL_MODES)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_8_bit_pil_modes_become_rgb_on_white(mode, with_spec):
-    image, rgb = pil_of_mode(mode)
-    assert image.mode == mode.split()[0]
-    spec, (low, high) = ({"window": [50, 200]}, (50, 200)) if with_spec else (None, (0, 255))
-    rounding = 1.01 / (high - low) if mode in ("RGBA", "LA") else 1e-6
-    assert_close(unit(image, input_spec=spec), oracle(rgb.transpose(2, 0, 1), low, high), rounding)
-
-
-@pytest.mark.parametrize("spec", [None, {"gamma": 1.0}])
-@pytest.mark.parametrize("size", [(WIDTH, 1), (WIDTH, 3), (1, HEIGHT), (3, HEIGHT), (3, 3), (1, 1), (4, 1)])
 @pytest.mark.parametrize("mode", [*PIL_MODES, "I;16", "F"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_layout_of_pil_image_is_known(mode, size, spec):
+def test_pil_modes_become_rgb_on_white(mode):
+    """Images of few rows or columns have the layout of their mode."""
     if mode in ("I;16", "F"):
         array = random_array((HEIGHT, WIDTH), {"I;16": np.uint16, "F": np.float32}[mode])
         image, shades = Image.fromarray(array), oracle(array[None])
     else:
         image, rgb = pil_of_mode(mode)
         shades = rgb.transpose(2, 0, 1) / 255
-    expected = shades[:, : size[1], : size[0]]
-    assert_close(unit(image.crop((0, 0, *size)), input_spec=spec), expected, 1.01 / 255 if "A" in mode else 1e-6)
+    assert image.mode == mode.split()[0]
+    rounding = 1.01 / 255 if "A" in mode else 1e-6
+    for width, height in ((WIDTH, HEIGHT), (WIDTH, 1), (WIDTH, 3), (1, HEIGHT), (3, HEIGHT), (3, 3), (1, 1), (4, 1)):
+        for spec in (None, {"gamma": 1.0}):
+            actual = unit(image.crop((0, 0, width, height)), input_spec=spec)
+            assert_close(actual, shades[:, :height, :width], rounding)
+    low, high = 0.2, 0.8
+    if mode not in ("I;16", "F"):
+        window = {"window": [255 * low, 255 * high]}
+        assert_close(unit(image, input_spec=window), oracle(shades, low, high), rounding / (high - low))
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("bands", [2, 5, 13])
-def test_axis_of_many_bands_is_found(bands, channels_last):
-    array = random_array((bands, 20, 30), np.uint16)
-    image = array.transpose(1, 2, 0) if channels_last else array
-    assert_close(unit(image, size=(20, 30), input_spec={"bands": [1]}), oracle(array[[1]]))
+def test_axis_of_bands_is_found(channels_last):
+    """The axis need not be the shortest one for one band and three bands."""
+    for bands in (1, 3):
+        for size in ((2, 30), (30, 2), (5, 5), (2, 2)):
+            array = random_array((bands, *size), np.uint8)
+            assert_close(unit(array.transpose(1, 2, 0) if channels_last else array, size=size), oracle(array))
+    for bands in (2, 5, 13):
+        array = random_array((bands, 20, 30), np.uint16)
+        image = array.transpose(1, 2, 0) if channels_last else array
+        assert_close(unit(image, size=(20, 30), input_spec={"bands": [1]}), oracle(array[[1]]))
 
 
-@pytest.mark.parametrize("bands", [1, 3])
-@pytest.mark.parametrize("size", [(2, 30), (30, 2), (5, 5), (2, 2)])
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_axis_of_bands_need_not_be_shortest(bands, size, channels_last):
-    array = random_array((bands, *size), np.uint8)
-    image = array.transpose(1, 2, 0) if channels_last else array
-    assert_close(unit(image, size=size), oracle(array))
-
-
-AMBIGUOUS = [(5, 9, 5), (3, 9, 3), (3, 9, 4), (4, 9, 1), (1, 9, 1)]
-
-
-@pytest.mark.parametrize("shape", [*AMBIGUOUS, (5, 20, 30), (20, 30, 5)])
 @pytest.mark.parametrize("input_data_format", ["channels_first", "channels_last"])
-def test_input_data_format_is_respected(shape, input_data_format):
-    array = random_array(shape, np.uint16)
-    bands = array if input_data_format == "channels_first" else array.transpose(2, 0, 1)
-    actual = unit(array, size=bands.shape[1:], input_spec={"bands": [0]}, input_data_format=input_data_format)
-    assert_close(actual, oracle(bands[:1]))
+def test_input_data_format_is_respected(input_data_format):
+    for shape in ((5, 9, 5), (3, 9, 4), (1, 9, 1), (5, 20, 30)):
+        array = random_array(shape, np.uint16)
+        bands = array if input_data_format == "channels_first" else array.transpose(2, 0, 1)
+        actual = unit(array, size=bands.shape[1:], input_spec={"bands": [0]}, input_data_format=input_data_format)
+        assert_close(actual, oracle(bands[:1]))
 
 
 def test_input_data_format_leaves_pil_images_alone():
@@ -352,7 +273,6 @@ def test_input_data_format_leaves_pil_images_alone():
     "spec",
     [
         {"bands": (3, 1, 0), "window": ((0, 30000), (5, 60000), (10, 65535)), "gamma": 0.7},
-        {"bands": [2], "window": (100, 40000)},
         {"bands": [2, 0, 1], "percentiles": (2, 98)},
     ],
 )
@@ -362,22 +282,7 @@ def test_spec_survives_saving(spec, tmp_path):
     expected = processor(image, return_tensors="pt")["pixel_values"]
     processor.save_pretrained(tmp_path)
     loaded = ViTPImageProcessor.from_pretrained(tmp_path)
-    actual = loaded(image, return_tensors="pt")["pixel_values"]
-    assert torch.equal(actual, expected)
-    bands = image[list(spec["bands"])]
-    if "window" in spec:
-        low, high = np.array(spec["window"]).reshape(-1, 2).T
-    else:
-        low, high = np.percentile(bands, spec["percentiles"], axis=(1, 2))
-    plain = loaded(
-        image,
-        return_tensors="pt",
-        size={"height": 20, "width": 30},
-        crop_to_patches=False,
-        image_mean=[0.0] * 3,
-        image_std=[1.0] * 3,
-    )
-    assert_close(plain["pixel_values"][0].numpy(), oracle(bands, low, high, spec.get("gamma", 1.0)))
+    assert torch.equal(loaded(image, return_tensors="pt")["pixel_values"], expected)
 
 
 def test_spec_of_call_replaces_that_of_processor():
@@ -398,21 +303,8 @@ def test_spec_of_call_replaces_that_of_processor():
     assert processor.input_spec == {"window": [0, 100]}
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 56), (56, 1), (1, 400), (400, 1), (3, 900), (900, 3)])
-@pytest.mark.parametrize("spec", [None, {"percentiles": [1, 99]}])
-def test_elongated_images_are_tiled(size, spec):
-    settings = {"size": {"height": 28, "width": 28}, "crop_to_patches": True}
-    image = Image.fromarray(random_array(size[::-1], np.uint8)).convert("RGB")
-    output = ViTPImageProcessor(**settings)(image, input_spec=spec, return_tensors="pt")
-    columns, rows = brute_force_grid(*size, 28, 1, 12)
-    assert output["pixel_values"].shape == (columns * rows + (columns * rows > 1), 3, 28, 28)
-    assert output["pixel_values"].isfinite().all()
-
-
 FILES = {
-    "rgb.png": lambda: picture(WIDTH, HEIGHT),
     "gray.png": lambda: picture(WIDTH, HEIGHT).convert("L"),
-    "16 bit.png": lambda: Image.fromarray(random_array((HEIGHT, WIDTH), np.uint16)),
     "rgba.png": lambda: pil_of_mode("RGBA")[0],
     "palette.png": lambda: pil_of_mode("P with transparency")[0],
     "rgb.tif": lambda: picture(WIDTH, HEIGHT),
@@ -429,13 +321,12 @@ def test_path_equals_opened_image(name, tmp_path):
     FILES[name]().save(path)
     with Image.open(path) as image:
         image.load()
-    for spec in (None, {"gamma": 0.5}):
-        expected = unit(image, input_spec=spec)
-        assert_close(unit(str(path), size=expected.shape[1:], input_spec=spec), expected)
+    expected = unit(image)
+    assert_close(unit(str(path), size=expected.shape[1:]), expected)
 
 
 @pytest.mark.parametrize("way", ["https", "data", "base64"])
-@pytest.mark.parametrize("name", ["rgb.png", "16 bit.png", "rgba.png", "16 bit.tif"])
+@pytest.mark.parametrize("name", ["rgba.png", "16 bit.tif"])
 def test_url_equals_path(name, way, tmp_path, monkeypatch):
     path = tmp_path / name
     FILES[name]().save(path)
@@ -503,7 +394,7 @@ def images_and_specs(draw):
     return image, bands, input_data_format, spec
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(images_and_specs())
 def test_any_spec_agrees_with_numpy(case):
     image, bands, input_data_format, spec = case
@@ -522,22 +413,7 @@ def test_any_spec_agrees_with_numpy(case):
     assert_close(actual**power, oracle(used, low, high, spec["gamma"]) ** power, tolerance=1e-5)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(images_and_specs(), st.booleans())
-def test_any_spec_stays_in_range_when_resized(case, crop_to_patches):
-    image, _, input_data_format, spec = case
-    processor = ViTPImageProcessor(size={"height": 14, "width": 14}, crop_to_patches=crop_to_patches, max_patches=4)
-    pixel_values = processor(image, input_spec=spec, input_data_format=input_data_format, return_tensors="pt")[
-        "pixel_values"
-    ].double()
-    assert pixel_values.isfinite().all()
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    shade = pixel_values * std + mean
-    assert shade.min() >= -1e-5 and shade.max() <= 1 + 1e-5
-
-
-@pytest.mark.parametrize("size", [(56, 56), (15, 31)])
-@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+@pytest.mark.parametrize(("dtype", "size"), [(np.uint16, (56, 56)), (np.float32, (15, 31))])
 def test_resizing_more_than_8_bits_is_clamped_bicubic(dtype, size):
     image = random_array((3, 20, 20), bool).astype(np.float32)
     expected = torch.nn.functional.interpolate(torch.from_numpy(image)[None], size, mode="bicubic", antialias=True)

@@ -1,5 +1,3 @@
-import logging
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,6 @@ from transformers import AutoImageProcessor, SegformerImageProcessor, pipeline
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from modeling_vitp import (
-    ViTPForChangeDetection,
     ViTPForSemanticSegmentation,
     ViTPImageProcessor,
     ViTPSegmentationImageProcessor,
@@ -50,22 +47,16 @@ def test_images_and_masks_are_padded_to_the_largest():
         assert np.array_equal(labels, expected)
 
 
-@pytest.mark.parametrize("kind", ["palette", "grayscale", "16 bits", "int64", "file"])
-def test_masks_of_any_kind_are_class_indices(kind, tmp_path):
+def test_masks_of_any_kind_are_class_indices(tmp_path):
     mask = some_mask(8, 9)
-    given = {
-        "palette": Image.fromarray(mask).convert("P"),
-        "grayscale": Image.fromarray(mask),
-        "16 bits": Image.fromarray(mask.astype(np.uint16)),
-        "int64": torch.from_numpy(mask).long(),
-        "file": str(tmp_path / "mask.png"),
-    }[kind]
-    if kind == "palette":
-        given = Image.fromarray(mask)
-        given.putpalette([200, 10, 10, 3, 3, 3, 0, 0, 250, 90, 80, 70])
-    Image.fromarray(mask).save(tmp_path / "mask.png")
-    labels = ViTPSegmentationImageProcessor()(picture(9, 8), given, return_tensors="pt")["labels"]
-    assert np.array_equal(labels[0], mask)
+    palette = Image.fromarray(mask)
+    palette.putpalette([200, 10, 10, 3, 3, 3, 0, 0, 250, 90, 80, 70])
+    file = tmp_path / "mask.png"
+    Image.fromarray(mask).save(file)
+    bits_16, int64 = Image.fromarray(mask.astype(np.uint16)), torch.from_numpy(mask).long()
+    for given in (palette, Image.fromarray(mask), bits_16, int64, str(file)):
+        labels = ViTPSegmentationImageProcessor()(picture(9, 8), given, return_tensors="pt")["labels"]
+        assert np.array_equal(labels[0], mask)
 
 
 def test_reduced_labels_ignore_zero():
@@ -124,9 +115,9 @@ def test_predictions_have_size_of_images():
     (found, _) = resizing.post_process_semantic_segmentation(outputs, [(24, 30), (5, 5)])
     assert torch.equal(found, F.interpolate(logits[:1], (24, 30), mode="bilinear")[0].argmax(0))
 
-    with pytest.raises(ValueError, match="12 x 10.*13 x 10"):
+    with pytest.raises(ValueError, match="13 x 10"):
         processor.post_process_semantic_segmentation(outputs, [(13, 10), (5, 5)])
-    with pytest.raises(ValueError, match="2 target_sizes.*got 1"):
+    with pytest.raises(ValueError, match="target_sizes"):
         processor.post_process_semantic_segmentation(outputs, [(12, 10)])
 
 
@@ -137,13 +128,11 @@ def test_resized_masks_are_not_cropped():
     size = {"height": 80, "width": 80}
     pixel_values = processor(picture(40, 40), do_resize=True, size=size, return_tensors="pt")["pixel_values"]
     outputs = SemanticSegmenterOutput(logits=torch.randn(1, 3, *pixel_values.shape[-2:]))
-    with pytest.raises(ValueError, match="80 x 80.*target_sizes.*40 x 40.*do_resize"):
+    with pytest.raises(ValueError, match="do_resize"):
         processor.post_process_semantic_segmentation(outputs, [(40, 40)])
     (found,) = processor.post_process_semantic_segmentation(outputs, [(40, 40)], do_resize=True)
     (expected,) = SegformerImageProcessor().post_process_semantic_segmentation(outputs, [(40, 40)])
     assert torch.equal(found, expected)
-    (cropped,) = processor.post_process_semantic_segmentation(outputs, [(40, 40)], do_resize=False)
-    assert torch.equal(cropped, outputs.logits[0, :, :40, :40].argmax(0))
     of_another = ViTPSegmentationImageProcessor(do_resize=True)
     (cropped,) = of_another.post_process_semantic_segmentation(outputs, [(40, 50)], do_resize=False)
     assert torch.equal(cropped, outputs.logits[0, :, :40, :50].argmax(0))
@@ -157,24 +146,8 @@ def backbone(tmp_path):
     return export_backbone(vision, tmp_path / "backbone", processor)
 
 
-def test_processor_of_backbone_has_its_normalization(backbone):
-    processor = ViTPSegmentationImageProcessor.from_backbone(backbone, do_reduce_labels=True)
-    assert (list(processor.image_mean), processor.input_spec) == ([0.5, 0.4, 0.3], {"gamma": 0.5})
-    assert (processor.do_resize, processor.do_reduce_labels) == (False, True)
-
-
-def test_processor_of_backbone_warns_of_unused_settings(backbone, caplog):
-    processor = ViTPSegmentationImageProcessor.from_backbone(backbone, input_spec=None)
-    assert processor.input_spec is None
-    assert "input_spec={'gamma': 0.5}" in caplog.text
-    caplog.clear()
-    ViTPSegmentationImageProcessor.from_backbone(backbone, input_spec={"gamma": 2.0})
-    ViTPSegmentationImageProcessor.from_backbone(backbone)
-    assert not caplog.records
-
-
 @torch.no_grad()
-def test_pipeline_gives_masks_of_image_size(backbone, tmp_path, caplog, monkeypatch):
+def test_pipeline_gives_masks_of_image_size(backbone, tmp_path):
     names = {0: "ground", 1: "tree", 2: "water"}
     model = ViTPForSemanticSegmentation.from_backbone(backbone, "pyramid", id2label=names, **HEAD).eval()
     for parameter in model.decode_head.parameters():
@@ -182,10 +155,8 @@ def test_pipeline_gives_masks_of_image_size(backbone, tmp_path, caplog, monkeypa
     processor = ViTPSegmentationImageProcessor.from_backbone(backbone)
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     segment = pipeline("image-segmentation", model=str(tmp_path / "model"), trust_remote_code=True)
     assert isinstance(segment.model, ViTPForSemanticSegmentation)
-    assert "not supported" not in caplog.text
     for image in (picture(70, 50), picture(33, 90)):
         height, width = image.height, image.width
         pixels = processor(image, return_tensors="pt")["pixel_values"]
@@ -197,13 +168,3 @@ def test_pipeline_gives_masks_of_image_size(backbone, tmp_path, caplog, monkeypa
         assert [names[index] for index in np.unique(expected)] == [part["label"] for part in found]
         for part in found:
             assert np.array_equal(np.array(part["mask"]) == 255, expected == model.config.label2id[part["label"]])
-
-
-@torch.no_grad()
-def test_pair_of_images_gives_map_of_changes(backbone):
-    model = ViTPForChangeDetection.from_backbone(backbone, "pyramid", num_labels=2, **HEAD).eval()
-    processor = ViTPSegmentationImageProcessor.from_backbone(backbone)
-    inputs = processor(picture(50, 40), images_after=picture(50, 40, 1), return_tensors="pt")
-    outputs = model(**inputs)
-    (changes,) = processor.post_process_semantic_segmentation(outputs, [(40, 50)])
-    assert torch.equal(changes, outputs.logits[0].argmax(0)) and changes.shape == (40, 50)

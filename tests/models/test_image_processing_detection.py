@@ -48,7 +48,7 @@ def test_boxes_are_shares_of_unpadded_image():
 def test_resized_images_have_sizes_of_training():
     generator, found = np.random.default_rng(0), []
     processor = ViTPDetectionImageProcessor(do_resize=True, size={"max_height": 160, "max_width": 160})
-    for height, width in generator.integers(20, 400, (200, 2)).tolist():
+    for height, width in generator.integers(20, 400, (80, 2)).tolist():
         (pixels,) = processor([np.zeros((height, width, 3), np.uint8)], return_tensors="pt")["pixel_values"]
         rounded = [int(Fraction(160 * side, max(height, width)) + Fraction(1, 2)) for side in (height, width)]
         found.append(rounded)
@@ -56,31 +56,11 @@ def test_resized_images_have_sizes_of_training():
     assert len({tuple(size) for size in found}) > 50
 
 
-@pytest.mark.parametrize("flag", ["0", 0, False, None, "false"])
-def test_object_with_flag_of_no_crowd_is_kept(flag):
-    given = annotated({**SHIP, "iscrowd": flag}, {**SHIP, "iscrowd": "1"}, {**SHIP, "iscrowd": 1})
-    (label,) = ViTPDetectionImageProcessor()(picture(40, 30), given, return_tensors="pt")["labels"]
-    assert label["class_labels"].tolist() == [1]
-
-
-@pytest.mark.parametrize("processor_class", [ViTPDetectionImageProcessor, ViTPImageProcessor])
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"image_std": [0.2, 0.0, 0.2]},
-        {"image_mean": [1e38, 0.5, 0.5]},
-        {"image_mean": [float("nan"), 0.5, 0.5]},
-        {"image_std": [float("nan"), 0.2, 0.2]},
-        {"rescale_factor": float("inf")},
-        {"rescale_factor": 0.0},
-    ],
-)
-def test_settings_without_finite_values_are_refused(tmp_path, processor_class, settings):
-    processor_class().save_pretrained(tmp_path)
-    path = tmp_path / "preprocessor_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
-    with pytest.raises(ValueError, match=next(iter(settings))):
-        processor_class.from_pretrained(tmp_path)
+def test_object_with_flag_of_no_crowd_is_kept():
+    for flag in ("0", 0, False, None, "false"):
+        given = annotated({**SHIP, "iscrowd": flag}, {**SHIP, "iscrowd": "1"}, {**SHIP, "iscrowd": 1})
+        (label,) = ViTPDetectionImageProcessor()(picture(40, 30), given, return_tensors="pt")["labels"]
+        assert label["class_labels"].tolist() == [1]
 
 
 def test_corners_follow_boxes_when_stretched():
@@ -119,28 +99,16 @@ def test_masks_from_arrays_polygons_and_run_lengths():
 
 
 def test_boxes_are_clipped_or_left_out():
-    over, outside, flat = ({**SHIP, "bbox": box} for box in ([30, 20, 20, 20], [41, 0, 5, 5], [3, 3, 0, 5]))
-    masks = [np.full((30, 40), value, np.uint8) for value in (1, 0, 0)]
-    given = annotated(*({**one, "segmentation": mask} for one, mask in zip((over, outside, flat), masks)))
-    (label,) = ViTPDetectionImageProcessor()(
-        picture(40, 30), given, return_segmentation_masks=True, return_tensors="pt"
-    )["labels"]
-    torch.testing.assert_close(label["boxes"], torch.tensor([[35 / 40, 25 / 30, 10 / 40, 10 / 30]]))
-    assert label["masks"].shape == (1, 30, 40) and label["masks"].all()
-
-
-def test_box_without_width_is_left_out():
     """1500.3 and 1500.3 + 1e-5 are equal in float32, the dtype of the boxes."""
-    image = np.zeros((30, 2000, 3), np.uint8)
-    masks = [np.full((30, 2000), value, np.uint8) for value in (0, 1)]
-    boxes = [[1500.3, 6.0, 1e-5, 10.0], [4.0, 6.0, 20.0, 10.0]]
-    given = annotated(
-        *({"category_id": index, "bbox": boxes[index], "segmentation": masks[index]} for index in range(2))
-    )
-    (label,) = ViTPDetectionImageProcessor()(image, given, return_segmentation_masks=True, return_tensors="pt")[
-        "labels"
-    ]
-    assert label["class_labels"].tolist() == [1] and label["boxes"].shape == (1, 4)
+    boxes = [[1990, 20, 20, 20], [2001, 0, 5, 5], [3, 3, 0, 5], [1500.3, 6.0, 1e-5, 10.0]]
+    objects = []
+    for index, box in enumerate(boxes):
+        mask = np.full((30, 2000), index == 0, np.uint8)
+        objects.append({"category_id": index, "bbox": box, "segmentation": mask})
+    image, options = np.zeros((30, 2000, 3), np.uint8), {"return_segmentation_masks": True, "return_tensors": "pt"}
+    (label,) = ViTPDetectionImageProcessor()(image, annotated(*objects), **options)["labels"]
+    torch.testing.assert_close(label["boxes"], torch.tensor([[1995 / 2000, 25 / 30, 10 / 2000, 10 / 30]]))
+    assert label["class_labels"].tolist() == [0]
     assert label["masks"].shape == (1, 30, 2000) and label["masks"].all()
 
 
@@ -174,7 +142,8 @@ def test_postprocessed_detections_equal_original_code(name):
         if name == "oriented_rcnn":
             torch.testing.assert_close(result["corners"], corners(boxes[:, :5]), rtol=0, atol=1e-3)
             torch.testing.assert_close(corners(result["boxes"]), result["corners"], rtol=0, atol=1e-3)
-            torch.testing.assert_close(upright[image]["boxes"][:, :2], result["corners"].amin(1), rtol=0, atol=1e-3)
+            enclosing = torch.cat([result["corners"].amin(1), result["corners"].amax(1)], -1)
+            torch.testing.assert_close(upright[image]["boxes"], enclosing, rtol=0, atol=1e-3)
         else:
             torch.testing.assert_close(result["boxes"][order], boxes[:, :4], rtol=0, atol=1e-3)
 
@@ -231,7 +200,7 @@ def test_mask_is_pasted_into_box():
         wanted = torch.zeros(30, 40, dtype=torch.bool)
         wanted[max(y1, 0) : y2, max(x1, 0) : x2] = True
         assert torch.equal(mask, wanted)
-    with pytest.raises(ValueError, match="1 target_sizes.*got 2"):
+    with pytest.raises(ValueError, match="target_sizes"):
         ViTPDetectionImageProcessor().post_process_object_detection(outputs, target_sizes=[(30, 40)] * 2)
 
 

@@ -1,5 +1,5 @@
 import copy
-import logging
+import itertools
 from types import SimpleNamespace
 
 import original_checkpoint
@@ -126,21 +126,18 @@ def assert_same_gradients(actual: dict, wanted: dict, tolerance: float = 1e-5) -
 
 
 @ATTENTION
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("padding_side", ["left", "right"])
-@pytest.mark.parametrize("batch", ["seven_tiles", "different_tiles", "several_images", "text_only_row"])
-def test_logits_and_loss_without_drop_equal_internvl(
-    vivid, native, processor, attention, training, padding_side, batch
-):
+@pytest.mark.parametrize("batch", ["several_images", "text_only_row"])
+def test_logits_and_loss_without_drop_equal_internvl(vivid, native, processor, attention, batch):
     set_attention(attention, vivid, native)
-    vivid.train(training), native.train(training)
-    inputs = encode(processor, batch, padding_side=padding_side)
-    assert len(inputs["pixel_values"]) == sum(TILES[batch])
-    labels = answer_labels(inputs, processor)
-    actual, wanted = vivid(**inputs, labels=labels), native(**inputs, labels=labels)
-    assert torch.equal(actual.logits, wanted.logits)
-    assert torch.equal(actual.loss, wanted.loss)
-    assert wanted.logits.std() > 0.5
+    for padding_side, training in itertools.product(["left", "right"], [False, True]):
+        vivid.train(training), native.train(training)
+        inputs = encode(processor, batch, padding_side=padding_side)
+        assert len(inputs["pixel_values"]) == sum(TILES[batch])
+        labels = answer_labels(inputs, processor)
+        actual, wanted = vivid(**inputs, labels=labels), native(**inputs, labels=labels)
+        assert torch.equal(actual.logits, wanted.logits)
+        assert torch.equal(actual.loss, wanted.loss)
+        assert wanted.logits.std() > 0.5
 
 
 def test_gradients_without_drop_equal_internvl(vivid, native, processor):
@@ -192,43 +189,18 @@ def test_vision_feature_layer_equals_internvl(vivid, native, processor, layer):
     assert not torch.equal(vivid(**inputs).logits, wanted)
 
 
-def test_keeping_all_visual_tokens_changes_nothing(vivid, processor):
-    inputs = encode(processor, "several_images")
-    everything = torch.arange(sum(TILES["several_images"]) * TOKENS_PER_TILE)
-    actual = vivid(**inputs, visual_token_indices=everything).logits
-    torch.testing.assert_close(actual, vivid(**inputs).logits, atol=1e-5, rtol=0)
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # VRL: the short forward pass equals InternVL's full-length one with dropped tokens masked in attention
 
 
 VRL_BATCHES = [
     ("one_tile", "right", DROP_RATIO),
-    ("seven_tiles", "right", DROP_RATIO),
     ("seven_tiles", "right", 0.37),
-    ("different_tiles", "right", DROP_RATIO),
     ("different_tiles", "left", 0.37),
-    ("several_images", "right", 0.37),
     ("several_images", "left", DROP_RATIO),
     ("text_only_row", "right", DROP_RATIO),
-    ("text_only_row", "left", DROP_RATIO),
     ("first_row_text_only", "left", 0.9),
 ]
-
-
-@pytest.mark.parametrize(("batch", "padding_side", "drop_ratio"), VRL_BATCHES)
-def test_vrl_keeps_tokens_of_full_sequence(processor, batch, padding_side, drop_ratio):
-    pair = full_length(processor, batch, drop_ratio, padding_side)
-    short, full, survives = pair.short, pair.full, pair.survives
-    percent = round(100 * drop_ratio)
-    kept = [-((-(100 - percent) * tiles * TOKENS_PER_TILE) // 100) for tiles in TILES[batch]]
-    image_tokens = full["input_ids"] == processor.image_token_id
-    assert (survives & image_tokens).sum(-1).tolist() == kept
-    assert (survives | image_tokens)[full["attention_mask"].bool()].all()
-    assert torch.equal(full["input_ids"][survives], short["input_ids"][pair.real])
-    assert torch.equal(survives[image_tokens].nonzero().flatten(), short["visual_token_indices"])
-    assert torch.equal(full["pixel_values"], short["pixel_values"])
 
 
 @ATTENTION
@@ -262,26 +234,12 @@ def test_vrl_equals_full_sequence_with_blocked_tokens(
     assert_same_gradients(gradients(vivid), gradients(native))
 
 
-def test_oracle_detects_each_change(vivid, native, processor):
-    """Changed positions, kept tokens or mask each move the logits by far more than the tolerance."""
-    pair = full_length(processor, "seven_tiles", DROP_RATIO, "right")
-    right = vivid(**pair.short).logits
-    indices = pair.short["visual_token_indices"]
-    others = torch.tensor(sorted(set(range(28)) - set(indices.tolist())))[: len(indices)]
-    consecutive = positions_of(pair.short["attention_mask"])
-    for wrong in ({"position_ids": consecutive}, {"visual_token_indices": others}):
-        assert (vivid(**{**pair.short, **wrong}).logits - right).abs().max() > 0.01
-    unblocked = native(**pair.full).logits[pair.survives]
-    assert (unblocked - right[0]).abs().max() > 0.01
-
-
 @ATTENTION
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("batch", ["seven_tiles", "one_tile"])
-def test_gaps_block_nothing_without_mask(vivid, native, processor, attention, training, batch):
+def test_gaps_block_nothing_without_mask(vivid, native, processor, attention, training):
     set_attention(attention, vivid, native)
     vivid.train(training)
-    pair = full_length(processor, batch, DROP_RATIO, "right")
+    pair = full_length(processor, "seven_tiles", DROP_RATIO, "right")
     short = dict(pair.short)
     assert short.pop("attention_mask").all()
     assert (short["position_ids"].diff() > 1).any()
@@ -290,9 +248,9 @@ def test_gaps_block_nothing_without_mask(vivid, native, processor, attention, tr
         pixel_values=pair.full["pixel_values"],
         attention_mask=blocked_mask(pair.full["attention_mask"], pair.survives),
     ).logits[pair.survives]
-    actual = vivid(**short, use_cache=False).logits[0]
-    torch.testing.assert_close(actual, wanted, atol=1e-5, rtol=0)
-    torch.testing.assert_close(vivid(**short).logits[0], wanted, atol=1e-5, rtol=0)
+    for use_cache in (False, True):
+        actual = vivid(**short, use_cache=use_cache).logits[0]
+        torch.testing.assert_close(actual, wanted, atol=1e-5, rtol=0)
 
 
 def test_base_model_gives_hidden_states_of_logits(vivid, processor):
@@ -332,27 +290,18 @@ def test_wrong_number_of_visual_tokens_is_an_error(vivid, processor):
 def test_language_model_and_projector_see_quarter(vivid, processor):
     seen = {}
 
-    def count_vision(module, args, kwargs):
-        seen["tiles"] = len(args[0])
+    def count_tokens(module, args, kwargs):
+        hidden_states = kwargs["inputs_embeds"] if "inputs_embeds" in kwargs else args[0]
+        seen[type(module).__name__] = hidden_states.numel() // hidden_states.shape[-1]
 
-    def count_projector(module, args):
-        seen["projected"] = args[0].numel() // args[0].shape[-1]
-
-    def count_language(module, args, kwargs):
-        seen["shape"] = tuple(kwargs["inputs_embeds"].shape[:2])
-
-    vivid.model.vision_tower.register_forward_pre_hook(count_vision, with_kwargs=True)
-    vivid.model.multi_modal_projector.register_forward_pre_hook(count_projector)
-    vivid.model.language_model.register_forward_pre_hook(count_language, with_kwargs=True)
-
+    for module in (vivid.model.multi_modal_projector, vivid.model.language_model):
+        module.register_forward_pre_hook(count_tokens, with_kwargs=True)
     full = encode(processor, "seven_tiles")
     length = full["input_ids"].shape[1]
     vivid(**full)
-    assert seen == {"tiles": 7, "projected": 28, "shape": (1, length)}
-    short = encode(processor, "seven_tiles", DROP_RATIO)
-    vivid(**short)
-    assert seen == {"tiles": 7, "projected": 7, "shape": (1, length - 21)}
-    assert (short["input_ids"] == processor.image_token_id).sum() == 7
+    assert [*seen.values()] == [28, length]
+    vivid(**encode(processor, "seven_tiles", DROP_RATIO))
+    assert [*seen.values()] == [7, length - 21]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -370,17 +319,11 @@ def close(actual: torch.Tensor, wanted: torch.Tensor) -> None:
 
 @torch.no_grad()
 def test_vision_states_equal_original_code(original):
-    tower = original.model.model.vision_tower
-    close(tower(original.pixel_values).last_hidden_state, original.vision_last_hidden_state)
-    close(tower(original.other_pixel_values).last_hidden_state, original.other_vision_last_hidden_state)
+    """Compare the vision tower of the whole model, and a checkpoint of the vision model alone."""
+    for tower in (original.model.model.vision_tower, original_checkpoint.original_vision_model()):
+        close(tower(original.pixel_values).last_hidden_state, original.vision_last_hidden_state)
+        close(tower(original.other_pixel_values).last_hidden_state, original.other_vision_last_hidden_state)
     close(original.model.get_image_features(original.pixel_values).pooler_output, original.projected_image_tokens)
-
-
-@torch.no_grad()
-def test_bare_vision_checkpoint_equals_original_code(original):
-    tower = original_checkpoint.original_vision_model()
-    close(tower(original.pixel_values).last_hidden_state, original.vision_last_hidden_state)
-    close(tower(original.other_pixel_values).last_hidden_state, original.other_vision_last_hidden_state)
 
 
 @ATTENTION
@@ -463,7 +406,7 @@ def generator_model(vivid):
 
 
 @pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
-@pytest.mark.parametrize("batch", ["text_only_row", "several_images", "first_row_text_only"])
+@pytest.mark.parametrize("batch", ["text_only_row", "first_row_text_only"])
 def test_greedy_generation_equals_whole_forwards(generator_model, processor, batch, drop_ratio):
     inputs = encode(processor, batch, drop_ratio, "left")
     outputs = generator_model.generate(
@@ -476,54 +419,15 @@ def test_greedy_generation_equals_whole_forwards(generator_model, processor, bat
         torch.testing.assert_close(torch.stack(outputs.logits)[:, row], logits, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"num_beams": 3, "do_sample": False},
-        {"num_beams": 4, "num_return_sequences": 3, "do_sample": False},
-        {"num_return_sequences": 3, "do_sample": True, "top_k": 1},
-    ],
-    ids=["beams", "beams_returned", "samples"],
-)
 @pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
-@pytest.mark.parametrize("batch", ["text_only_row", "different_tiles", "first_row_text_only"])
-def test_expanded_generation_equals_single_rows(generator_model, processor, batch, drop_ratio, options):
-    inputs = encode(processor, batch, drop_ratio, "left")
-    length, returned = inputs["input_ids"].shape[1], options.get("num_return_sequences", 1)
-    together = generator_model.generate(**inputs, max_new_tokens=NEW_TOKENS, **options)[:, length:]
-    assert len(together) == len(TILES[batch]) * returned
-    for row, found in enumerate(together.split(returned)):
-        single = row_of(processor, batch, row, drop_ratio)
-        alone = generator_model.generate(**single, max_new_tokens=NEW_TOKENS, **options)
-        assert torch.equal(found, alone[:, single["input_ids"].shape[1] :])
-        if options.get("top_k") == 1:
-            tokens, _ = greedy_without_cache(generator_model, single, NEW_TOKENS)
-            assert found.tolist() == [tokens] * returned
-
-
-@pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
-def test_padded_chats_equal_single_ones(generator_model, processor, drop_ratio):
-    """Pass no padding side, as users do."""
-    questions = [("top?", [(56, 56)]), (TEXTS[2], []), (TEXTS[0], [(200, 60), (56, 56)])]
-    chats = []
-    for row, (question, sizes) in enumerate(questions):
-        parts = [{"type": "image", "image": picture(*size, seed=row)} for size in sizes]
-        chats.append([{"role": "user", "content": [*parts, {"type": "text", "text": question}]}])
-
-    def answers(chats, keys, **options):
-        inputs = processor.apply_chat_template(
-            chats,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"vrl_drop_ratio": drop_ratio, "vrl_keys": keys, **options},
-        )
-        found = generator_model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
-        return found[:, inputs["input_ids"].shape[1] :].tolist()
-
-    together = answers(chats, [0, 1, 2], padding=True)
-    assert together == [answers([chat], [row])[0] for row, chat in enumerate(chats)]
+def test_repeated_samples_equal_whole_forwards(generator_model, processor, drop_ratio):
+    inputs = encode(processor, "first_row_text_only", drop_ratio, "left")
+    options = {"num_return_sequences": 3, "do_sample": True, "top_k": 1}
+    found = generator_model.generate(**inputs, max_new_tokens=NEW_TOKENS, **options)[:, inputs["input_ids"].shape[1] :]
+    for row in range(2):
+        single = row_of(processor, "first_row_text_only", row, drop_ratio)
+        tokens, _ = greedy_without_cache(generator_model, single, NEW_TOKENS)
+        assert found[3 * row : 3 * row + 3].tolist() == [tokens] * 3
 
 
 def beam_search_of_width(model, inputs: dict, width: int, steps: int) -> list[list[int]]:
@@ -575,16 +479,6 @@ def test_cache_is_used_under_both_names(vivid, native, processor, name, drop_rat
         assert cache.get_seq_length() == prompt["input_ids"].shape[1]
         found = model(**step, **{name: cache}).logits[:, -1]
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("use_cache", [False, True])
-def test_training_and_generation_use_no_deprecated_name(vivid, processor, monkeypatch, use_cache):
-    warnings = []
-    monkeypatch.setattr(logging.Logger, "warning_once", lambda _, message, *args: warnings.append(message))
-    inputs = encode(processor, "seven_tiles", DROP_RATIO)
-    vivid.train()(**inputs, labels=inputs["input_ids"], use_cache=use_cache)
-    vivid.eval().generate(**inputs, max_new_tokens=2, do_sample=False, use_cache=use_cache)
-    assert warnings == []
 
 
 @torch.no_grad()
@@ -641,16 +535,12 @@ def test_packed_sequences_without_gaps_equal_transformers(vivid, native):
     torch.testing.assert_close(found[:, 3:], vivid(ids[:, :2]).logits, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("mode", ["train", "eval"])
-@pytest.mark.parametrize("part", ["whole", "base"])
-def test_image_tokens_without_images_are_an_error(vivid, processor, mode, part):
+def test_image_tokens_without_images_are_an_error(vivid, processor):
     inputs = encode(processor, "one_tile")
-    model = (vivid if part == "whole" else vivid.model).train(mode == "train")
-    with pytest.raises(ValueError, match="4 image tokens.*pixel_values"):
-        model(inputs["input_ids"], attention_mask=inputs["attention_mask"])
-    if part == "whole" and mode == "eval":
+    text_inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    for call in (vivid, vivid.model, vivid.train(), vivid.eval().generate):
         with pytest.raises(ValueError, match="pixel_values"):
-            model.generate(inputs["input_ids"], attention_mask=inputs["attention_mask"], max_new_tokens=2)
+            call(**text_inputs)
 
 
 @torch.no_grad()
@@ -676,10 +566,7 @@ def tiles(number: int, seed: int = 0, size: tuple[int, int] = (56, 56)) -> torch
     ("depth", "rate", "wanted"),
     [
         (5, 0.4, [0.0, 0.1, 0.2, 0.3, 0.4]),
-        (3, 0.1, [0.0, 0.05, 0.1]),
-        (2, 0.3, [0.0, 0.3]),
         (1, 0.4, [0.0]),
-        (3, 0.0, [0.0, 0.0, 0.0]),
     ],
 )
 def test_drop_path_grows_linearly_with_depth(depth, rate, wanted):
@@ -701,10 +588,7 @@ def test_drop_path_changes_training_only():
     wanted = without.eval()(pixels).last_hidden_state
     assert torch.equal(without.train()(pixels).last_hidden_state, wanted)
     assert torch.equal(with_drop.eval()(pixels).last_hidden_state, wanted)
-    torch.manual_seed(0)
-    trained = with_drop.train()(pixels).last_hidden_state
-    assert ((trained - wanted).flatten(1).norm(dim=1) > 1e-3).all()
-    assert not torch.equal(with_drop(pixels).last_hidden_state, trained)
+    assert not torch.equal(with_drop.train()(pixels).last_hidden_state, wanted)
 
 
 @torch.no_grad()
@@ -751,7 +635,7 @@ def vision_pair():
     return ours, theirs
 
 
-@pytest.mark.parametrize("size", [(56, 56), (84, 56), (28, 112)])
+@pytest.mark.parametrize("size", [(56, 56), (28, 112)])
 @torch.no_grad()
 def test_vision_states_equal_internvl(vision_pair, size):
     ours, theirs = vision_pair
@@ -776,50 +660,21 @@ def test_masked_patches_equal_internvl():
 
 
 @torch.no_grad()
-def test_hidden_states_are_embeddings_and_layers(vision_pair):
-    ours, theirs = vision_pair
-    actual = ours(tiles(2), output_hidden_states=True).hidden_states
-    wanted = theirs(tiles(2), output_hidden_states=True).hidden_states
-    assert len(actual) == len(wanted) == VISION["num_hidden_layers"] + 1
-    assert all(torch.equal(a, w) for a, w in zip(actual, wanted))
-    assert torch.equal(actual[0], theirs.embeddings(tiles(2)))
-
-
-@torch.no_grad()
-def test_eager_attention_maps_are_distributions(vision_pair):
+def test_hidden_states_and_attentions_equal_internvl(vision_pair):
     ours, theirs = vision_pair
     for model in vision_pair:
         model.set_attn_implementation("eager")
-    attentions = ours(tiles(2), output_attentions=True).attentions
-    assert len(attentions) == VISION["num_hidden_layers"]
-    for actual, wanted in zip(attentions, theirs(tiles(2), output_attentions=True).attentions):
-        assert actual.shape == (2, 4, 17, 17)
-        torch.testing.assert_close(actual.sum(-1), torch.ones(2, 4, 17), atol=1e-5, rtol=0)
-        assert torch.equal(actual, wanted)
-
-
-@torch.no_grad()
-def test_tuple_output_has_order_of_fields(vision_pair):
-    ours, _ = vision_pair
-    ours.set_attn_implementation("eager")
     options = {"output_hidden_states": True, "output_attentions": True}
-    named, plain = ours(tiles(2), **options), ours(tiles(2), **options, return_dict=False)
-    assert isinstance(plain, tuple) and len(plain) == 4
-    assert torch.equal(plain[0], named.last_hidden_state)
-    assert torch.equal(plain[1], plain[0][:, 1:].mean(1))
-    assert all(torch.equal(a, b) for a, b in zip(plain[2], named.hidden_states))
-    assert all(torch.equal(a, b) for a, b in zip(plain[3], named.attentions))
-    assert len(ours(tiles(2), return_dict=False)) == 2
-
-
-def test_tuple_output_starts_with_loss_and_logits(vivid, native, processor):
-    inputs = encode(processor, "different_tiles")
-    labels = answer_labels(inputs, processor)
-    plain = vivid(**inputs, labels=labels, return_dict=False)
-    wanted = native(**inputs, labels=labels)
-    assert isinstance(plain, tuple)
-    assert torch.equal(plain[0], wanted.loss)
-    assert torch.equal(plain[1], wanted.logits)
+    actual, wanted = ours(tiles(2), **options), theirs(tiles(2), **options)
+    assert len(actual.hidden_states) == len(actual.attentions) + 1 == VISION["num_hidden_layers"] + 1
+    for name in ("hidden_states", "attentions"):
+        assert all(map(torch.equal, actual[name], wanted[name]))
+    # A tuple has the order of the fields.
+    states, pooled, hidden_states, attentions = ours(tiles(2), **options, return_dict=False)
+    assert torch.equal(states, actual.last_hidden_state)
+    assert torch.equal(pooled, states[:, 1:].mean(1))
+    assert all(map(torch.equal, hidden_states, actual.hidden_states))
+    assert all(map(torch.equal, attentions, actual.attentions))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -835,10 +690,9 @@ def train_step(model, inputs, labels) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("every", [1, 2])
-@pytest.mark.parametrize("drop_path_rate", [0.0, 0.5])
-def test_gradient_checkpointing_gives_same_gradients(vivid, processor, drop_path_rate, every):
+def test_gradient_checkpointing_gives_same_gradients(vivid, processor, every):
     config = copy.deepcopy(vivid.config)
-    config.vision_config.drop_path_rate = drop_path_rate
+    config.vision_config.drop_path_rate = 0.5
     model = ViTPForConditionalGeneration(config)
     model.load_state_dict(vivid.state_dict())
     inputs = encode(processor, "different_tiles", DROP_RATIO)
@@ -858,9 +712,8 @@ def test_gradient_checkpointing_gives_same_gradients(vivid, processor, drop_path
     assert_same_gradients(actual, wanted)
 
 
-@pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
-def test_bfloat16_is_close_to_float32(vivid, processor, drop_ratio):
-    inputs = encode(processor, "text_only_row", drop_ratio)
+def test_bfloat16_is_close_to_float32(vivid, processor):
+    inputs = encode(processor, "text_only_row", DROP_RATIO)
     labels = answer_labels(inputs, processor)
     half = copy.deepcopy(vivid).to(torch.bfloat16)
     real = inputs["attention_mask"].bool()
@@ -880,29 +733,15 @@ def test_bfloat16_is_close_to_float32(vivid, processor, drop_ratio):
     assert torch.cosine_similarity(actual, wanted, dim=0) > 0.99
 
 
-COMPILERS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
-
-
-@pytest.mark.parametrize("backend", COMPILERS)
-@torch.no_grad()
-def test_compiled_vision_model_is_one_graph(vivid, backend):
-    torch._dynamo.reset()
-    tower, pixels = vivid.model.vision_tower, tiles(2)
-    wanted, actual = tower(pixels), torch.compile(tower, backend=backend, fullgraph=True)(pixels)
-    torch.testing.assert_close(actual.last_hidden_state, wanted.last_hidden_state, atol=1e-5, rtol=0)
-    torch.testing.assert_close(actual.pooler_output, wanted.pooler_output, atol=1e-5, rtol=0)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", COMPILERS)
-def test_compiled_vrl_step_is_one_graph(vivid, processor, backend):
+def test_compiled_vrl_step_is_one_graph(vivid, processor):
     torch._dynamo.reset()
     inputs = encode(processor, "different_tiles", DROP_RATIO)
     labels = answer_labels(inputs, processor)
     wanted_loss = vivid.train()(**inputs, labels=labels, use_cache=False).loss
     wanted = train_step(vivid, inputs, labels)
     vivid.zero_grad()
-    loss = torch.compile(vivid, backend=backend, fullgraph=True)(**inputs, labels=labels, use_cache=False).loss
+    loss = torch.compile(vivid, backend="inductor", fullgraph=True)(**inputs, labels=labels, use_cache=False).loss
     torch.testing.assert_close(loss, wanted_loss, atol=1e-5, rtol=0)
     loss.backward()
     assert_same_gradients(gradients(vivid), wanted)
@@ -989,11 +828,8 @@ def test_settings_of_call_complete_configuration(tmp_path):
 @pytest.mark.parametrize(
     ("vision_config", "downsample_ratio", "wanted"),
     [
-        ({"image_size": [448, 448]}, 0.5, 256),
         ({"image_size": 448}, 0.5, 256),
-        ({"image_size": [56, 56]}, 0.5, 4),
         ({"image_size": [56, 28], "patch_size": [14, 7]}, 0.5, 4),
-        ({"image_size": [448, 448], "patch_size": [16, 16]}, 0.5, 196),
         ({"image_size": [112, 112]}, 0.25, 4),
     ],
 )
@@ -1006,7 +842,7 @@ def test_vit_alone_may_have_odd_grid():
     assert vision_model(image_size=[70, 70])(tiles(1, size=(70, 70))).last_hidden_state.shape[1] == 1 + 25
 
 
-@pytest.mark.parametrize("size", [(112, 28), (28, 112), (56, 84), (56, 56)])
+@pytest.mark.parametrize("size", [(112, 28), (56, 84)])
 @torch.no_grad()
 def test_visual_tokens_merge_neighboring_patches(vivid, size):
     pixels = tiles(2, size=size)
@@ -1023,6 +859,10 @@ def test_visual_tokens_merge_neighboring_patches(vivid, size):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+def shares_embeddings(model: ViTPForConditionalGeneration) -> bool:
+    return model.lm_head.weight.data_ptr() == model.model.language_model.embed_tokens.weight.data_ptr()
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_head_tying_follows_language_model(tied, tmp_path):
     config = config_of(text_config={"tie_word_embeddings": tied})
@@ -1031,18 +871,10 @@ def test_head_tying_follows_language_model(tied, tmp_path):
     model.tie_weights()
     model.save_pretrained(tmp_path)
     again = ViTPForConditionalGeneration.from_pretrained(tmp_path)
-    for found in (model, again):
-        shared = found.lm_head.weight.data_ptr() == found.model.language_model.embed_tokens.weight.data_ptr()
-        assert shared is tied
+    assert shares_embeddings(model) is shares_embeddings(again) is tied
     assert_same_weights(again, model)
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_explicit_tying_overrides_language_model(tied):
-    config = config_of(text_config={"tie_word_embeddings": not tied}, tie_word_embeddings=tied)
-    model = ViTPForConditionalGeneration(config)
-    shared = model.lm_head.weight.data_ptr() == model.model.language_model.embed_tokens.weight.data_ptr()
-    assert shared is tied
+    explicit = config_of(text_config={"tie_word_embeddings": not tied}, tie_word_embeddings=tied)
+    assert shares_embeddings(ViTPForConditionalGeneration(explicit)) is tied
 
 
 def test_positions_and_cls_token_are_initialized_randomly():

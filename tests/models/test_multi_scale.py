@@ -7,7 +7,6 @@ import torch
 from original_adapter import FOLDER, MMCV_FOLDER, original_weights
 from safetensors.torch import load_file
 from torch.nn import functional as F
-from transformers import AutoBackbone, UperNetConfig, UperNetForSemanticSegmentation
 
 from modeling_vitp import (
     ViTPAdapter,
@@ -18,7 +17,7 @@ from modeling_vitp import (
     ViTPVisionModel,
     export_backbone,
 )
-from modeling_vitp.modeling_vitp_adapter import DeformableAttention, cell_centers, to_maps, to_tokens
+from modeling_vitp.modeling_vitp_adapter import DeformableAttention, to_maps
 
 TINY = {
     "hidden_size": 32,
@@ -48,7 +47,7 @@ def make_model(kind):
 
 
 @BOTH
-@pytest.mark.parametrize("size", [(96, 96), (64, 128), (70, 45), (1, 200)])
+@pytest.mark.parametrize("size", [(96, 96), (70, 45), (1, 200)])
 @torch.no_grad()
 def test_images_of_any_size_are_padded_and_maps_cropped(kind, size):
     model, image = make_model(kind), torch.randn(2, 3, *size)
@@ -172,29 +171,6 @@ def test_deformable_attention_equals_loop():
             torch.testing.assert_close(actual[image, index], attention.output_proj(torch.cat(joined)))
 
 
-def test_gradients_of_deformable_attention():
-    torch.manual_seed(0)
-    config = ViTPAdapterConfig(**{**TINY, "hidden_size": 8, "num_attention_heads": 2}, deformable_heads=2)
-    attention = randomized(DeformableAttention(config, num_levels=2)).double()
-    shapes = [(3, 2), (2, 2)]
-    queries = torch.randn(1, 2, 8, dtype=torch.float64, requires_grad=True)
-    features = torch.randn(1, 10, 8, dtype=torch.float64, requires_grad=True)
-    points = torch.rand(2, 2, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda q, f: attention(q, points, f, shapes), (queries, features))
-
-
-def test_cell_centers_are_row_by_row():
-    points = cell_centers([(2, 3), (1, 1)], torch.device("cpu"))
-    expected = [[(column + 0.5) / 3, (row + 0.5) / 2] for row in range(2) for column in range(3)] + [[0.5, 0.5]]
-    torch.testing.assert_close(points, torch.tensor(expected))
-
-
-def test_tokens_and_maps_are_inverse():
-    maps = [torch.randn(2, 5, 3, 4), torch.randn(2, 5, 2, 1)]
-    for before, after in zip(maps, to_maps(to_tokens(maps), [(3, 4), (2, 1)]), strict=True):
-        assert torch.equal(before, after)
-
-
 def test_adapter_starts_from_backbone_as_in_paper(tmp_path):
     torch.manual_seed(0)
     vision = ViTPVisionModel(ViTPVisionConfig(**TINY))
@@ -303,11 +279,3 @@ def test_pyramid_starts_from_backbone(tmp_path):
     maps = pyramid.eval()(images).feature_maps
     for features, index in zip(again(images).feature_maps, (1, 3), strict=True):
         assert torch.equal(features, maps[index])
-
-
-@torch.no_grad()
-def test_pyramid_is_backbone_of_transformers_upernet():
-    pyramid = make_model("pyramid")
-    assert isinstance(AutoBackbone.from_config(pyramid.config), ViTPFeaturePyramid)
-    config = UperNetConfig(backbone_config=pyramid.config, hidden_size=16, num_labels=3, use_auxiliary_head=False)
-    assert UperNetForSemanticSegmentation(config).eval()(torch.randn(1, 3, 64, 64)).logits.shape == (1, 3, 64, 64)

@@ -1,6 +1,7 @@
 """The processor's sequences equal a brute-force drop from the full encoding, and its tiles those of transformers."""
 
 import copy
+import functools
 import json
 from decimal import ROUND_CEILING, Decimal
 
@@ -129,24 +130,17 @@ def check_against_full_encoding(processor, layout, ratio, padding_side):
     return short
 
 
-@pytest.mark.parametrize("padding_side", ["right", "left"])
-@pytest.mark.parametrize("ratio", [0.75, 0.3, 0.7, 0.99])
+@pytest.mark.parametrize("ratio", [0.75, 0.99])
 @pytest.mark.parametrize("name", BATCHES)
-def test_short_encoding_is_full_one_without_dropped(processor, name, ratio, padding_side):
-    check_against_full_encoding(processor, BATCHES[name], ratio, padding_side)
-
-
-def test_image_may_lose_all_tokens(processor):
-    output = check_against_full_encoding(processor, [SEVERAL], 0.99, "right")
-    text = processor.tokenizer.decode(output["input_ids"][0])
-    assert text.count("<img>") == text.count("</img>") == 3
-    assert text.count("<img></img>") == 2 and text.count("<IMG_CONTEXT>") == 1
+def test_short_encoding_is_full_one_without_dropped(processor, name, ratio):
+    for padding_side in ("right", "left"):
+        check_against_full_encoding(processor, BATCHES[name], ratio, padding_side)
 
 
 SIZES = st.sampled_from([(56, 56), (112, 56), (56, 170), (60, 61), (200, 10)])
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     layout=st.lists(st.lists(SIZES, max_size=3), min_size=1, max_size=4),
     ratio=st.integers(1, 99).map(lambda percent: percent / 100),
@@ -156,9 +150,8 @@ def test_short_encoding_of_any_layout(processor, layout, ratio, padding_side):
     check_against_full_encoding(processor, layout, ratio, padding_side)
 
 
-@pytest.mark.parametrize("call", ["texts", "chats"])
 @pytest.mark.parametrize("saved", ["by nobody", "right"])
-def test_batches_are_padded_left_by_default(processor, tmp_path, call, saved):
+def test_batches_are_padded_left_by_default(processor, tmp_path, saved):
     """Padding is left as in transformers' InternVL, even if a tokenizer was saved with the default "right"."""
     if saved == "right":
         processor.save_pretrained(tmp_path)
@@ -170,28 +163,22 @@ def test_batches_are_padded_left_by_default(processor, tmp_path, call, saved):
     texts, pad = ["top", "How many trees are there?"], processor.tokenizer.pad_token_id
     chats = [[{"role": "user", "content": text}] for text in texts]
 
-    def encode(**options):
-        if call == "texts":
-            return processor(text=texts, **{"padding": True, **options})
-        return processor.apply_chat_template(
-            chats, tokenize=True, return_dict=True, processor_kwargs={"padding": True, **options}
-        )
+    def encode_chats(**options):
+        return processor.apply_chat_template(chats, tokenize=True, return_dict=True, processor_kwargs=options)
 
-    alone = (
-        encode(padding=False) if call == "texts" else [processor.apply_chat_template(c, tokenize=True) for c in chats]
-    )
-    short, long = alone["input_ids"] if call == "texts" else [one[0] for one in alone]
-    missing = [pad] * (len(long) - len(short))
-    assert missing
-    assert encode()["input_ids"] == [missing + short, long]
-    assert encode(padding_side="right")["input_ids"] == [short + missing, long]
+    for encode in (functools.partial(processor, text=texts), encode_chats):
+        short, long = encode(padding=False)["input_ids"]
+        missing = [pad] * (len(long) - len(short))
+        assert missing
+        assert encode(padding=True)["input_ids"] == [missing + short, long]
+        assert encode(padding=True, padding_side="right")["input_ids"] == [short + missing, long]
 
 
 def encode_row(processor, sample, text, key, **kwargs):
     return processor(images=[sample], text=[text], vrl_drop_ratio=0.5, vrl_keys=[key], **kwargs)
 
 
-@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 0, 2, 1], [2, 3], [1, 0]])
+@pytest.mark.parametrize("order", [[3, 0, 2, 1], [2, 3]])
 def test_draw_depends_on_key_alone(processor, order):
     layout = BATCHES["mixed"]
     images, texts = make_batch(layout)
@@ -214,13 +201,14 @@ def test_draw_depends_on_key_alone(processor, order):
     assert batch["position_ids"] == [alone[row]["position_ids"][0] for row in order]
 
 
-@pytest.mark.parametrize("other", [(1, "sample-0", 0), (0, "sample-1", 0), (0, "sample-0", 1), "a plain key"])
-def test_draw_differs_between_keys(processor, other):
+def test_draw_differs_between_keys(processor):
     images, texts = make_batch([SEVERAL])
     state = torch.get_rng_state()
-    first = encode_row(processor, images[0], texts[0], (0, "sample-0", 0))
-    second = encode_row(processor, images[0], texts[0], other)
-    assert first["visual_token_indices"].tolist() != second["visual_token_indices"].tolist()
+    draws = set()
+    for key in ((0, "sample-0", 0), (1, "sample-0", 0), (0, "sample-1", 0), (0, "sample-0", 1), "a plain key"):
+        output = encode_row(processor, images[0], texts[0], key)
+        draws.add(tuple(output["visual_token_indices"].tolist()))
+    assert len(draws) == 5
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -250,7 +238,7 @@ def test_vrl_is_applied_to_share_of_samples(processor, prob, fewest, most):
     assert per_row.tolist() == counts
 
 
-@pytest.mark.parametrize("name", BATCHES)
+@pytest.mark.parametrize("name", ["mixed", "text only"])
 def test_no_positions_or_indices_without_drop(processor, name):
     images, texts = make_batch(BATCHES[name])
     output = processor(images=images, text=texts, vrl_keys=make_keys(texts), padding=True, return_tensors="pt")
@@ -270,8 +258,7 @@ def test_image_processor_shares_budget_by_sample(processor):
     assert [group.sum().item() for group in groups] == [len(alone[0]), len(alone[1]), 0, len(alone[2])]
 
 
-@pytest.mark.parametrize("budget", [None, 1, 2, 3, 8])
-@pytest.mark.parametrize("num_images", [1, 2, 3, 5])
+@pytest.mark.parametrize(("num_images", "budget"), [(1, None), (2, 8), (3, 8), (5, 1), (5, None)])
 def test_images_share_tile_budget(processor, budget, num_images):
     images = [picture(224, 56, seed=i) for i in range(num_images)]
     kwargs = {} if budget is None else {"max_patches": budget}
@@ -307,7 +294,7 @@ def test_flat_nested_and_stacked_images_are_equal(processor, images):
     assert counts == [len(tiles[0]) * TOKENS_PER_TILE, 0, len(tiles[1]) * TOKENS_PER_TILE]
 
 
-@pytest.mark.parametrize("return_tensors, kind", [(None, list), ("pt", torch.Tensor), ("np", np.ndarray)])
+@pytest.mark.parametrize("return_tensors, kind", [(None, list), ("np", np.ndarray)])
 def test_return_tensors_changes_type_only(processor, return_tensors, kind):
     images, texts = make_batch([ONE])
     kwargs = {"images": images, "text": texts, "vrl_drop_ratio": 0.5, "vrl_keys": [0]}
@@ -321,13 +308,13 @@ def test_return_tensors_changes_type_only(processor, return_tensors, kind):
         np.testing.assert_array_equal(np.asarray(output[name]), expected[name].numpy())
 
 
-@pytest.mark.parametrize("modality", ["videos", "audio"])
-def test_other_modalities_are_refused(processor, modality):
-    with pytest.raises(ValueError, match=modality):
-        processor(text="Describe the video.", **{modality: [np.zeros((2, 56, 56, 3), np.uint8)]})
+def test_other_modalities_are_refused(processor):
+    for modality in ("videos", "audio"):
+        with pytest.raises(ValueError, match=modality):
+            processor(text="Describe the video.", **{modality: [np.zeros((2, 56, 56, 3), np.uint8)]})
 
 
-@pytest.mark.parametrize("return_tensors, kind", [(None, torch.Tensor), ("pt", torch.Tensor), ("np", np.ndarray)])
+@pytest.mark.parametrize("return_tensors, kind", [(None, torch.Tensor), ("np", np.ndarray)])
 def test_images_without_text_are_only_tiled(processor, return_tensors, kind):
     pictures = [picture(170, 50), picture(56, 56)]
     output = processor(images=pictures, return_tensors=return_tensors)
@@ -389,8 +376,7 @@ def answers_of(messages):
     return "".join(text + "<|im_end|>" for text in texts)
 
 
-@pytest.mark.parametrize("padding_side", ["right", "left"])
-@pytest.mark.parametrize("ratio", [0, 0.75])
+@pytest.mark.parametrize(("ratio", "padding_side"), [(0, "right"), (0.75, "left")])
 def test_assistant_mask_covers_answers_and_ends(processor, ratio, padding_side):
     conversations = list(CONVERSATIONS.values())
     output = processor.apply_chat_template(
@@ -409,13 +395,6 @@ def test_assistant_mask_covers_answers_and_ends(processor, ratio, padding_side):
     assert set(output["assistant_masks"].unique().tolist()) == {0, 1}
     for messages, ids, mask in zip(conversations, output["input_ids"], output["assistant_masks"]):
         assert processor.tokenizer.decode(ids[mask == 1]) == answers_of(messages)
-
-
-def test_single_conversation_has_mask_of_batch(processor):
-    kwargs = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
-    output = processor.apply_chat_template(CONVERSATIONS["many images"], return_tensors="pt", **kwargs)
-    answers = output["input_ids"][0][output["assistant_masks"][0] == 1]
-    assert processor.tokenizer.decode(answers) == answers_of(CONVERSATIONS["many images"])
 
 
 @pytest.mark.skipif(Version(trl.__version__) < Version("1.15"), reason="TRL 1.15 masks tokens outside of answers")
@@ -441,8 +420,7 @@ PLACE = "<IMG_CONTEXT>"
 
 
 @pytest.mark.skipif(Version(transformers.__version__) < Version("5.23"), reason="transformers 5.23 sanitizes")
-@pytest.mark.parametrize("ratio", [0, 0.75])
-@pytest.mark.parametrize("token", IMAGE_TOKENS)
+@pytest.mark.parametrize(("token", "ratio"), [("<IMG_CONTEXT>", 0), ("<IMG_CONTEXT>", 0.75), ("</img>", 0.75)])
 def test_sanitized_image_token_is_plain_text(processor, token, ratio):
     question = f"what is {token}?"
     content = [{"type": "image", "image": picture(100, 60)}, {"type": "text", "text": question}]
@@ -475,8 +453,8 @@ def test_truncation_may_cut_text_but_no_image_token(processor, ratio, num_visual
     kwargs |= {"truncation": True, "vrl_drop_ratio": ratio, "vrl_keys": [0, 1]}
     output = processor(max_length=num_visual + 2, **kwargs)
     assert len(output["input_ids"][1]) == num_visual + 2
-    for max_length in (num_visual + 1, num_visual // 2, 1):
-        with pytest.raises(ValueError, match=rf"[Ss]ample 1 .*{num_visual} image tokens.*truncation.*max_length"):
+    for max_length in (num_visual + 1, 1):
+        with pytest.raises(ValueError, match="[Ss]ample 1 .*max_length"):
             processor(max_length=max_length, **kwargs)
 
 
@@ -518,7 +496,7 @@ def test_model_inputs_are_named(processor):
     assert set(output) <= set(processor.model_input_names)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sizes=st.lists(st.tuples(st.integers(20, 300), st.integers(20, 300)), min_size=1, max_size=4),
     max_patches=st.sampled_from([None, 1, 2, 5, 12]),
@@ -536,43 +514,36 @@ def test_serving_engines_get_tiles_and_tokens(processor, sizes, max_patches):
     assert processor._get_num_multimodal_tokens().num_image_tokens is None
 
 
-@pytest.mark.parametrize("ratio", [0, 0.5])
-def test_attention_mask_is_optional(processor, ratio):
+def test_attention_mask_is_optional(processor):
     images, texts = make_batch(BATCHES["mixed"])
-    kwargs = {"images": images, "text": texts, "padding": True, "vrl_drop_ratio": ratio, "vrl_keys": make_keys(texts)}
+    kwargs = {"images": images, "text": texts, "padding": True, "vrl_drop_ratio": 0.5, "vrl_keys": make_keys(texts)}
     whole, without = processor(**kwargs), processor(**kwargs, return_attention_mask=False)
     assert set(whole) - set(without) == {"attention_mask"}
-    for name in ("input_ids", *(["position_ids"] if ratio else [])):
+    for name in ("input_ids", "position_ids"):
         assert whole[name] == without[name]
 
 
-@pytest.mark.parametrize("way", ["argument", "part image", "part path"])
-def test_images_may_be_paths_as_objects(processor, tmp_path, way):
+def test_images_may_be_paths_as_objects(processor, tmp_path):
     path = tmp_path / "tile.png"
     PICTURE.save(path)
-    if way == "argument":
-        pixels = processor(images=[path], text=PLACE)["pixel_values"]
-    else:
-        part = {"type": "image", way.removeprefix("part "): path}
-        chat = [{"role": "user", "content": [part, {"type": "text", "text": "How many?"}]}]
-        pixels = processor.apply_chat_template(chat, tokenize=True, return_dict=True)["pixel_values"]
-    assert torch.equal(pixels, processor(images=[PICTURE], text=PLACE)["pixel_values"])
-    assert torch.equal(
-        processor.image_processor(path, return_tensors="pt")["pixel_values"],
-        processor.image_processor(PICTURE, return_tensors="pt")["pixel_values"],
-    )
+    expected = processor(images=[PICTURE], text=PLACE)["pixel_values"]
+    assert torch.equal(processor(images=[path], text=PLACE)["pixel_values"], expected)
+    assert torch.equal(processor.image_processor(path, return_tensors="pt")["pixel_values"], expected)
+    for field in ("image", "path"):
+        chat = [{"role": "user", "content": [{"type": "image", field: path}, {"type": "text", "text": "How many?"}]}]
+        output = processor.apply_chat_template(chat, tokenize=True, return_dict=True)
+        assert torch.equal(output["pixel_values"], expected)
 
 
-@pytest.mark.parametrize("ratio", [0, 0.75])
-def test_default_device_is_not_used(processor, ratio):
+def test_default_device_is_not_used(processor):
     """Processors run on the CPU, also with `torch.set_default_device`."""
     images, texts = make_batch(BATCHES["mixed"])
-    kwargs = {"images": images, "text": texts, "vrl_drop_ratio": ratio, "vrl_keys": make_keys(texts)}
+    kwargs = {"images": images, "text": texts, "vrl_drop_ratio": 0.75, "vrl_keys": make_keys(texts)}
     expected = processor(**kwargs)
     with torch.device("meta"):
         output = processor(**kwargs)
     assert output["input_ids"] == expected["input_ids"]
-    names = {"visual_token_indices"} & expected.keys()
+    names = {"visual_token_indices"}
     if Version(transformers.__version__) >= Version("5.24"):  # 5.20 makes the tiles on the default device
         names.add("pixel_values")
     assert all(torch.equal(output[name], expected[name]) for name in names)
@@ -587,7 +558,7 @@ def test_empty_text_has_no_tokens(processor):
 
 @pytest.mark.parametrize("added", [True, False])
 @pytest.mark.parametrize("padding", [False, True])
-@pytest.mark.parametrize("ratio", [0, 0.75, 0.99])
+@pytest.mark.parametrize("ratio", [0, 0.99])
 def test_tokens_match_replaced_text_and_offsets(processor, ratio, padding, added):
     """Image tokens are tokenized once and repeated, or all of them if rows are padded or offsets are requested."""
     tokenizer = copy.deepcopy(processor.tokenizer)

@@ -1,4 +1,3 @@
-import importlib.util
 import itertools
 import json
 import math
@@ -7,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_vitp import vrl
-from modeling_vitp.vrl import check_drop_ratio, draw_visual_tokens, keyed_generator, num_kept_tokens
+from modeling_vitp.vrl import draw_visual_tokens, keyed_generator, num_kept_tokens
 
-CASES = settings(deadline=None, derandomize=True, database=None, max_examples=200)
+CASES = settings(deadline=None, derandomize=True, database=None, max_examples=50)
 
 
 def kept_of(num_tokens: int, percent: int) -> int:
@@ -41,19 +41,11 @@ def test_chi_square_bounds_agree_with_tables():
 
 
 def test_number_of_kept_tokens_is_decimal_ceiling():
-    wrong = [
-        (percent, num_tokens)
-        for percent in range(100)
-        for num_tokens in range(1, 4097)
-        if num_kept_tokens(num_tokens, percent / 100) != kept_of(num_tokens, percent)
-    ]
-    assert wrong == []
-
-
-def test_ratio_of_seven_tenths_keeps_three_of_ten():
-    assert math.ceil((1 - 0.7) * 10) == 4
+    assert math.ceil((1 - 0.7) * 10) == 4  # the error of a formula in floats
     assert num_kept_tokens(10, 0.7) == 3
-    assert len(draw_visual_tokens(10, 0.7)) == 3
+    for percent in range(100):
+        for num_tokens in (*range(1, 130), 256, 300, 1000, 1792, 3328, 4000, 4096):
+            assert num_kept_tokens(num_tokens, percent / 100) == kept_of(num_tokens, percent)
 
 
 @given(digits=st.integers(0, 10**6 - 1), num_tokens=st.integers(0, 10**5))
@@ -73,13 +65,8 @@ def test_draw_is_ascending_unique_and_in_range(percent, num_tokens, key):
     assert all(low < high for low, high in itertools.pairwise([-1, *values, num_tokens]))
 
 
-def test_ratio_of_zero_keeps_every_token():
-    assert draw_visual_tokens(37, 0.0).tolist() == list(range(37))
-
-
-@pytest.mark.parametrize(("num_tokens", "drop_ratio", "num_kept"), [(28, 0.75, 7), (30, 0.37, 19)])
-def test_every_token_is_kept_equally_often(num_tokens, drop_ratio, num_kept):
-    draws = 4000
+def test_every_token_is_kept_equally_often():
+    num_tokens, drop_ratio, num_kept, draws = 30, 0.37, 19, 2000
     counts = torch.zeros(num_tokens)
     for sample in range(draws):
         counts[draw_visual_tokens(num_tokens, drop_ratio, generator=keyed_generator(0, sample, 0))] += 1
@@ -90,10 +77,10 @@ def test_every_token_is_kept_equally_often(num_tokens, drop_ratio, num_kept):
     assert_chi_square(statistic * (num_tokens - 1) / num_tokens, num_tokens - 1)
 
 
-@pytest.mark.parametrize(("num_tokens", "drop_ratio", "num_kept"), [(8, 0.75, 2), (7, 0.4, 5), (6, 0.5, 3)])
+@pytest.mark.parametrize(("num_tokens", "drop_ratio", "num_kept"), [(8, 0.75, 2), (7, 0.4, 5)])
 def test_every_subset_is_drawn_equally_often(num_tokens, drop_ratio, num_kept):
     subsets = list(itertools.combinations(range(num_tokens), num_kept))
-    expected = 150
+    expected = 60
     counts = Counter(
         tuple(draw_visual_tokens(num_tokens, drop_ratio, generator=keyed_generator(1, sample, 0)).tolist())
         for sample in range(expected * len(subsets))
@@ -105,7 +92,7 @@ def test_every_subset_is_drawn_equally_often(num_tokens, drop_ratio, num_kept):
 
 @pytest.mark.parametrize("other", [(0, 0, 1), (0, 1, 0), (1, 0, 0)], ids=["epoch", "sample", "seed"])
 def test_draws_of_neighboring_keys_are_independent(other):
-    num_tokens, num_kept, draws = 32, 8, 1500
+    num_tokens, num_kept, draws = 32, 8, 600
     total = 0
     for base in range(0, 10 * draws, 10):
         keys = (base, base, base), tuple(base + step for step in other)
@@ -129,22 +116,16 @@ def test_draw_depends_on_the_key_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_draw_is_equal_in_another_process():
-    program = (
-        "import importlib.util, json, sys\n"
-        "spec = importlib.util.spec_from_file_location('vrl', sys.argv[1])\n"
-        "vrl = importlib.util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(vrl)\n"
-        "print(json.dumps([vrl.draw_visual_tokens(40, 0.6, 0.5, vrl.keyed_generator(3, f's{i}', 2)).tolist()"
-        " for i in range(20)]))\n"
-    )
-    there = subprocess.run(
-        [sys.executable, "-c", program, importlib.util.find_spec(vrl.__name__).origin],
-        capture_output=True,
-        check=True,
-        text=True,
-        env={**os.environ, "PYTHONHASHSEED": "4711"},
-    )
+    program = f"""
+import sys
+sys.path.insert(0, {str(Path(vrl.__file__).parent)!r})
+from vrl import draw_visual_tokens, keyed_generator
+print([draw_visual_tokens(40, 0.6, 0.5, keyed_generator(3, f"s{{i}}", 2)).tolist() for i in range(20)])
+"""
+    environment = {**os.environ, "PYTHONHASHSEED": "4711"}
+    there = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True, env=environment)
     here = [draw_visual_tokens(40, 0.6, 0.5, keyed_generator(3, f"s{i}", 2)).tolist() for i in range(20)]
     assert json.loads(there.stdout) == here
 
@@ -160,18 +141,8 @@ def test_sample_id_may_be_number_or_string():
     assert torch.equal(number, string)
 
 
-def test_draw_without_key_uses_global_generator():
-    runs = []
-    for _ in range(2):
-        torch.manual_seed(3)
-        runs.append([draw_visual_tokens(128, 0.5).tolist() for _ in range(2)])
-    assert runs[0] == runs[1]
-    assert runs[0][0] != runs[0][1]
-
-
-@pytest.mark.parametrize("apply_prob", [0.25, 0.6])
-def test_share_of_shortened_samples_is_apply_prob(apply_prob):
-    draws = 4000
+def test_share_of_shortened_samples_is_apply_prob():
+    apply_prob, draws = 0.6, 2000
     lengths = Counter(
         len(draw_visual_tokens(16, 0.75, apply_prob, keyed_generator(0, sample, 0))) for sample in range(draws)
     )
@@ -179,14 +150,8 @@ def test_share_of_shortened_samples_is_apply_prob(apply_prob):
     assert abs(lengths[4] - draws * apply_prob) < 3.3 * math.sqrt(draws * apply_prob * (1 - apply_prob))
 
 
-@pytest.mark.parametrize(("apply_prob", "kept"), [(0.0, 16), (1.0, 4)])
-def test_apply_prob_is_exact_at_zero_and_one(apply_prob, kept):
-    lengths = {len(draw_visual_tokens(16, 0.75, apply_prob, keyed_generator(sample))) for sample in range(500)}
-    assert lengths == {kept}
-
-
 def test_apply_prob_does_not_bias_draw():
-    num_tokens, draws = 16, 12000
+    num_tokens, draws = 16, 3000
     counts = torch.zeros(num_tokens)
     shortened = 0
     for sample in range(draws):
@@ -196,9 +161,3 @@ def test_apply_prob_does_not_bias_draw():
             shortened += 1
     statistic = ((counts - shortened / 4) ** 2).sum().item() / (shortened * 0.25 * 0.75)
     assert_chi_square(statistic * (num_tokens - 1) / num_tokens, num_tokens - 1)
-
-
-@pytest.mark.parametrize("drop_ratio", [0, 0.0, 0.75, 0.999])
-def test_valid_drop_ratio_is_returned_as_float(drop_ratio):
-    assert isinstance(check_drop_ratio(drop_ratio), float)
-    assert check_drop_ratio(drop_ratio) == drop_ratio
