@@ -2,7 +2,6 @@
 
 import math
 
-import compare_tab
 import gradio as gr
 import numpy as np
 import pandas as pd
@@ -18,14 +17,13 @@ from compare_tab import (
     summary_of,
     two_images,
 )
-from handlers import button_of, cosine, normalized, run, start_of
+from handlers import button_of, cosine, normalized, run
 from loading import RANDOM, TINY
 from maps import TWIN
 from pictures import picture
 from PIL import Image
 from tiny_models import VISION
 from transformers import AutoModel
-from uploading import CROWNS
 
 from modeling_vitp import ViTPVisionConfig, ViTPVisionModel, export_backbone
 from modeling_vitp.images.corruptions import SEVERITIES, corrupt, motion
@@ -196,12 +194,3 @@ def test_summary_describes_the_numbers():
     assert "**vit** keeps -0.30" in words and "**random** keeps 0.53" in words and "not more robust" in words
     assert "most under blur (0.30) and least under haze (-0.90)" in words
     assert "Under haze, the image is less similar" in words
-
-
-def test_tab_opens_with_example(models, monkeypatch):
-    monkeypatch.setattr(compare_tab, "ORDER", (3,))
-    ((handler, values),) = start_of(build_tab, models)
-    values[4] = 4  # patches a side, to be fast
-    words, chart, table, note = run(handler, values)
-    assert TINY in words and words in chart.alt_text and Image.open(chart.value["path"]).size == (1200, 840)
-    assert len(table) == 12 * 2 and note.startswith(f"**{CROWNS}")

@@ -90,7 +90,7 @@ def text(**fields):
 
 
 def rename_weights(folder):
-    """Name the weights so that no shape can be compared, for a model of 3 GB."""
+    """Name the weights so that no shape can be compared, for a model of 500 MB."""
     tensors = load_file(folder / "model.safetensors")
     save_file({f"x.{key}": tensor for key, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
     HEAVY(folder)
@@ -106,7 +106,7 @@ def lengthen_header(folder):
     (folder / "model.safetensors").write_bytes((2**40).to_bytes(8, "little"))
 
 
-HEAVY = vision(num_hidden_layers=128, intermediate_size=60_000)
+HEAVY = vision(num_hidden_layers=32, intermediate_size=60_000)
 PADDING = {"strategy": {"Fixed": 10**10}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0}
 PADDING |= {"pad_type_id": 0, "pad_token": "a"}
 PROCESSOR, TOKENIZER = "processor_config.json", "tokenizer.json"
@@ -118,8 +118,8 @@ ATTACKS = {
     "weights elsewhere": (text(transformers_weights="../model.safetensors"), "transformers_weights"),
     "language model": (text(model_type="mamba"), "'mamba'"),
     "type": (setting("config.json", "model_type", value="evil"), "'evil'"),
-    "3 GB of a configuration": (HEAVY, "of another shape, such as"),
-    "3 GB under other names": (rename_weights, "values, but the files have"),
+    "500 MB of a configuration": (HEAVY, "of another shape, such as"),
+    "500 MB under other names": (rename_weights, "values, but the files have"),
     "missing weight": (remove_weight, "1 are missing or of another shape, such as model.vision_tower"),
     "header": (lengthen_header, "header of model.safetensors"),
     "tiles": (setting(PROCESSOR, "image_processor", "max_patches", value=100_000), "max_patches"),

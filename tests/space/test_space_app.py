@@ -222,7 +222,7 @@ def test_only_uploads_are_readable(url, path):
 
 def test_unknown_model_shows_message(client, saved, tmp_path):
     upload = saved(picture(20, 20))
-    for name in ("/etc", "..", str(tmp_path), "tests", "<script>alert(1)</script>"):
+    for name in ("..", str(tmp_path), "<script>alert(1)</script>"):
         with pytest.raises(AppError) as caught:
             client.predict(upload, backbone=name, api_name="/maps")
         assert "<" not in str(caught.value) and "Traceback" not in str(caught.value)
