@@ -38,7 +38,6 @@ def summaries(hub) -> list[str]:
 @pytest.mark.parametrize(
     ("strategy", "checkpoints"),
     [
-        ("end", set()),
         pytest.param("checkpoint", {"last-checkpoint"}, marks=pytest.mark.slow),
         ("all_checkpoints", {"checkpoint-1", "checkpoint-2"}),
     ],
@@ -47,7 +46,7 @@ def test_hub_strategies_push_expected_files(hub, settings, tmp_path, strategy, c
     assert train(tmp_path, **settings, hub_strategy=strategy, save_total_limit=1) == 0
     assert summaries(hub)[0] == "End of training"
     in_progress = [text for text in summaries(hub)[1:] if not text.endswith("checkpoint")]
-    assert in_progress == ([] if strategy == "end" else STEPS)
+    assert in_progress == STEPS
     files, out = hub.files("tester/trained"), tmp_path / "out"
     kept = {path.split("/")[0] for path in files if "/" in path}
     assert kept == checkpoints
@@ -77,17 +76,13 @@ def test_failed_push_does_not_stop_training(hub, settings, tmp_path, caplog, pau
     assert hub.files("tester/second", "v2")["model.safetensors"] == (tmp_path / "second/model.safetensors").read_bytes()
 
 
-def test_background_push_is_retried(hub, settings, tmp_path, pauses):
+def test_background_push_is_retried_and_deletes_stale_weights(hub, settings, tmp_path, pauses):
+    stale = {"model-00001-of-00002.safetensors": b"old", "model.safetensors.index.json": b"{}", "notes.txt": b"kept"}
+    hub.create("tester/trained", stale)
     failure = hub.fail("POST", "*/commit/main", 500)
     assert train(tmp_path, **settings, max_steps=1) == 0
     assert failure.count == 1 and pauses == [1]
-    assert summaries(hub) == ["End of training", "Training in progress, step 1"]
-
-
-def test_stale_weights_are_deleted(hub, settings, tmp_path):
-    stale = {"model-00001-of-00002.safetensors": b"old", "model.safetensors.index.json": b"{}", "notes.txt": b"kept"}
-    hub.create("tester/trained", stale)
-    assert train(tmp_path, **settings, max_steps=1) == 0
+    assert summaries(hub)[:2] == ["End of training", "Training in progress, step 1"]
     files = hub.files("tester/trained")
     assert files.keys() & stale.keys() == {"notes.txt"}
     assert files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
@@ -104,7 +99,7 @@ def test_secret_in_the_output_folder_is_not_pushed(hub, settings, tmp_path, capl
 def test_lora_pushes_the_merged_model(hub, settings, folder, tmp_path, capsys):
     hub.create("org/start", dict(model_files(folder).items()))
     settings |= {"model_name_or_path": "org/start", "use_peft": True, "lora_r": 2}
-    assert train(tmp_path, **settings) == 0
+    assert train(tmp_path, **settings, max_steps=1) == 0
     assert summaries(hub) == ["End of training"]
     assert set(hub.files("tester/trained")) == {".gitattributes", *model_files(tmp_path / "out")}
     assert "adapter_config.json" not in hub.files("tester/trained")

@@ -102,13 +102,8 @@ def test_answers_by_drop_ratio_match_separate_answers(vivid, processor, image):
     answers = list(
         answers_by_drop_ratio(FullModel("vivid", vivid, processor), image, QUESTION, ratios, seeds, max_new_tokens=5)
     )
-    assert [(answer.drop_ratio, answer.seed) for answer in answers] == [
-        (0.0, 0),
-        (0.5, 0),
-        (0.5, 3),
-        (0.95, 0),
-        (0.95, 3),
-    ]
+    draws = [(0.0, 0), (0.5, 0), (0.5, 3), (0.95, 0), (0.95, 3)]
+    assert [(answer.drop_ratio, answer.seed) for answer in answers] == draws
     assert [answer.num_visual_tokens for answer in answers] == [NUM_TOKENS, 14, 14, 2, 2]
     full = None
     for answer in answers:
@@ -160,11 +155,6 @@ def test_generation_error_is_raised_by_the_stream(vivid, processor, image, monke
         list(stream_answer(vivid, processor, encode(processor, [image], QUESTION)))
 
 
-def test_image_token_in_question_raises(processor, image):
-    with pytest.raises(ValueError, match="<IMG_CONTEXT>"):
-        encode(processor, [image], "a <IMG_CONTEXT> b")
-
-
 def test_processor_input_spec_is_applied_once(processor, image):
     wanted = encode(processor, [image], QUESTION)["pixel_values"]
     processor.image_processor.input_spec = {"window": [0, 100]}
@@ -193,7 +183,7 @@ def test_image_tokens_are_never_answered(vivid, processor, image):
     assert answer_log_probs(vivid, inputs, features, answer)[1].tolist() == answer.tolist()
 
 
-@pytest.mark.parametrize("size", [(200, 100), (100, 300), (1, 60)])
+@pytest.mark.parametrize("size", [(200, 100), (1, 60)])
 def test_box_outlines_its_pixels(size):
     width, height = size
     box = GridBox(250, 500, 750, 1000)
@@ -205,33 +195,3 @@ def test_box_outlines_its_pixels(size):
     assert not colored[:, right:].any() or width < 100  # A label without room may extend to the right.
     if width > 100:
         assert (drawn[top + 4 : bottom - 4, left + 4 : right - 4] == (0, 0, 128)).all()
-
-
-def test_drawing_copies_image_and_converts_palette():
-    image = Image.new("P", (64, 64))
-    drawn = draw_boxes(image, [GridBox(0, 0, 500, 500, "x")])
-    assert drawn.mode == "RGB" and not np.array(image).any() and np.array(drawn).any()
-
-
-def test_labels_are_readable_with_phrase_colors():
-    """The label is black text on the color of its box, inside the image."""
-    image = Image.new("RGB", (600, 400), "white")
-    boxes = [
-        GridBox(0, 0, 200, 300, "ship"),
-        GridBox(900, 500, 1000, 800, "a long phrase at the edge"),
-        GridBox(300, 0, 500, 300, "ship"),
-    ]
-    drawn = np.array(draw_boxes(image, boxes)).astype(int)
-    for color, count in ((COLORS[0], 2), (COLORS[1], 1)):
-        assert (drawn == ImageColor.getrgb(color)).all(-1).sum() > 500 * count
-    assert (drawn == ImageColor.getrgb(COLORS[2])).all(-1).sum() == 0
-    black = (drawn.sum(-1) < 60).nonzero()
-    assert len(black[0]) > 100 and black[1].max() < 598  # The label at the edge stays inside the image.
-
-
-def test_colors_contrast_with_black_text():
-    """The contrast by WCAG 2.1 (relative luminance) is at least 7 to 1."""
-    for color in COLORS:
-        channels = np.array(ImageColor.getrgb(color)) / 255
-        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
-        assert (linear @ [0.2126, 0.7152, 0.0722] + 0.05) / 0.05 >= 7

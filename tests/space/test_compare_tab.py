@@ -2,7 +2,6 @@
 
 import math
 
-import compare_tab
 import gradio as gr
 import numpy as np
 import pandas as pd
@@ -11,7 +10,6 @@ import torch
 from compare_tab import (
     COLUMNS,
     build_tab,
-    chart_of,
     compare,
     open_backbones,
     patch_features,
@@ -19,14 +17,13 @@ from compare_tab import (
     summary_of,
     two_images,
 )
-from handlers import button_of, cosine, normalized, run, start_of
-from loading import RANDOM, TINY, Models
+from handlers import button_of, cosine, normalized, run
+from loading import RANDOM, TINY
 from maps import TWIN
 from pictures import picture
 from PIL import Image
 from tiny_models import VISION
 from transformers import AutoModel
-from uploading import CROWNS
 
 from modeling_vitp import ViTPVisionConfig, ViTPVisionModel, export_backbone
 from modeling_vitp.images.corruptions import SEVERITIES, corrupt, motion
@@ -147,25 +144,6 @@ def test_patches_outside_the_image_are_nan():
     assert nothing.isnan().all()
 
 
-def test_half_precision_features():
-    features = torch.randn(8, 3, 3).bfloat16()
-    assert similarity_map(features, features).dtype == torch.float32
-    assert similarity_map(features, features, motion("scale", 1, 30, 30)).isfinite().all()
-
-
-def test_unknown_corruption_raises_before_computing():
-    def encode(image):
-        raise AssertionError
-
-    with pytest.raises(ValueError, match="'snow'"):
-        list(compare(np.zeros((SIDE, SIDE, 3), np.uint8), {"one": encode}, ["haze", "snow"]))
-
-
-@pytest.fixture(scope="module")
-def models():
-    return Models(TINY)
-
-
 @pytest.fixture
 def pair(tmp_path):
     for seed, name in enumerate(("before.png", "after.png")):
@@ -211,29 +189,8 @@ def results():
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def test_chart_spans_all_values_and_severities():
-    figure = chart_of(results(), "scene.png")
-    figure.draw_without_rendering()
-    assert [axis.get_title() for axis in figure.axes] == ["haze", "blur"]
-    low, high = figure.axes[0].get_ylim()
-    assert low < -1.5 and high > 1
-    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["1", "2", "3", "4", "5"]
-    lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
-    np.testing.assert_allclose(lines["vit"], [-0.3, -0.6, -0.9, -1.2, -1.5])
-    np.testing.assert_allclose(lines["random"], [0.2, 0.4, 0.6, 0.8, 1.0])
-
-
 def test_summary_describes_the_numbers():
     words = summary_of(results())
     assert "**vit** keeps -0.30" in words and "**random** keeps 0.53" in words and "not more robust" in words
     assert "most under blur (0.30) and least under haze (-0.90)" in words
     assert "Under haze, the image is less similar" in words
-
-
-def test_tab_opens_with_example(models, monkeypatch):
-    monkeypatch.setattr(compare_tab, "ORDER", (3,))
-    ((handler, values),) = start_of(build_tab, models)
-    values[4] = 4  # patches a side, to be fast
-    words, chart, table, note = run(handler, values)
-    assert TINY in words and words in chart.alt_text and Image.open(chart.value["path"]).size == (1200, 840)
-    assert len(table) == 12 * 2 and note.startswith(f"**{CROWNS}")

@@ -85,7 +85,7 @@ def test_functions_and_generators_return_their_values():
 def test_slow_answer_is_stopped_with_message(run, model, monkeypatch):
     monkeypatch.setattr(limits, "SECONDS", 0.5)
     start = time.monotonic()
-    with pytest.raises(gr.Error, match="takes more than 0.5 seconds"):
+    with pytest.raises(gr.Error, match="0.5 seconds"):
         steps_of(run)
     assert time.monotonic() - start < 5 and is_still(model) and not LINE.tasks
 
@@ -322,17 +322,6 @@ def test_allocation_above_the_memory_fails(monkeypatch):
     process.start()
     process.join(10)
     assert process.exitcode == 3
-
-
-def test_lack_of_memory_is_a_message():
-    """On a CPU, torch raises a RuntimeError."""
-
-    @answering
-    def run():
-        return torch.empty(2**50)
-
-    with pytest.raises(gr.Error, match="Not enough memory"):
-        steps_of(run)
 
 
 def test_full_line_shows_message(run, monkeypatch):

@@ -8,20 +8,15 @@ import pandas as pd
 import pytest
 import torch
 from finding import PIXELS, TRAINED, UNTRAINED, patch_scores, patch_vectors, pictures_of, read_finding, tree_patches
-from loading import PACKED, TINY, Models
+from loading import TINY, Models
 from paths import AERIAL_TREES
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 
-@pytest.fixture(scope="module")
-def models():
-    return Models(str(PACKED))
-
-
 @pytest.mark.slow
-def test_trained_vit_is_ahead_of_both_controls(models):
-    shown, areas = read_finding(models), {TRAINED: [], UNTRAINED: [], PIXELS: []}
+def test_trained_vit_is_ahead_of_both_controls(packed):
+    shown, areas = read_finding(packed), {TRAINED: [], UNTRAINED: [], PIXELS: []}
     rows = pd.read_parquet(AERIAL_TREES / "test.parquet")
     trees = {
         tuple(box + [left, top] * 2) for boxes, left, top in rows[["boxes", "left", "top"]].values for box in boxes
@@ -34,7 +29,7 @@ def test_trained_vit_is_ahead_of_both_controls(models):
         mask = np.zeros((224, 224), bool)
         for x0, y0, x1, y1 in trees:
             mask[max(y0 - top, 0) : max(y1 - top, 0), max(x0 - left, 0) : max(x1 - left, 0)] = True
-        for name, vectors in patch_vectors(models, pixels).items():
+        for name, vectors in patch_vectors(packed, pixels).items():
             scores = patch_scores(shown.probes[name], vectors)
             areas[name].append(roc_auc_score(mask[4::8, 4::8].ravel(), scores.ravel()))
     means = {name: np.mean(values) for name, values in areas.items()}
@@ -47,19 +42,19 @@ def test_trained_vit_is_ahead_of_both_controls(models):
         assert lead[0] > 0 and differences.mean() > half, name
 
 
-def test_features_of_patches_are_those_of_the_image(models):
+def test_features_of_patches_are_those_of_the_image(packed):
     pixels = np.asarray(Image.open(finding.IMAGE))
-    vectors = patch_vectors(models, pixels)
+    vectors = patch_vectors(packed, pixels)
     assert {name: one.shape for name, one in vectors.items()} == dict.fromkeys(vectors, (28, 28, 192))
     np.testing.assert_allclose(vectors[PIXELS][3, 5], pixels[24:32, 40:48].ravel() / 255, atol=1e-6)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     values = ((torch.tensor(pixels / 255).float() - mean) / std).permute(2, 0, 1)[None]
     with torch.no_grad():
-        expected = models.full().model.model.vision_tower(values).last_hidden_state[0, 1:].reshape(28, 28, -1)
+        expected = packed.full().model.model.vision_tower(values).last_hidden_state[0, 1:].reshape(28, 28, -1)
     torch.testing.assert_close(vectors[TRAINED], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_map_is_green_where_trees_are_likely_and_boxes_are_white(models):
+def test_map_is_green_where_trees_are_likely_and_boxes_are_white(packed):
     pixels = np.asarray(Image.open(finding.IMAGE))
     scores = np.full((28, 28), -4.0)
     scores[10:, 5:9] = 0.5
@@ -69,7 +64,7 @@ def test_map_is_green_where_trees_are_likely_and_boxes_are_white(models):
     assert green[scores > 0].min() > 120 and green[scores < 0].max() < 0
     x, y = round(768 * 40 / 224), round(768 * 100 / 224)
     assert (drawn[y, x] == 255).all() and (drawn[y, x + 6] < 255).any()
-    image, maps = pictures_of(models, read_finding(models))
+    image, maps = pictures_of(packed, read_finding(packed))
     assert {one.size for one in (image, *maps.values())} == {(768, 768)} and len(maps) == 3
 
 

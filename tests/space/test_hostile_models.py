@@ -14,10 +14,11 @@ import limits
 import loading
 import numpy as np
 import pytest
+import tokenizer_check
 import torch
 from answers import encode, greedy_answer, stream_answer, visual_features
 from app import plain
-from checking import UnavailableModel, check_files
+from checking import UnavailableModel, check_files, check_values
 from loading import BACKBONE, FULL, TINY, Models, open_full
 from pictures import picture
 from safetensors.torch import load_file, save_file
@@ -49,12 +50,18 @@ def evil(saved, tmp_path):
 
 
 @pytest.fixture
-def named(hub, evil):
+def named(evil, monkeypatch):
+    """Return a function that opens the model as one that a visitor names, after the download."""
+    monkeypatch.setattr(loading, "fetched", lambda *_, **__: nullcontext(evil))
+    return lambda: Models(TINY).full(NAME)
+
+
+@pytest.fixture
+def pushed(hub, evil):
     """Return a function that pushes the model to the Hub and opens it as a visitor does."""
 
     def name():
-        hub.api().create_repo(NAME)
-        hub.api().upload_folder(repo_id=NAME, folder_path=evil)
+        hub.create(NAME, {path.name: path for path in evil.iterdir()})
         return Models(TINY).full(NAME)
 
     return name
@@ -82,16 +89,8 @@ def text(**fields):
     return lambda folder: [change(folder / "config.json", value, "text_config", key) for key, value in fields.items()]
 
 
-def normalizer(*steps):
-    return setting("tokenizer.json", "normalizer", value={"type": "Sequence", "normalizers": list(steps)})
-
-
-def pre_tokenizer(*steps):
-    return setting("tokenizer.json", "pre_tokenizer", value={"type": "Sequence", "pretokenizers": list(steps)})
-
-
 def rename_weights(folder):
-    """Name the weights so that no shape can be compared, for a model of 3 GB."""
+    """Name the weights so that no shape can be compared, for a model of 500 MB."""
     tensors = load_file(folder / "model.safetensors")
     save_file({f"x.{key}": tensor for key, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
     HEAVY(folder)
@@ -107,67 +106,54 @@ def lengthen_header(folder):
     (folder / "model.safetensors").write_bytes((2**40).to_bytes(8, "little"))
 
 
-HEAVY = vision(num_hidden_layers=128, intermediate_size=60_000)
-BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-TOKEN = {"id": 0, "content": 5000 * "a", "special": True, "single_word": False, "lstrip": False, "rstrip": False}
-TOKEN |= {"normalized": False}
-TEMPLATE = {
-    "type": "TemplateProcessing",
-    "single": [{"SpecialToken": {"id": "a", "type_id": 0}}],
-    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
-    "special_tokens": {"a": {"id": "a", "ids": 300_000 * [0], "tokens": 300_000 * ["a"]}},
-}
+HEAVY = vision(num_hidden_layers=32, intermediate_size=60_000)
 PADDING = {"strategy": {"Fixed": 10**10}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0}
 PADDING |= {"pad_type_id": 0, "pad_token": "a"}
 PROCESSOR, TOKENIZER = "processor_config.json", "tokenizer.json"
 # Each attack that got through once, or would, with what the message names.
 ATTACKS = {
-    "positions": (text(max_position_embeddings=10**9), "max_position_embeddings"),
     "layers of the ViT": (vision(num_hidden_layers=10**9), "num_hidden_layers"),
     "layers of the language model": (text(num_hidden_layers=10**9), "num_hidden_layers"),
-    "tiny patches": (vision(patch_size=[1, 1]), "patch_size"),
-    "large patches": (vision(patch_size=[192, 192]), "patch_size"),
-    "many patches": (vision(image_size=[2044, 2044]), "146 patches a side"),
-    "wide": (vision(hidden_size=10**6), "hidden_size"),
-    "vocabulary": (text(vocab_size=10**8), "vocab_size"),
-    "unknown number": (text(surprise=10**12), "surprise"),
-    "long string": (text(surprise=5000 * "a"), "surprise"),
     "quantized": (setting("config.json", "quantization_config", value={"quant_method": "awq"}), "quantization_config"),
     "weights elsewhere": (text(transformers_weights="../model.safetensors"), "transformers_weights"),
     "language model": (text(model_type="mamba"), "'mamba'"),
     "type": (setting("config.json", "model_type", value="evil"), "'evil'"),
-    "3 GB of a configuration": (HEAVY, "of another shape, such as"),
-    "3 GB under other names": (rename_weights, "values, but the files have"),
+    "500 MB of a configuration": (HEAVY, "of another shape, such as"),
+    "500 MB under other names": (rename_weights, "values, but the files have"),
     "missing weight": (remove_weight, "1 are missing or of another shape, such as model.vision_tower"),
-    "shapes": (vision(intermediate_size=96), "mlp.fc"),
     "header": (lengthen_header, "header of model.safetensors"),
     "tiles": (setting(PROCESSOR, "image_processor", "max_patches", value=100_000), "max_patches"),
-    "visual tokens": (setting(PROCESSOR, "image_seq_length", value=100_000), "image_seq_length"),
-    "size of tiles": (setting(PROCESSOR, "image_processor", "size", value=[65_536, 65_536]), "size"),
-    "padding of images": (setting(PROCESSOR, "image_processor", "size_divisor", value=65_536), "size_divisor"),
-    "NaN": (setting(PROCESSOR, "image_processor", "image_mean", value=[float("nan")] * 3), "image_mean"),
     "processor that downloads": (
         setting(PROCESSOR, "image_processor", "image_processor_type", value="OneFormerImageProcessor"),
         "OneFormerImageProcessor",
     ),
     "tokenizer class": (setting("tokenizer_config.json", "tokenizer_class", value="RagTokenizer"), "RagTokenizer"),
     "image token": (setting("tokenizer_config.json", "image_token", value=5000 * "a"), "image_token"),
-    "text that grows": (
-        normalizer(*[{"type": "Replace", "pattern": {"String": "a"}, "content": 9 * "a"}] * 7),
-        "longer",
-    ),
-    "text that doubles": (pre_tokenizer(*[BYTES] * 30), "byte-level"),
-    "Prepend of 9 MB": (normalizer({"type": "Prepend", "prepend": 9_000_000 * "a"}), "has steps of 9,"),
-    "300,000 tokens": (setting(TOKENIZER, "post_processor", value=TEMPLATE), "has steps of"),
-    "padding of texts": (setting(TOKENIZER, "padding", value=PADDING), "not valid, or takes too much memory"),
-    "regular expression": (
-        pre_tokenizer({"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}),
-        "unknown regular expression",
-    ),
-    "token": (setting(TOKENIZER, "added_tokens", value=[TOKEN]), "has added tokens"),
-    "vocabulary entry": (setting(TOKENIZER, "model", "vocab", value={5000 * "a": 0}), "has vocabulary"),
     "unknown tokenizer": (setting(TOKENIZER, "model", "type", value="Unigram"), "'Unigram'"),
+    "padding of texts": (setting(TOKENIZER, "padding", value=PADDING), "not valid, or takes too much memory"),
     "no tokenizer": (lambda folder: (folder / TOKENIZER).unlink(), "tokenizer.json"),
+}
+EXCESSIVE_VALUES = [
+    ("max_position_embeddings", 10**9),
+    ("patch_size", [1, 1]),
+    ("patch_size", [192, 192]),
+    ("hidden_size", 10**6),
+    ("vocab_size", 10**8),
+    ("surprise", 10**12),
+    ("surprise", 5000 * "a"),
+    ("image_seq_length", 100_000),
+    ("size", [65_536, 65_536]),
+    ("size_divisor", 65_536),
+    ("image_mean", [float("nan")] * 3),
+]
+BAD_TOKENIZER_STEPS = {
+    "longer": ("normalizer", [{"type": "Replace", "pattern": {"String": "a"}, "content": 9 * "a"}]),
+    "byte-level": ("pre_tokenizer", [{"type": "ByteLevel"}] * 2),
+    "steps of 9,": ("normalizer", [{"type": "Prepend", "prepend": 9_000_000 * "a"}]),
+    "steps of": ("post_processor", {"special_tokens": {"a": {"ids": 300_000 * [0]}}}),
+    "unknown regular expression": ("pre_tokenizer", [{"type": "Split", "pattern": {"Regex": "(a+)+$"}}]),
+    "added tokens": ("added_tokens", [{"id": 0, "content": 5000 * "a"}]),
+    "vocabulary": ("model", {"vocab": {5000 * "a": 0}, "merges": []}),
 }
 
 
@@ -191,14 +177,29 @@ def test_hostile_model_is_refused(evil, named, attack):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 300_000  # KB
 
 
+def test_excessive_values_are_refused():
+    for key, value in EXCESSIVE_VALUES:
+        said = refused(lambda: check_values(NAME, "config.json", {"vision_config": {key: value}}, True))  # noqa: B023
+        assert key in said
+    many_patches = {"image_size": [2044, 2044], "patch_size": [14, 14]}
+    assert "146 patches a side" in refused(lambda: check_values(NAME, "config.json", many_patches, True))
+
+
+def test_bad_steps_of_tokenizers_are_refused(saved):
+    fields = json.loads((saved / TOKENIZER).read_text())
+    assert tokenizer_check.complaint(fields) is None
+    for complaint, (key, value) in BAD_TOKENIZER_STEPS.items():
+        assert complaint in tokenizer_check.complaint(fields | {key: value})
+
+
 def test_visual_tokens_of_processor_must_match_model(evil):
     change(evil / PROCESSOR, 4000, "image_seq_length")
     assert "4000 visual tokens a tile" in refused(lambda: open_full(NAME, evil, False, lambda size: None))
 
 
-def test_number_of_modules_is_limited(named, monkeypatch):
+def test_number_of_modules_is_limited(evil, monkeypatch):
     monkeypatch.setattr(limits, "MODULES", 20)
-    assert "more than 20 modules" in refused(named)
+    assert "more than 20 modules" in refused(lambda: open_full(NAME, evil, False, lambda size: None))
 
 
 def test_slow_tokenizer_is_killed(named, monkeypatch):
@@ -227,12 +228,12 @@ def test_class_maps_are_limited(tmp_path):
     assert "401 classes" in refused(lambda: Models(TINY, [str(tmp_path / "maps")]).fine_tuned("maps"))
 
 
-def test_generation_settings_of_visitors_are_ignored(evil, named, saved):
+def test_generation_settings_of_visitors_are_ignored(evil, pushed, saved):
     settings = {"num_beams": 200, "min_length": 10**6, "max_new_tokens": 10**6, "cache_implementation": "static"}
     settings |= {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "eos_token_id": [1]}
     (evil / "generation_config.json").write_text(json.dumps(settings))
     answers = []
-    for full in (named(), Models(str(saved)).full()):
+    for full in (pushed(), Models(str(saved)).full()):
         inputs = encode(full.processor, [picture(60, 50)], QUESTION)
         features = visual_features(full.model, inputs["pixel_values"])
         answers.append(greedy_answer(full.model, inputs, features, 8).tolist())
@@ -325,24 +326,23 @@ def test_default_model_may_be_any_hub_model(hub, tmp_path):
     assert Models("tester/nothing").full_names == ["tester/nothing"]
 
 
-def test_visitor_template_and_code_do_not_run(evil, named, saved, tmp_path):
+def test_visitor_template_and_code_do_not_run(evil, pushed, saved, tmp_path):
     loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}evil"
     (evil / "chat_template.jinja").write_text(loop)
     change(evil / "tokenizer_config.json", loop, "chat_template")
     marker = tmp_path / "ran"
     (evil / "modeling_vitp.py").write_text(f"open({str(marker)!r}, 'w')\n")
-    full = named()
+    full = pushed()
     start = time.monotonic()
     ids = encode(full.processor, [picture(60, 50)], QUESTION)["input_ids"]
     own = encode(Models(str(saved)).full().processor, [picture(60, 50)], QUESTION)["input_ids"]
     assert ids.equal(own) and time.monotonic() - start < 10 and not marker.exists()
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
-def test_link_out_of_folder_is_rejected(evil, tmp_path, name):
-    shutil.move(evil / name, tmp_path / "elsewhere")
-    (evil / name).symlink_to(tmp_path / "elsewhere")
-    assert f"{name} is a link" in refused(lambda: Models(str(evil)).full())
+def test_link_out_of_folder_is_rejected(evil, tmp_path):
+    shutil.move(evil / "model.safetensors", tmp_path / "elsewhere")
+    (evil / "model.safetensors").symlink_to(tmp_path / "elsewhere")
+    assert "model.safetensors is a link" in refused(lambda: Models(str(evil)).full())
 
 
 def test_snapshot_links_must_point_to_blobs(saved, tmp_path):
@@ -368,6 +368,7 @@ def test_shards_outside_the_folder_are_rejected(evil):
 
 def test_visitor_models_are_dropped_above_memory_limit(saved, monkeypatch):
     monkeypatch.setattr(loading, "fetched", lambda *_, **__: nullcontext(saved))
+    monkeypatch.setattr(loading, "check_tokenizer", lambda *_: None)
     models = Models(TINY)
     own, first, second = models.full(), models.full("tester/0"), models.full("tester/1")
     assert models.full("tester/0") is first and models.full("tester/1") is second

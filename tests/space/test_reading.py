@@ -5,7 +5,6 @@ import io
 import os
 import subprocess
 import sys
-import time
 
 import limits
 import nibabel
@@ -18,8 +17,6 @@ from paths import ROOT
 from pictures import picture, png_file
 from PIL import Image
 from pydicom.data import get_testdata_file
-from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from reading import PRESETS, Adjustment, UnreadableImage, read_image
 from uploading import open_pixels, open_upload
 
@@ -49,25 +46,19 @@ def geotiff(path, array, descriptions=None, colors=None, **profile):
     return path
 
 
-def dicom(path, pixels, photometric="MONOCHROME2", **tags):
-    dataset = pydicom.Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
-    dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-    dataset.SOPClassUID, dataset.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", generate_uid()
-    dataset.Modality = tags.pop("Modality", "DX")
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, photometric
-    frames = pixels.shape[0] if pixels.ndim == 3 else None
-    if frames:
-        dataset.NumberOfFrames = frames
+def dicom(path, pixels, **tags):
+    """Write a CT with other pixels, and without the tags that change its values."""
+    dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+    del dataset.PixelPaddingValue
+    dataset.RescaleIntercept = 0
+    dataset.PixelRepresentation = 0
+    if pixels.ndim == 3:
+        dataset.NumberOfFrames = len(pixels)
     dataset.Rows, dataset.Columns = pixels.shape[-2:]
-    dataset.BitsAllocated = dataset.BitsStored = 8 * pixels.dtype.itemsize
-    dataset.HighBit, dataset.PixelRepresentation = dataset.BitsStored - 1, int(pixels.dtype.kind == "i")
     for tag, value in tags.items():
         setattr(dataset, tag, value)
     dataset.PixelData = pixels.tobytes()
-    dataset.save_as(path, enforce_file_format=True)
+    dataset.save_as(path)
     return path
 
 
@@ -101,23 +92,17 @@ def assert_shows(reading, expected, tolerance=0.51):
 # Photographs
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "avif"])
+@pytest.mark.parametrize("suffix", ["jpg", "gif", "avif"])
 def test_photographs(tmp_path, suffix):
     path = tmp_path / f"photo.{suffix}"
     picture(WIDTH, HEIGHT).save(path)
     reading = read_image(path)
-    kind, mode = {"jpg": "JPEG"}.get(suffix, suffix.upper()), "P" if suffix == "gif" else "RGB"
-    assert reading.note == f"{kind}, {mode}, 44 × 30 pixels"
+    kind = {"jpg": "JPEG, RGB", "gif": "GIF, P", "avif": "AVIF, RGB"}[suffix]
+    assert reading.note == f"{kind}, 44 × 30 pixels"
     assert_shows(reading, np.asarray(Image.open(path).convert("RGB")).transpose(2, 0, 1))
 
 
-def test_format_is_detected_from_content(tmp_path):
-    path = tmp_path / "photo.dcm"
-    picture(WIDTH, HEIGHT).save(path, "PNG")
-    assert read_image(path).note.startswith("PNG")
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA"])
+@pytest.mark.parametrize("mode", ["1", "LA", "P", "RGBA"])
 def test_modes_of_png(tmp_path, mode):
     path = tmp_path / "image.png"
     image = picture(WIDTH, HEIGHT)
@@ -139,7 +124,6 @@ def test_exif_orientation(tmp_path):
     reading = read_image(tmp_path / "turned.png")
     assert_shows(reading, np.rot90(np.asarray(image), -1).transpose(2, 0, 1))
     assert reading.note == "PNG, RGB, 30 × 44 pixels"
-    assert "30 × 44 pixels, reduced to 15 × 22" in read_image(tmp_path / "turned.png", max_side=22).note
     part = read_image(tmp_path / "turned.png", window=(0, 0, 1, 0.5))
     assert part.note == "PNG, RGB, 30 × 22 pixels, window from 0, 0"
 
@@ -153,9 +137,7 @@ def test_large_jpeg_is_reduced_during_decoding(tmp_path, monkeypatch):
         "PIL.JpegImagePlugin.JpegImageFile.draft",
         lambda self, *args: drafts.append(args) or draft(self, *args),
     )
-    start = time.process_time()
     reading = read_image(path, max_side=800)
-    assert time.process_time() - start < 2
     assert reading.image.size == (800, 600) and drafts
     assert reading.note == "JPEG, RGB, 4000 × 3000 pixels, reduced to 800 × 600"
     expected = np.asarray(Image.open(path).resize((800, 600), Image.Resampling.BICUBIC)).astype(float)
@@ -167,19 +149,18 @@ def test_sixteen_bit_png(tmp_path):
     Image.fromarray(array[0]).save(tmp_path / "gray.png")
     reading = read_image(tmp_path / "gray.png")
     assert reading.note == "PNG, uint16, 44 × 30 pixels, percentiles 2 to 98"
-    assert_shows(reading, windowed(array, *np.percentile(array, (2, 98))))
+    assert_shows(reading, stretched(array))
     colors = values(3)
     with rasterio.open(tmp_path / "rgb.png", "w", driver="PNG", width=44, height=30, count=3, dtype="uint16") as file:
         file.write(colors)
-    low, high = np.percentile(colors, (2, 98), axis=(1, 2))
-    assert_shows(read_image(tmp_path / "rgb.png"), windowed(colors, low, high))
+    assert_shows(read_image(tmp_path / "rgb.png"), stretched(colors))
 
 
 # TIFF
 
 
 def test_plain_tiff(tmp_path):
-    for mode in ("RGB", "L", "1", "P"):
+    for mode in ("RGB", "1", "P"):
         image = picture(WIDTH, HEIGHT).convert(mode)
         image.save(tmp_path / "plain.tif")
         reading = read_image(tmp_path / "plain.tif")
@@ -187,26 +168,23 @@ def test_plain_tiff(tmp_path):
         assert_shows(reading, np.asarray(image.convert("RGB")).transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize("dtype", ["uint16", "int16", "uint32", "float32", "float64"])
-def test_deep_tiff(tmp_path, dtype):
-    array = values(dtype=dtype, low=0 if dtype.startswith("u") else -500)
-    reading = read_image(geotiff(tmp_path / "deep.tif", array))
-    assert reading.note == f"TIFF, {dtype}, 44 × 30 pixels, percentiles 2 to 98"
-    assert_shows(reading, windowed(array, *np.percentile(array, (2, 98))))
+def test_deep_tiff(tmp_path):
+    for dtype, low in (("uint16", 0), ("int16", -500), ("float64", -500)):
+        array = values(dtype=dtype, low=low)
+        reading = read_image(geotiff(tmp_path / f"{dtype}.tif", array))
+        assert reading.note == f"TIFF, {dtype}, 44 × 30 pixels, percentiles 2 to 98"
+        assert_shows(reading, stretched(array))
 
 
 S2 = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"]
 BANDS = {
     "scene": (S2, [3, 2, 1]),
-    "short": (["B1", "B2", "B3", "B4", "B5", "B8"], [3, 2, 1]),
     "waves": ([f"{name} ({index * 50 + 440} nm)" for index, name in enumerate(S2)], [3, 2, 1]),
     "LC08_L2SP_1": ([f"SR_B{number}" for number in range(1, 8)], [3, 2, 1]),
     "LE07_L2SP_1": (["SR_B1", "SR_B2", "SR_B3", "SR_B4", "SR_B5", "SR_B7"], [2, 1, 0]),
     "LT05_1": (["Band 1", "Band 2", "Band 3", "Band 4"], [2, 1, 0]),
     "planet": (["Coastal Blue", "Blue", "Green I", "Green", "Yellow", "Red", "Red Edge", "NIR"], [0, 1, 2]),
-    "naip": (["Red", "Green", "Blue", "NIR"], [0, 1, 2]),
     "words": (["nir", "Blue", "Green", "Red", "swir", ""], [3, 2, 1]),
-    "three": (["Blue", "Green", "Red"], [2, 1, 0]),
     "scene_B02_B03_B04_B08": ([""] * 4, [2, 1, 0]),
     "scene_B02_B03": ([""] * 4, [0, 1, 2]),
     "nothing": ([""] * 5, [0, 1, 2]),
@@ -214,13 +192,12 @@ BANDS = {
 }
 
 
-@pytest.mark.parametrize("name", BANDS)
-def test_bands_are_found_by_name(tmp_path, name):
-    descriptions, bands = BANDS[name]
-    array = values(len(descriptions))
-    reading = open_upload(str(geotiff(tmp_path / f"{name}.tif", array, descriptions, photometric="minisblack")))
-    assert f"{', '.join(str(band + 1) for band in bands)} of {len(array)}" in reading.note
-    assert_shows(reading, stretched(array[bands]))
+def test_bands_are_found_by_name(tmp_path):
+    for name, (descriptions, bands) in BANDS.items():
+        array = values(len(descriptions))
+        reading = open_upload(str(geotiff(tmp_path / f"{name}.tif", array, descriptions, photometric="minisblack")))
+        assert f"{', '.join(str(band + 1) for band in bands)} of {len(array)}" in reading.note
+        assert_shows(reading, stretched(array[bands]))
 
 
 def test_bands_are_found_by_color(tmp_path):
@@ -253,12 +230,6 @@ def test_input_spec_overrides_defaults(tmp_path):
     assert_shows(reading, np.asarray(picture(WIDTH, HEIGHT))[None, ..., 0])
 
 
-def test_invalid_input_spec_raises_value_error(tmp_path):
-    path = geotiff(tmp_path / "deep.tif", values())
-    with pytest.raises(ValueError, match=r"^input_spec: expected `window` .*\(5, 5\)"):
-        read_image(path, input_spec={"window": [5, 5]})
-
-
 def test_nodata_is_ignored_and_black(tmp_path):
     array = values(dtype="uint16", low=1000, high=2000)
     array[0, :10] = 65535
@@ -287,15 +258,6 @@ def test_large_tiff_is_reduced_by_averaging(tmp_path):
     assert "1000 × 600 pixels, reduced to 250 × 150, bands 1, 2, 3 of 4" in reading.note
 
 
-@pytest.mark.parametrize("shape", [(1, 50), (50, 1), (1, 1), (3, 5000)])
-def test_extreme_shapes(tmp_path, shape):
-    array = np.random.default_rng(0).integers(0, 5000, (1, *shape)).astype("uint16")
-    reading = read_image(geotiff(tmp_path / "thin.tif", array))
-    width, height = reading.to_rgb().size
-    scale = min(1, 2048 / max(shape))
-    assert (height, width) == (max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale)))
-
-
 def test_file_cannot_reference_other_files(tmp_path):
     secret = geotiff(tmp_path / "secret.tif", values(1, "uint8", 0, 255))
     virtual = tmp_path / "innocent.tif"
@@ -310,13 +272,11 @@ def test_file_cannot_reference_other_files(tmp_path):
         read_image(f"/vsizip/{secret}")
 
 
-@pytest.mark.parametrize("name", ["secret.tif", "/vsicurl/http://localhost:9/secret.tif"])
-def test_overview_in_another_file_is_refused(tmp_path, name):
-    """GDAL would open the file, or ask the server, when the image is reduced."""
-    geotiff(tmp_path / "secret.tif", np.full((1, 300, 300), 255, np.uint8))
+def test_overview_on_a_server_is_refused(tmp_path):
+    """GDAL would ask the server when the image is reduced."""
     path = geotiff(tmp_path / "innocent.tif", np.zeros((1, 300, 300), np.uint8))
     with rasterio.open(path, "r+") as file:
-        file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=name if "/" in name else str(tmp_path / name))
+        file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE="/vsicurl/http://localhost:9/secret.tif")
     check_header(path)
     with pytest.raises(UnreadableImage, match="innocent.tif is damaged.* another file"):
         read_image(path, max_side=50)
@@ -341,20 +301,9 @@ def test_ct_in_hounsfield_units():
     reading = read_image(path)
     assert reading.note == "DICOM, CT, 128 × 128 pixels, percentiles 2 to 98"
     assert_shows(reading, windowed(units, *np.nanpercentile(units, (2, 98))))
-    reading = read_image(path, input_spec={"window": [-160, 240]})
-    assert reading.note.endswith("window -160 to 240")
-    assert_shows(reading, windowed(units, -160, 240))
 
 
-def test_mr_uses_window_of_its_tags():
-    path = get_testdata_file("MR_small.dcm")
-    stored = pydicom.dcmread(path).pixel_array[None]
-    reading = read_image(path)  # center 600, width 1600: from 600 - 0.5 - 799.5 to 600 - 0.5 + 799.5
-    assert reading.note == "DICOM, MR, 64 × 64 pixels, window -200 to 1399"
-    assert_shows(reading, windowed(stored, -200, 1399))
-
-
-@pytest.mark.parametrize("name", ["MR_small_RLE.dcm", "MR_small_bigendian.dcm", "MR_small_implicit.dcm"])
+@pytest.mark.parametrize("name", ["MR_small.dcm", "MR_small_RLE.dcm", "MR_small_bigendian.dcm"])
 def test_transfer_syntaxes(name):
     stored = pydicom.dcmread(get_testdata_file("MR_small.dcm")).pixel_array[None]
     assert_shows(read_image(get_testdata_file(name)), windowed(stored, -200, 1399))
@@ -371,30 +320,24 @@ def test_linear_exact_windows_and_several(tmp_path):
 
 def test_monochrome1_is_inverted(tmp_path):
     pixels = values(dtype="uint16")[0]
-    tags = {"WindowCenter": 2000.5, "WindowWidth": 2001}
-    reading = read_image(dicom(tmp_path / "x.dcm", pixels, "MONOCHROME1", **tags))
-    assert reading.note == "DICOM, DX, 44 × 30 pixels, window 1000 to 3000, inverted (MONOCHROME1)"
+    tags = {"PhotometricInterpretation": "MONOCHROME1"}
+    path = dicom(tmp_path / "x.dcm", pixels, WindowCenter=2000.5, WindowWidth=2001, **tags)
+    reading = read_image(path)
+    assert reading.note == "DICOM, CT, 44 × 30 pixels, window 1000 to 3000, inverted (MONOCHROME1)"
     assert_shows(reading, 255 - windowed(pixels[None], 1000, 3000))
-    reading = read_image(dicom(tmp_path / "y.dcm", pixels, "MONOCHROME1"), input_spec={"percentiles": [1, 90]})
+    reading = read_image(dicom(tmp_path / "y.dcm", pixels, **tags), input_spec={"percentiles": [1, 90]})
     assert_shows(reading, 255 - windowed(pixels[None], *np.percentile(pixels, (1, 90))))
 
 
-def test_padding_is_ignored(tmp_path):
-    pixels = values(dtype="int16")[0]
-    pixels[:5] = -2000
-    path = dicom(tmp_path / "padded.dcm", pixels, PixelPaddingValue=-2000, RescaleSlope=2, RescaleIntercept=10)
-    valid = np.where(pixels == -2000, np.nan, 2.0 * pixels + 10)[None]
-    assert_shows(read_image(path), windowed(valid, *np.nanpercentile(valid, (2, 98))))
+def test_large_dicom_is_reduced_by_averaging(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 4000, (200, 400)).astype(np.uint16)
+    reading = read_image(dicom(tmp_path / "x.dcm", pixels), max_side=100)
+    means = pixels.reshape(50, 4, 100, 4).mean((1, 3))
+    np.testing.assert_allclose(reading.image[0], means)
+    assert "400 × 200 pixels, reduced to 100 × 50" in reading.note
 
 
-def test_middle_frame_is_read(tmp_path):
-    frames = np.stack([np.full((HEIGHT, WIDTH), 100 * frame, np.uint16) for frame in range(5)])
-    reading = read_image(dicom(tmp_path / "cine.dcm", frames), input_spec={"window": [0, 400]})
-    assert "frame 3 of 5" in reading.note
-    assert_shows(reading, np.full((1, HEIGHT, WIDTH), 127.5))
-
-
-@pytest.mark.parametrize("name", ["examples_rgb_color.dcm", "SC_rgb_dcmtk_+eb+cy+np.dcm", "SC_rgb_rle_16bit.dcm"])
+@pytest.mark.parametrize("name", ["SC_rgb_dcmtk_+eb+cy+np.dcm", "SC_rgb_rle_16bit.dcm"])
 def test_color_dicom(name):
     path = get_testdata_file(name)
     stored = pydicom.pixels.pixel_array(path).transpose(2, 0, 1)
@@ -410,38 +353,21 @@ def test_palette_dicom():
     assert_shows(reading, 255.0 * colors / np.iinfo(colors.dtype).max)
 
 
-def test_large_dicom_is_reduced_by_averaging(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 4000, (200, 400)).astype(np.uint16)
-    reading = read_image(dicom(tmp_path / "x.dcm", pixels), max_side=100)
-    means = pixels.reshape(50, 4, 100, 4).mean((1, 3))
-    np.testing.assert_allclose(reading.image[0], means)
-    assert "400 × 200 pixels, reduced to 100 × 50" in reading.note
-
-
 # Files that cannot be opened
 
 
-def png(image=None, keep=1.0):
+def half_of_picture(kind):
     buffer = io.BytesIO()
-    (image or picture(200, 150)).save(buffer, "PNG")
-    return buffer.getvalue()[: int(keep * len(buffer.getvalue()))]
-
-
-def jpeg(keep):
-    buffer = io.BytesIO()
-    picture(200, 150).save(buffer, "JPEG")
-    return buffer.getvalue()[: int(keep * len(buffer.getvalue()))]
+    picture(200, 150).save(buffer, kind)
+    return buffer.getvalue()[: len(buffer.getvalue()) // 2]
 
 
 BAD_FILES = {
     "text.jpg": (b"this is not an image\n" * 20, "text.jpg cannot be opened"),
-    "page.png": (b"<html><script>alert(1)</script></html>", "page.png cannot be opened"),
     "empty.png": (b"", r"empty.png is empty \(0 bytes\)"),
-    "truncated.png": (png(keep=0.5), "truncated.png is damaged, incomplete"),
-    "start.png": (png(keep=0.0005) + b"\x89PNG\r\n\x1a\n"[1:], "start.png (cannot be opened|is damaged)"),
-    "truncated.jpg": (jpeg(0.4), "truncated.jpg is damaged, incomplete"),
+    "truncated.png": (half_of_picture("PNG"), "truncated.png is damaged, incomplete"),
+    "truncated.jpg": (half_of_picture("JPEG"), "truncated.jpg is damaged, incomplete"),
     "bomb.png": (png_file(60_000, 60_000), "bomb.png is too large to be opened"),
-    "zero.png": (png_file(0, 20), "zero.png cannot be opened"),
     "damaged.tif": (b"II*\0" + bytes(range(200)), "damaged.tif is damaged"),
     "damaged.dcm": (bytes(128) + b"DICM" + bytes(range(200)), "damaged.dcm is (damaged|DICOM without an image)"),
 }
@@ -458,36 +384,15 @@ def test_bad_files_raise_one_line(tmp_path, name):
     assert "\n" not in str(error.value) and str(tmp_path) not in str(error.value)
 
 
-def test_truncated_tiff(tmp_path):
-    path = geotiff(tmp_path / "half.tif", np.random.default_rng(0).integers(0, 9999, (3, 300, 300)).astype("uint16"))
-    path.write_bytes(path.read_bytes()[:200_000])
-    with pytest.raises(UnreadableImage, match="half.tif is damaged"):
-        read_image(path)
-
-
-def test_scene_with_overviews_may_have_any_size(tmp_path):
-    options = {"driver": "GTiff", "tiled": True, "sparse_ok": True, "count": 1, "dtype": "uint8"}
-    with rasterio.open(tmp_path / "scene.tif", "w", height=6_000, width=24_000, **options) as file:
-        file.build_overviews([2, 4, 8, 16])
-    rgb, note = open_pixels(str(tmp_path / "scene.tif"))
-    assert rgb.shape == (512, 2048, 3) and "24000 × 6000 pixels, reduced to 2048 × 512" in note
-
-
 def test_dicom_that_cannot_be_shown(tmp_path):
-    path = dicom(tmp_path / "report.dcm", values(dtype="uint16")[0], Modality="SR")
-    report = pydicom.dcmread(path)
+    report = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+    report.Modality = "SR"
     del report.PixelData
-    report.save_as(path)
+    report.save_as(tmp_path / "report.dcm")
     with pytest.raises(UnreadableImage, match=r"report.dcm is DICOM without an image \(modality SR\)"):
-        read_image(path)
+        read_image(tmp_path / "report.dcm")
     with pytest.raises(UnreadableImage, match="MR_truncated.dcm is damaged"):
         read_image(get_testdata_file("MR_truncated.dcm"))
-
-
-def test_folder_and_missing_file_raise(tmp_path):
-    for path in (tmp_path, tmp_path / "missing.png"):
-        with pytest.raises(UnreadableImage, match="not found"):
-            read_image(path)
 
 
 # Controls of the page
@@ -502,7 +407,7 @@ def volume(tmp_path):
     return values, path
 
 
-@pytest.mark.parametrize(("position", "index"), [(0, 0), (49, 1), (50, 2), (100, 3)])
+@pytest.mark.parametrize(("position", "index"), [(0, 0), (49, 1), (100, 3)])
 def test_volume_slice_is_seen_from_the_feet(volume, position, index):
     values, path = volume
     reading = open_upload(str(path), adjustment=Adjustment(position=position))
@@ -512,29 +417,24 @@ def test_volume_slice_is_seen_from_the_feet(volume, position, index):
     assert rgb.shape == (4, 3, 3) and note.startswith("brain.nii.gz: ")
 
 
-def test_large_and_invalid_volumes_are_rejected(volume, tmp_path, monkeypatch):
+def test_large_volume_is_rejected(volume, tmp_path, monkeypatch):
     _, path = volume
     check_header(path)
     (tmp_path / "bomb.nii.gz").write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + bytes(5_000_000)))
     monkeypatch.setattr(limits, "VOLUME_BYTES", 2_000_000)
     with pytest.raises(UnreadableImage, match="bomb.nii.gz has . MB when unpacked"):
         check_header(tmp_path / "bomb.nii.gz")
-    (tmp_path / "text.nii").write_text("no volume")
-    with pytest.raises(Exception, match="text.nii cannot be read") as caught:
-        open_upload(str(tmp_path / "text.nii"))
-    assert str(tmp_path) not in str(caught.value)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_ct_windows_use_hounsfield_units(preset):
+def test_ct_windows_use_hounsfield_units():
     path = get_testdata_file("CT_small.dcm", download=False)
     dataset = pydicom.dcmread(path)
     units = dataset.pixel_array * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
-    low, high = PRESETS[preset]
-    expected = 255 * np.clip((units - low) / (high - low), 0, 1)
-    rgb, note = open_pixels(path, adjustment=Adjustment(preset=preset))
-    assert np.abs(rgb[..., 0] - expected).max() <= 0.5 + 1e-6
-    assert f"window {low:g} to {high:g}" in note
+    for preset, (low, high) in PRESETS.items():
+        expected = 255 * np.clip((units - low) / (high - low), 0, 1)
+        rgb, note = open_pixels(path, adjustment=Adjustment(preset=preset))
+        assert np.abs(rgb[..., 0] - expected).max() <= 0.5 + 1e-6
+        assert f"window {low:g} to {high:g}" in note
 
 
 def test_bands_and_percentiles_follow_the_controls(tmp_path):
@@ -543,7 +443,7 @@ def test_bands_and_percentiles_follow_the_controls(tmp_path):
     rgb, note = open_pixels(path, adjustment=Adjustment(bands="5, 1, 2", low=10, high=90))
     assert np.abs(rgb.transpose(2, 0, 1) - stretched(data[[4, 0, 1]], 10, 90)).max() <= 1
     assert "bands 5, 1, 2 of 5" in note and "percentiles 10 to 90" in note
-    for bands in ("1, 2", "0", "red", "1;2;3;4"):
+    for bands in ("1, 2", "0", "red"):
         with pytest.raises(ValueError, match="band numbers"):
             Adjustment(bands=bands)
 
@@ -571,18 +471,16 @@ def test_scene_window_is_read_at_full_resolution(tmp_path, suffix):
     assert open_pixels(path, max_side=60)[0].shape == (40, 60, 3)
 
 
-@pytest.mark.parametrize("frame", [1, 2, 5])
-def test_position_selects_dicom_frame(tmp_path, frame):
-    dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm", download=False))
-    first = dataset.pixel_array
-    frames = np.stack([first + 10 * index for index in range(5)])
-    dataset.NumberOfFrames, dataset.PixelData = 5, frames.tobytes()
-    dataset.save_as(tmp_path / "cine.dcm")
-    reading = open_upload(str(tmp_path / "cine.dcm"), adjustment=Adjustment(position=100 * (frame - 0.5) / 5))
-    units = frames[frame - 1] * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
-    kept = np.isfinite(reading.image[0])
-    np.testing.assert_allclose(reading.image[0][kept], units[kept])
-    assert kept.mean() > 0.5 and f"frame {frame} of 5" in reading.note
+def test_position_selects_dicom_frame(tmp_path):
+    frames = values(5)
+    path = dicom(tmp_path / "cine.dcm", frames)
+    for frame in (2, 5):
+        reading = open_upload(str(path), adjustment=Adjustment(position=100 * (frame - 0.5) / 5))
+        np.testing.assert_array_equal(reading.image[0], frames[frame - 1])
+        assert f"frame {frame} of 5" in reading.note
+    middle = read_image(path)
+    np.testing.assert_array_equal(middle.image[0], frames[2])
+    assert "frame 3 of 5" in middle.note
 
 
 LARGE = """

@@ -78,7 +78,7 @@ def test_references_share_a_grid(models):
     assert (patch_features(twin, image, 6) - patch_features(models.backbone("dinov2"), image, 6)).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("family", ["dinov3_vit", "siglip2_vision_model", "timm_wrapper"])
+@pytest.mark.parametrize("family", ["siglip2_vision_model", "timm_wrapper"])
 def test_vit_in_a_model_with_maps_is_shown(family, tmp_path):
     vit, is_timm, image = save_vit(tmp_path / "vit", family), family == "timm_wrapper", np.asarray(picture(96, 64))
     ViTPFeaturePyramid.from_backbone(tmp_path / "vit", pyramid_channels=8).save_pretrained(tmp_path / "maps")

@@ -1,10 +1,8 @@
 """The running Space, called by `gradio_client` and by plain HTTP: results and rejected requests."""
 
 import configparser
-import io
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +10,6 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import gradio
 import numpy as np
 import pytest
 import torch
@@ -41,7 +38,6 @@ from modeling_vitp import (
     export_backbone,
 )
 from modeling_vitp.hub.upload import gather_contents
-from modeling_vitp.images.corruptions import SEVERITIES
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +147,7 @@ def test_backbone_is_compared_with_random_weights(client, saved):
     assert [one["backbone"] for one in facts["maps"]] == [TINY, TINY + RANDOM]
 
 
-@pytest.mark.parametrize("size", [(61, 83), (30, 400), (500, 100), (1, 500), (1, 1)])
+@pytest.mark.parametrize("size", [(61, 83), (1, 500)])
 def test_marked_patch_is_brightest_in_picture(client, saved, size):
     """The map has the aspect ratio of the image and is brightest in the marked patch."""
     width, height = size
@@ -185,44 +181,14 @@ def test_marked_patch_is_brightest_in_picture(client, saved, size):
     assert np.unravel_index(patches.argmax(), patches.shape) == (row, column) or 1 in size
 
 
-def test_corruptions_are_compared_with_floor(client, saved):
-    table, note = client.predict(saved(picture(64, 48)), seed=1, resolution=6, api_name="/corruptions")
-    rows = [dict(zip(table["headers"], row)) for row in table["data"]]
-    assert len(rows) == 12 * 5 * 2 and "image.png" in note and "60 of 60" in note
-    assert {row["corruption"].replace(" ", "_") for row in rows} == set(SEVERITIES)
-    assert {row["backbone"] for row in rows} == {TINY, TINY + RANDOM}
-    for row in rows:
-        for key, values in SEVERITIES[row["corruption"].replace(" ", "_")].items():
-            assert f"{key.replace('_', ' ')} {values[int(row['severity']) - 1]:g}" in row["parameters"]
-        similarity, floor = float(row["similarity"]), float(row["floor"])
-        assert float(row["share"]) == pytest.approx((similarity - floor) / (1 - floor), abs=2e-3)
-        assert floor < 0.999
-
-
-def test_about(client, folder):
-    text = client.predict(api_name="/about")
-    assert TINY in text and "Apache-2.0" in text and "2509.17562" in text and re.search(r"\d{4}-\d\d-\d\d", text)
-    assert "a backbone" in client.predict(Path(folder).name, api_name="/about")
-
-
-def truncated_png():
-    buffer = io.BytesIO()
-    picture(200, 200).save(buffer, "PNG")
-    return buffer.getvalue()[:5000]
-
-
 @pytest.mark.parametrize(
     "name, content, complaint",
     [
-        ("text.jpg", b"This is not an image.\n", "cannot be opened"),
-        ("cut.png", truncated_png(), "damaged"),
-        ("bomb.png", png_file(60_000, 60_000), "too large"),
         ("bomb.png", png_file(13_300, 13_300), "13,300 × 13,300"),
-        ("empty.tif", b"", "empty"),
         ("<img src=x onerror=alert(1)>.jpg", b"<script>alert(1)</script>", "cannot be opened"),
     ],
 )
-def test_bad_uploads_show_message(client, saved, tmp_path, name, content, complaint):
+def test_bad_uploads_show_message(client, tmp_path, name, content, complaint):
     (tmp_path / name).write_bytes(content)
     upload = handle_file(str(tmp_path / name))
     for endpoint in ("/maps", "/corruptions"):
@@ -231,7 +197,6 @@ def test_bad_uploads_show_message(client, saved, tmp_path, name, content, compla
         said = str(caught.value)
         assert complaint in said
         assert "Traceback" not in said and "<" not in said and "\n" not in said
-    assert client.predict(saved(picture(20, 20)), api_name="/maps")
 
 
 def fetch(url, body=None):
@@ -244,7 +209,7 @@ def fetch(url, body=None):
         return error.code, error.read().decode()
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "/proc/self/environ", __file__, "../../etc/passwd", "~/.bashrc"])
+@pytest.mark.parametrize("path", ["/etc/passwd", __file__, "../../etc/passwd"])
 def test_only_uploads_are_readable(url, path):
     file = {"path": path, "meta": {"_type": "gradio.FileData"}}
     event = {"data": [file, TINY, "none", PCA, 1, 0, 0, FROM_CLS, 5, 5, 8]}
@@ -256,116 +221,97 @@ def test_only_uploads_are_readable(url, path):
 
 
 def test_unknown_model_shows_message(client, saved, tmp_path):
-    for name in ("no/such-model", "/etc", "..", "not a name", str(tmp_path), "tests", "<script>alert(1)</script>"):
+    upload = saved(picture(20, 20))
+    for name in ("..", str(tmp_path), "<script>alert(1)</script>"):
         with pytest.raises(AppError) as caught:
-            client.predict(saved(picture(20, 20)), backbone=name, api_name="/maps")
+            client.predict(upload, backbone=name, api_name="/maps")
         assert "<" not in str(caught.value) and "Traceback" not in str(caught.value)
-        with pytest.raises(AppError):
-            client.predict(name, api_name="/about")
 
 
-def memory(kind: str) -> int:
-    """Return a memory field of this process, in kB."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith(kind))
+def test_app_starts_with_user_or_packed_quickstart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Models().source(Models().default) == str(PACKED) and Models().default == "quickstart"
+    shutil.copytree(PACKED, tmp_path / "outputs" / "quickstart")
+    assert Models().source(Models().default) == "outputs/quickstart"
 
 
-@pytest.mark.slow
-def test_twenty_concurrent_requests_are_answered(client, saved):
-    uploads = [saved(picture(64, 32 + index, seed=index), f"{index}.png") for index in range(20)]
-
-    def answers():
-        jobs = [client.submit(upload, resolution=16, api_name="/maps") for upload in uploads]
-        return [job.result(timeout=120) for job in jobs]
-
-    for index, (_, _, npz, _) in enumerate(answers()):
-        with np.load(npz) as arrays:
-            assert arrays["image"] == f"{index}.png"
-    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
-    before = memory("VmRSS")
-    answers()
-    assert 0 < memory("VmHWM") < before + 200_000
+def test_folder_names_do_not_expose_paths(folder, tmp_path):
+    for name in ("one", "two"):
+        shutil.copytree(folder, tmp_path / name / "backbone")
+    models = Models(TINY, [str(tmp_path / "one" / "backbone"), str(tmp_path / "two" / "backbone")])
+    assert models.names == [TINY, "one/backbone", "two/backbone"]
+    (tmp_path / "one" / "backbone" / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(UnavailableModel) as caught:
+        models.backbone("one/backbone")
+    assert str(tmp_path) not in str(caught.value) and "one/backbone" in str(caught.value)
 
 
-class TestModels:
-    def test_app_starts_with_user_or_packed_quickstart(self, tmp_path, monkeypatch):
-        monkeypatch.chdir(tmp_path)
-        assert Models().source(Models().default) == str(PACKED) and Models().default == "quickstart"
-        shutil.copytree(PACKED, tmp_path / "outputs" / "quickstart")
-        assert Models().source(Models().default) == "outputs/quickstart"
+def test_environment_variables_name_models(monkeypatch):
+    monkeypatch.setenv("VITP_MODEL", "someone/model")
+    monkeypatch.setenv("VITP_BACKBONES", " someone/a , b,")
+    models = Models.from_environment()
+    assert models.default == "someone/model" and not models.trust_remote_code
+    assert models.names == ["someone/model", "someone/a", "b"]
+    monkeypatch.setenv("VITP_TRUST_REMOTE_CODE", "1")
+    assert Models.from_environment().trust_remote_code
 
-    def test_folder_names_do_not_expose_paths(self, folder, tmp_path):
-        for name in ("one", "two"):
-            shutil.copytree(folder, tmp_path / name / "backbone")
-        models = Models(TINY, [str(tmp_path / "one" / "backbone"), str(tmp_path / "two" / "backbone")])
-        assert models.names == [TINY, "one/backbone", "two/backbone"]
-        (tmp_path / "one" / "backbone" / "model.safetensors").write_bytes(b"damaged")
-        with pytest.raises(UnavailableModel) as caught:
-            models.backbone("one/backbone")
-        assert str(tmp_path) not in str(caught.value) and "one/backbone" in str(caught.value)
 
-    def test_environment_variables_name_models(self, monkeypatch):
-        monkeypatch.setenv("VITP_MODEL", "someone/model")
-        monkeypatch.setenv("VITP_BACKBONES", " someone/a , b,")
-        models = Models.from_environment()
-        assert models.default == "someone/model" and not models.trust_remote_code
-        assert models.names == ["someone/model", "someone/a", "b"]
-        monkeypatch.setenv("VITP_TRUST_REMOTE_CODE", "1")
-        assert Models.from_environment().trust_remote_code
+def test_full_model_and_vit_share_weights(tmp_path, model, processor):
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    models = Models(str(tmp_path))
+    assert models.full_names == models.names == [tmp_path.name]
+    full, backbone = models.full(), models.backbone()
+    assert backbone.model is full.model.model.vision_tower and full is models.full()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(full.model.state_dict()[name], tensor)
 
-    def test_full_model_and_vit_share_weights(self, tmp_path, model, processor):
-        model.save_pretrained(tmp_path)
-        processor.save_pretrained(tmp_path)
-        models = Models(str(tmp_path))
-        assert models.full_names == models.names == [tmp_path.name]
-        full, backbone = models.full(), models.backbone()
-        assert backbone.model is full.model.model.vision_tower and full is models.full()
-        for name, tensor in model.state_dict().items():
-            torch.testing.assert_close(full.model.state_dict()[name], tensor)
 
-    def test_transformers_own_full_model(self, tmp_path, model, processor):
-        model.save_pretrained(tmp_path / "vitp")
-        processor.save_pretrained(tmp_path / "vitp")
-        convert_checkpoint(tmp_path / "vitp", tmp_path / "native", "internvl")
-        full = Models(str(tmp_path / "native")).full()
-        for name, tensor in model.state_dict().items():
-            torch.testing.assert_close(full.model.state_dict()[name], tensor)
-        image = picture(60, 50)
-        expected = processor(images=image, text=processor.image_token, return_tensors="pt")
-        given = full.processor(images=image, text=full.processor.image_token, return_tensors="pt")
-        torch.testing.assert_close(given["pixel_values"], expected["pixel_values"])
+def test_transformers_own_full_model(tmp_path, model, processor):
+    model.save_pretrained(tmp_path / "vitp")
+    processor.save_pretrained(tmp_path / "vitp")
+    convert_checkpoint(tmp_path / "vitp", tmp_path / "native", "internvl")
+    full = Models(str(tmp_path / "native")).full()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(full.model.state_dict()[name], tensor)
+    image = picture(60, 50)
+    expected = processor(images=image, text=processor.image_token, return_tensors="pt")
+    given = full.processor(images=image, text=full.processor.image_token, return_tensors="pt")
+    torch.testing.assert_close(given["pixel_values"], expected["pixel_values"])
 
-    def test_remote_code_requires_trust(self, folder, tmp_path):
-        evil = tmp_path / "evil"
-        shutil.copytree(folder, evil)
-        marker = tmp_path / "ran"
-        (evil / "code.py").write_text(f"open({str(marker)!r}, 'w')\nfrom modeling_vitp import *\n")
-        config = json.loads((evil / "config.json").read_text())
-        config["model_type"] = "evil"
-        config["auto_map"] = {"AutoConfig": "code.ViTPVisionConfig", "AutoModel": "code.ViTPVisionModel"}
-        (evil / "config.json").write_text(json.dumps(config))
-        with pytest.raises(UnavailableModel, match="'evil'"):
-            Models(TINY, backbones=[str(evil)])
-        config["model_type"] = "internvl_vision"
-        (evil / "config.json").write_text(json.dumps(config))
-        assert type(Models(backbones=[str(evil)]).backbone("evil").model).__name__ == "InternVLVisionModel"
-        assert not marker.exists()
 
-    def test_visitor_downloads_use_no_token_and_are_limited(self, hub, folder, monkeypatch):
-        for name, private in (("tester/backbone", False), ("tester/private", True)):
-            hub.api().create_repo(name, private=private)
-            hub.api().upload_folder(repo_id=name, folder_path=folder)
-        opened = Models().backbone("tester/backbone")
-        reference = AutoModel.from_pretrained(folder).state_dict()
-        for name, tensor in opened.model.state_dict().items():
-            torch.testing.assert_close(tensor, reference[name])
-        with pytest.raises(UnavailableModel, match="GB of safetensors"):
-            Models(max_gb=1e-9).backbone("tester/backbone")
-        monkeypatch.setenv("HF_TOKEN", hub.token("read"))
-        for name in ("no/such", "tester/private"):
-            with pytest.raises(UnavailableModel, match=f"'{name}'"):
-                Models().backbone(name)
-        assert Models(backbones=["tester/private"]).backbone("tester/private").model is not None
+def test_remote_code_requires_trust(folder, tmp_path):
+    evil = tmp_path / "evil"
+    shutil.copytree(folder, evil)
+    marker = tmp_path / "ran"
+    (evil / "code.py").write_text(f"open({str(marker)!r}, 'w')\nfrom modeling_vitp import *\n")
+    config = json.loads((evil / "config.json").read_text())
+    config["model_type"] = "evil"
+    config["auto_map"] = {"AutoConfig": "code.ViTPVisionConfig", "AutoModel": "code.ViTPVisionModel"}
+    (evil / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnavailableModel, match="'evil'"):
+        Models(TINY, backbones=[str(evil)])
+    config["model_type"] = "internvl_vision"
+    (evil / "config.json").write_text(json.dumps(config))
+    assert type(Models(backbones=[str(evil)]).backbone("evil").model).__name__ == "InternVLVisionModel"
+    assert not marker.exists()
+
+
+def test_visitor_downloads_use_no_token_and_are_limited(hub, folder, monkeypatch):
+    for name, private in (("tester/backbone", False), ("tester/private", True)):
+        hub.api().create_repo(name, private=private)
+        hub.api().upload_folder(repo_id=name, folder_path=folder)
+    opened = Models().backbone("tester/backbone")
+    reference = AutoModel.from_pretrained(folder).state_dict()
+    for name, tensor in opened.model.state_dict().items():
+        torch.testing.assert_close(tensor, reference[name])
+    with pytest.raises(UnavailableModel, match="GB of safetensors"):
+        Models(max_gb=1e-9).backbone("tester/backbone")
+    monkeypatch.setenv("HF_TOKEN", hub.token("read"))
+    for name in ("no/such", "tester/private"):
+        with pytest.raises(UnavailableModel, match=f"'{name}'"):
+            Models().backbone(name)
+    assert Models(backbones=["tester/private"]).backbone("tester/private").model is not None
 
 
 @pytest.mark.slow
@@ -404,10 +350,6 @@ def test_requirements_are_those_of_the_package():
     assert card.sdk == "gradio" and gradio.specifier.contains(card.sdk_version)
     assert len(card.short_description) <= 60 and card.suggested_hardware == "cpu-basic"
     assert card.app_file == "app.py" and card.license == "apache-2.0" and "remote-sensing" in card.tags
-
-
-def test_gradio_analytics_are_disabled():
-    assert not build_app(Models(TINY)).analytics_enabled and gradio.__version__ >= "6"
 
 
 @pytest.mark.slow

@@ -29,15 +29,14 @@ from modeling_vitp import ViTPVisionConfig, ViTPVisionModel, export_backbone
 
 VISITORS, PAUSE = 50, 10.0  # PAUSE: seconds between an answer and the next question
 SECONDS = float(os.environ.get("VITP_LOAD_SECONDS") or 20)
+PADDING = {"strategy": {"Fixed": 10**10}, "direction": "Right", "pad_to_multiple_of": None}
+PADDING |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "a"}
 # Changes of config.json, and of tokenizer.json for a full model.
 HOSTILE = {
     "layers": {"num_hidden_layers": 10**9},
-    "patches": {"patch_size": [1, 1]},
     "heavy": {"num_hidden_layers": 128, "intermediate_size": 60_000},
-    "prepend": {"normalizer": {"type": "Prepend", "prepend": 9_000_000 * "a"}},
-    "padding": {"padding": {"strategy": {"Fixed": 10**10}, "direction": "Right", "pad_to_multiple_of": None}},
+    "padding": {"padding": PADDING},
 }
-HOSTILE["padding"]["padding"] |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "a"}
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +53,7 @@ def hub(tmp_path):
         hub.commit(f"tester/good{index}", files)
     full = {path.name: path for path in PACKED.iterdir()}
     for name, changes in HOSTILE.items():
-        base, file = (full, "tokenizer.json") if name in ("prepend", "padding") else (files, "config.json")
+        base, file = (full, "tokenizer.json") if name == "padding" else (files, "config.json")
         changed = json.loads(base[file].read_text()) | changes
         hub.create(f"tester/{name}")
         hub.commit(f"tester/{name}", base | {file: json.dumps(changed)})

@@ -6,7 +6,7 @@ import torch
 import vrl_tab
 from answers import answers_by_drop_ratio, decode, encode, greedy
 from handlers import run, start_of
-from loading import PACKED, TINY, FullModel, Models
+from loading import TINY, FullModel
 from pictures import picture
 from PIL import Image
 from tiny_models import TEXT, TOKENS_PER_TILE
@@ -14,14 +14,12 @@ from uploading import CROWNS
 from vrl_tab import (
     DIMMED,
     MAX_NEW_TOKENS,
-    TILE_BORDER,
     answers_at,
     build_tab,
     costs,
     draw_tokens,
     explain,
     kept_tokens,
-    savings,
     token_maps,
 )
 
@@ -30,22 +28,11 @@ QUESTION = "How many trees are there?"
 TOKENS = 16  # of a tile of the app's tiny model: (112 / 14 / 2) ** 2
 
 
-@pytest.fixture(scope="module")
-def models():
-    return Models(TINY)
-
-
-@pytest.fixture
-def scene(tmp_path):
-    picture(336, 224).save(tmp_path / "scene.png")
-    return str(tmp_path / "scene.png")
-
-
 @pytest.mark.parametrize(
     ("size", "grid"),
-    [((168, 112), (2, 3)), ((56, 168), (3, 1)), ((300, 56), (1, 5)), ((56, 56), (1, 1)), ((1, 90), (6, 1))],
+    [((168, 112), (2, 3)), ((56, 56), (1, 1)), ((1, 90), (6, 1))],
 )
-@pytest.mark.parametrize("drop_ratio", [0.0, 0.5, 0.75])
+@pytest.mark.parametrize("drop_ratio", [0.0, 0.75])
 def test_maps_show_kept_tokens_of_processor(processor, size, grid, drop_ratio):
     image = picture(*size)
     inputs = encode(processor, [image], QUESTION, drop_ratio, seed=3)
@@ -70,7 +57,7 @@ def test_maps_show_kept_tokens_of_processor(processor, size, grid, drop_ratio):
 
 def test_model_orders_tokens_by_row(model):
     """A marked patch is in the token that covers it after the pixel shuffle."""
-    for row in range(4):
+    for row in (0, 3):
         for column in range(4):
             patches = torch.zeros(1, 4, 4, 8)
             patches[0, row, column] = 1
@@ -100,30 +87,6 @@ def test_draw_depends_on_the_seed_alone(processor):
     assert draws[0].equal(draws[1]) and not draws[0].equal(draws[2])
 
 
-def test_wrong_number_of_tiles_raises(processor):
-    with pytest.raises(ValueError, match="2 × 3 tiles, got 5"):
-        token_maps(processor, (168, 112), 5)
-
-
-@pytest.mark.parametrize("size", [(31, 17), (7, 3), (600, 400)])
-def test_only_dropped_tokens_are_darkened(size):
-    width, height = size
-    image = picture(width, height)
-    kept = np.random.default_rng(0).random((4, 6)) < 0.5
-    drawn = np.array(draw_tokens(image, kept, (1, 1))).astype(float)
-    for y in range(height):
-        for x in range(0, width, 7):
-            factor = 1 if kept[int(y * 4 / height), int(x * 6 / width)] else DIMMED
-            assert np.abs(drawn[y, x] - factor * np.array(image.getpixel((x, y)))).max() <= 0.5
-
-
-def test_tile_borders_are_drawn_between_tiles_only():
-    drawn = np.array(draw_tokens(Image.new("RGB", (90, 60)), np.ones((4, 6), dtype=bool), (2, 3)))
-    lines = (drawn == [int(TILE_BORDER[i : i + 2], 16) for i in (1, 3, 5)]).all(-1)
-    assert lines[30].all() and lines[:, 30].all() and lines[:, 60].all()
-    assert not lines[[0, 15, 45, 59]][:, [0, 15, 45, 75, 89]].any()
-
-
 def test_tokens_are_shown_over_tiles_and_thumbnail(models, scene):
     tiles, thumbnail, summary, note = kept_tokens(models, scene, TINY, 0.75, 5)
     assert summary == "28 of 112 visual tokens are kept, over 2 × 3 tiles and a thumbnail."
@@ -140,12 +103,6 @@ def test_tokens_are_shown_over_tiles_and_thumbnail(models, scene):
     brightness = np.array(thumbnail).reshape(4, 112, 4, 112, 3).mean((1, 3, 4)).flatten()
     kept = [index - 6 * TOKENS for index in inputs["visual_token_indices"].tolist()]
     assert (brightness > 60).nonzero()[0].tolist() == [token for token in kept if token >= 0]
-
-
-def test_single_tile_has_no_thumbnail(models, tmp_path):
-    picture(100, 100).save(tmp_path / "small.jpg")
-    _, thumbnail, summary, _ = kept_tokens(models, str(tmp_path / "small.jpg"), TINY, 0, 0)
-    assert summary == "16 of 16 visual tokens are kept, over one tile." and thumbnail is None
 
 
 def test_table_by_drop_ratio_shows_model_answers(models, scene, monkeypatch):
@@ -196,8 +153,8 @@ def test_answer_attention_equals_language_model_attention(models):
     assert np.isfinite(found.attention).sum() == (kept < 6 * TOKENS).sum()
 
 
-@pytest.mark.parametrize("drop_ratio", [0.5, 0.75])
-def test_operations_equal_manual_sum(model, processor, drop_ratio):
+def test_operations_equal_manual_sum(model, processor):
+    drop_ratio = 0.75
     model.set_attn_implementation("eager")  # as in the app
     whole, short = costs(FullModel("small", model.eval(), processor), picture(168, 112), QUESTION, drop_ratio)
     total = 7 * TOKENS_PER_TILE
@@ -217,19 +174,9 @@ def test_operations_equal_manual_sum(model, processor, drop_ratio):
         assert 0 < cost.language_seconds < 10 and 0 < cost.vision_seconds < 10
 
 
-def test_savings_name_fewer_operations(models, scene):
-    table, summary = savings(models, scene, TINY, QUESTION, 0.75, 0)
-    assert table["visual tokens"].tolist() == [112, 28]
-    whole, short = table["LM FLOPs"]
-    assert summary.startswith("scene.png: at a drop ratio of 0.75") and short < whole
-    share = int(summary.split("does ")[1].split("%")[0])
-    assert share == pytest.approx(100 * (1 - short / whole), abs=0.51)
-
-
-def test_tab_opens_with_example():
+def test_tab_opens_with_example(packed):
     """The handlers at the start compute every result of the tab from its default inputs."""
-    models = Models(str(PACKED))
-    (show_tokens, inputs), (run_all, (*others, _)) = start_of(build_tab, models)
+    (show_tokens, inputs), (run_all, (*others, _)) = start_of(build_tab, packed)
     tiles, thumbnail, summary = run(show_tokens, inputs)
     *both, cost_table, saved, table, curve = run(run_all, [*others, 2])  # draws
     assert tiles.size == (224, 224) and not thumbnail.visible
