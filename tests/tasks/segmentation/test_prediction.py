@@ -26,8 +26,7 @@ from modeling_vitp import (
     predict_large,
 )
 from modeling_vitp.recipes import predict_large as script
-from modeling_vitp.tasks.segmentation import prediction as large_images
-from modeling_vitp.tasks.segmentation.prediction import augmented, predict_bands, sliding_window
+from modeling_vitp.tasks.segmentation.prediction import augmented, default_stride, predict_bands, sliding_window
 
 SHAPES = {
     "height": st.integers(1, 40),
@@ -247,18 +246,9 @@ def test_geotiff_equals_prediction_in_memory(model, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["classes.tif", "probabilities.tif", "scene.tif"]
 
 
-@pytest.mark.parametrize(("window", "stride"), [(30, (22, 22)), (1, (1, 1)), ((40, 64), (30, 48))])
-def test_default_stride_is_three_quarters(model, tmp_path, monkeypatch, window, stride):
-    asked = []
-
-    def record_windows(*args, window, stride, **kwargs):
-        asked.append((window, stride))
-        return []
-
-    monkeypatch.setattr(large_images, "predict_bands", record_windows)
-    image = write_tiff(tmp_path / "scene.tif", scene())
-    predict_large(model, ViTPSegmentationImageProcessor(), image, tmp_path / "classes.tif", window=window)
-    assert asked == [(window, stride)]
+def test_default_stride_is_three_quarters():
+    windows = (1, 30, (40, 64))
+    assert [default_stride(window) for window in windows] == [(1, 1), (22, 22), (30, 48)]
 
 
 def test_pair_equals_prediction_in_memory(change_model, tmp_path):
