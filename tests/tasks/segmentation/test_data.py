@@ -157,7 +157,8 @@ def test_masks_that_give_no_counts_are_refused(tmp_path, caplog):
     assert "tree" in caplog.text
     with pytest.raises(ValueError, match="'tree'"):
         balanced_weights(pixels)
-    data.encoding = LabelEncoding(TWO, ignore=[0])
+    data = labelled_folder(tmp_path / "ignored", {"a": small_mask(*[9] * 48)})
+    data.encoding = LabelEncoding(TWO, ignore=[9])
     with pytest.raises(ValueError, match="ignore"):
         count_pixels(data.open(["train"]), data.encoding.names)
 

@@ -147,7 +147,7 @@ def test_depths_and_controls_match_transformers(tmp_path, quick_probe):
         main([*arguments[:-1], "9"])
 
 
-def test_volumes_are_probed_with_shots(tmp_path):
+def test_volumes_are_probed_with_shots(tmp_path, quick_probe):
     """Read volumes by the settings of the data, not by the input spec of a backbone."""
     dense_data.make_amos(tmp_path / "data")
     folder = save_backbone(tmp_path / "b", "vitp", {"window": [500, 600]})
