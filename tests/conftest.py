@@ -30,6 +30,7 @@ from modeling_vitp.pretraining.loading import build_model, build_tokenizer
 from modeling_vitp.probing.heads import fit_nonlinear
 from modeling_vitp.tasks import TASKS
 from modeling_vitp.tasks.segmentation import probe as segmentation_probe
+from modeling_vitp.training import results
 
 hypothesis.settings.register_profile("same_examples", derandomize=True)
 hypothesis.settings.load_profile("same_examples")
@@ -120,6 +121,12 @@ def quick_probe(monkeypatch):
 def quick_prior(monkeypatch):
     """Train models of the answer prior for five steps, for tests that do not compare its figures."""
     monkeypatch.setattr(answer_prior, "STEPS", 5)
+
+
+@pytest.fixture
+def no_loss_picture(monkeypatch):
+    """Do not draw the losses at the end of a run, which takes longer than the training of a tiny model."""
+    monkeypatch.setattr(results, "draw_losses", lambda *args: None)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
-from dense_data import TINY, read_config, save
+from dense_data import TINY, save
 from pictures import write_bands
 from PIL import Image
 
@@ -119,7 +119,3 @@ def small_arguments(config: dict, root: Path, output_dir: Path, **settings) -> l
     path = output_dir.parent / f"{output_dir.name}.yaml"
     path.write_text(yaml.safe_dump(config))
     return ["--config", str(path)]
-
-
-def benchmark_arguments(name: str, root: Path, output_dir: Path, **settings) -> list[str]:
-    return small_arguments(read_config(name), root, output_dir, **settings)

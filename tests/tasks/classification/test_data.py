@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pandas as pd
 import PIL.Image
-import pydicom
 import pytest
 import rasterio
 import torch
@@ -14,7 +13,6 @@ from classification_data import MAKERS, picture_of, write_folders
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from dense_data import read_config, save
 from pictures import picture, write_bands
-from pydicom.data import get_testdata_file
 from volumes_on_disk import write_series
 
 from modeling_vitp.data.files import FileSample
@@ -77,33 +75,23 @@ def test_class_without_training_images_is_refused(caplog):
     check_trained(trained, {"field": 1, "swamp": 0}, "test", is_listed=False)
 
 
-def test_folders_of_masks_are_not_classes(tmp_path):
-    write_folders(tmp_path, {"train": 3}, ("images", "masks"))
-    with pytest.raises(ValueError, match="folders of classes.*masks"):
-        opened({"root": str(tmp_path)})
-
-
 def test_empty_class_folder_is_refused(folders):
     (folders / "train" / "swamp").mkdir()
     with pytest.raises(ValueError, match="'swamp'.*train/swamp"):
         opened({"root": str(folders)})
 
 
-def test_bad_file_is_refused_or_skipped(folders, caplog):
-    (folders / "train" / "field" / "notes.txt").write_text("these are fields")
-    with pytest.raises(ValueError, match="field/notes.txt .*`bad_images: skip`"):
+@pytest.mark.parametrize("name", ["notes.txt", "0.png"])
+def test_bad_file_is_refused_or_skipped(folders, caplog, name):
+    """Check a file that is not an image, and a truncated image."""
+    path = folders / "train" / "field" / name
+    path.write_bytes((folders / "train/field/0.png").read_bytes()[:-300])
+    number_of_images = 6 if name == "notes.txt" else 5
+    with pytest.raises(ValueError, match=f"train/field/{name} .*bad_images"):
         opened({"root": str(folders)})
     with caplog.at_level(logging.WARNING):
-        assert len(opened({"root": str(folders), "bad_images": "skip"})) == 6
-    assert "train" in caplog.text and "notes.txt" in caplog.text
-
-
-def test_truncated_image_is_refused_or_skipped(folders):
-    path = folders / "train" / "field" / "0.png"
-    path.write_bytes(path.read_bytes()[:-300])
-    with pytest.raises(ValueError, match="train/field/0.png .*truncated"):
-        opened({"root": str(folders)})
-    assert len(opened({"root": str(folders), "bad_images": "skip"})) == 5
+        assert len(opened({"root": str(folders), "bad_images": "skip"})) == number_of_images
+    assert name in caplog.text
 
 
 def test_truncated_image_raises_error_on_reading(folders):
@@ -113,17 +101,6 @@ def test_truncated_image_raises_error_on_reading(folders):
     path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(ValueError, match="train/field/0.bmp"):
         opened({"root": str(folders)})[0]
-
-
-def test_dicom_is_read_in_its_units(folders):
-    path = folders / "train" / "field" / "ct.dcm"
-    shutil.copyfile(get_testdata_file("CT_small.dcm"), path)
-    tags = pydicom.dcmread(path)
-    units = tags.pixel_array * float(tags.RescaleSlope) + float(tags.RescaleIntercept)
-    data = {"root": str(folders), "splits": {"train": {"image": "train/{class}/{name}.dcm"}}}
-    samples = opened(data | {"classes": ["field", "forest"], "input_spec": {"window": [-160, 240]}})
-    expected = np.clip((units + 160) / 400, 0, 1) * 255
-    np.testing.assert_allclose(samples[0]["image"][0], expected, atol=0.51)
 
 
 def rows(labels, feature, name: str = "label") -> Dataset:
@@ -173,15 +150,16 @@ def test_binary_columns_are_classes(stored):
 @pytest.mark.parametrize(
     ("labels", "feature", "settings", "message"),
     [
-        ([0, 7], Value("int64"), {"classes": ["a", "b"]}, "Row 1 of split 'train'.* label 7"),
+        ([0, 2], Value("int64"), {"classes": ["a", "b"]}, "Row 1 of split 'train'.* label 2"),
         ([0, -3], Value("int64"), {"classes": ["a", "b"]}, "label -3"),
         ([0, -1], ClassLabel(names=["a", "b"]), {}, "Row 1 of split 'train'.* no class"),
         ([[0, 1], [1]], List(Value("int64")), {}, "Row 0 .* 2 classes, 0, 1.*multi_label"),
         ([[2], [0, 1, 0]], List(Value("int64")), {"multi_label": True}, r"Row 1 .*\[0, 1, 0\].* indices .*\[1\]"),
         (["a", "a"], Value("string"), {}, r"classes.*\['a'\]"),
+        (["a", None, "b"], Value("string"), {}, "Row 1 of split 'train'"),
+        ([0.5, 2.0], Value("float32"), {}, "0.5"),
         ([0, 1], Value("int64"), {"columns": {"label": "kind"}}, "no column .*kind"),
         ([0, 1], Value("int64"), {"columns": {"image": "label"}}, "'label'"),
-        ([0, 1], Value("int64"), {"splits": {"train": "rest"}}, "rest"),
     ],
 )
 def test_bad_labels_are_refused(stored, labels, feature, settings, message):
@@ -244,10 +222,9 @@ def test_findings_in_text_become_labels(tmp_path):
     ("change", "message"),
     [
         ({"file": "none.csv"}, "none.csv cannot be read"),
-        ({"file": "images"}, ".csv, .tsv or .parquet, got .*images"),
-        ({"label": "Findings"}, "'Findings' .*Image Index, Finding Labels"),
+        ({"file": "images"}, "got .*images"),
+        ({"label": "Findings"}, "'Findings'"),
         ({"separator": ";"}, r"class '.*\|.*'"),
-        ({"seperator": "|"}, "seperator"),
     ],
 )
 def test_bad_table_settings_are_refused(tmp_path, change, message):
@@ -270,21 +247,6 @@ def test_table_keeps_leading_zeros_and_none(tmp_path, suffix):
     samples = opened(settings)
     found = {item["id"]: item["label"].nonzero().flatten().tolist() for item in map(samples.__getitem__, range(4))}
     assert found == {"0001": [0], "0002": [1], "0003": [2], "0010": []}
-
-
-def test_files_and_rows_must_match(tmp_path):
-    MAKERS["chest_xray14"](tmp_path)
-    settings = read_config("chest_xray14")["data"] | {"root": str(tmp_path)}
-    save(picture_of([], np.random.default_rng(0)), tmp_path / "images" / "00000001_009.png")
-    with open(tmp_path / "train_val_list.txt", "a") as file:
-        file.write("00000001_009.png\n")
-    with pytest.raises(ValueError, match="00000001_009.png has no row in .*Data_Entry_2017.csv"):
-        opened(settings)
-    MAKERS["bigearthnet_v2"](tmp_path / "bands")
-    settings = read_config("bigearthnet_v2")["data"] | {"root": str(tmp_path / "bands")}
-    shutil.rmtree(next((tmp_path / "bands" / "BigEarthNet-S2").glob("*/*_26_3")))
-    with pytest.raises(ValueError, match="row 3: no file of split 'train' .*_26_3'"):
-        opened(settings)
 
 
 def test_copied_image_in_two_splits_is_refused(folders):
@@ -323,83 +285,81 @@ def test_recorded_data_opens_without_training_split(folders):
 
 def test_file_names_may_have_dots(tmp_path):
     """Check names with dots, as in DICOM, and that the files which GDAL writes beside an image are ignored."""
+    files = ("1.2.840.0", "1.2.840.1", "S2A.tile0.2020", "S2A.tile0.2021")
+    names = [f"{name}/{file}" for name in "ab" for file in files]
+    write_pictures(tmp_path / "train", *(f"{name}.png" for name in names))
     for name in "ab":
-        (tmp_path / "train" / name).mkdir(parents=True)
-        for file in ("1.2.840.0.png", "1.2.840.1.png", "S2A.tile0.2020.png", "S2A.tile0.2021.png"):
-            picture(8, 8).save(tmp_path / "train" / name / file)
         (tmp_path / "train" / name / "S2A.tile0.2020.png.aux.xml").write_text("<PAMDataset/>")
-    data = ClassificationData.from_dict({"root": str(tmp_path)})
+    assert opened({"root": str(tmp_path)}).ids == names
+
+
+def write_pictures(root, *paths):
+    for number, path in enumerate(paths):
+        save(picture(8, 8, number), root / path)
+
+
+def write_table(root, rows, header="file_name,label"):
+    (root / "t.csv").write_text("\n".join([header, *rows]) + "\n")
+
+
+def labels_of_table(root, splits, name="file_name", **settings):
+    """Return the name of the class of each sample of each split, by its id."""
+    splits = {split: {"image": value} if isinstance(value, str) else value for split, value in splits.items()}
+    data = ClassificationData.from_dict(
+        {"root": str(root), "table": {"file": "t.csv", "name": name}, "splits": splits, **settings}
+    )
     data.find_classes(["train"])
-    samples = data.open(["train"])
-    names = [
-        f"{name}/{file}" for name in "ab" for file in ("1.2.840.0", "1.2.840.1", "S2A.tile0.2020", "S2A.tile0.2021")
-    ]
-    assert samples.ids == names
+    labels = []
+    for split in splits:
+        samples = data.open([split])
+        labels.append({id: data.classes[label] for id, label in zip(samples.ids, samples.labels.tolist())})
+    return labels
 
 
-def make_table(folder, rows, header="pid,label,fold"):
-    (folder / "images").mkdir()
-    for patient in range(3):
-        for place in range(2):
-            picture(8, 8, 10 * patient + place).save(folder / "images" / f"p{patient}_{place}.png")
-    (folder / "labels.csv").write_text("\n".join([header, *rows]) + "\n")
-
-
-def table_data(folder, **where):
-    split = {"image": "images/{pid}_{name}.png", **({"where": where} if where else {})}
-    table = {"file": "labels.csv", "name": "pid"}
-    found = ClassificationData.from_dict({"root": str(folder), "table": table, "splits": {"train": split}})
-    found.find_classes(["train"])
-    samples = found.open(["train"])
-    return {name: found.classes[label] for name, label in zip(samples.ids, samples.labels.tolist())}
+PATIENTS = [f"images/p{patient}_{place}.png" for patient in range(3) for place in range(2)]
+PATIENT_PATTERN = "images/{pid}_{name}.png"
 
 
 def test_row_labels_all_images_of_patient(tmp_path):
-    make_table(tmp_path, ["p0,ill,1", "p1,well,1", "p2,ill,2"])
+    write_pictures(tmp_path, *PATIENTS)
+    write_table(tmp_path, ["p0,ill,1", "p1,well,1", "p2,ill,2"], "pid,label,fold")
     whole = {"p0/0": "ill", "p0/1": "ill", "p1/0": "well", "p1/1": "well", "p2/0": "ill", "p2/1": "ill"}
-    assert table_data(tmp_path) == whole
-    assert table_data(tmp_path, fold=1) == {name: label for name, label in whole.items() if not name.startswith("p2")}
+    assert labels_of_table(tmp_path, {"train": PATIENT_PATTERN}, "pid") == [whole]
+    fold = {"image": PATIENT_PATTERN, "where": {"fold": 1}}
+    in_fold = {name: label for name, label in whole.items() if not name.startswith("p2")}
+    assert labels_of_table(tmp_path, {"train": fold}, "pid") == [in_fold]
+    # pandas reads integers with missing values as floats.
+    write_table(tmp_path, ["p0,ill,1", "p1,well,1", "p2,ill,"], "pid,label,fold")
+    assert labels_of_table(tmp_path, {"train": fold}, "pid") == [in_fold]
 
 
 def test_patient_column_of_a_table_is_the_case(tmp_path):
     rows = [f"p{patient}_{place},ill,{patient},{place}" for patient in range(2) for place in range(2)]
-    make_table(tmp_path, [*rows, "p2_0,well,,0", "p2_1,well,2,1"], "file_name,label,patient,part")
+    write_pictures(tmp_path, *PATIENTS)
+    write_table(tmp_path, [*rows, "p2_0,well,,0", "p2_1,well,2,1"], "file_name,label,patient,part")
     splits = {name: {"image": "images/{name}.png", "where": {"part": part}} for part, name in enumerate("ab")}
-    settings = {"root": str(tmp_path), "table": {"file": "labels.csv"}}
+    settings = {"root": str(tmp_path), "table": {"file": "t.csv"}, "classes": ["ill", "well"]}
     found = ClassificationData.from_dict(settings | {"splits": splits | {"all": {"image": "images/{name}.png"}}})
-    found.find_classes(["a"])
     assert found.open(["all"]).cases == ["0", "0", "1", "1", "p2_0", "2"]
-    with pytest.raises(ValueError, match="patient 0 is in both splits 'a' and 'b'"):
+    with pytest.raises(ValueError, match="patient 0 .*'a' and 'b'"):
         found.check_disjoint(["a", "b"])
     # A part has all images of a patient.
     splits = {name: {"image": "images/{name}.png", "part": part} for name, part in (("a", [0, 0.5]), ("b", [0.5, 1]))}
-    found = ClassificationData.from_dict(settings | {"splits": splits, "classes": ["ill", "well"]})
+    found = ClassificationData.from_dict(settings | {"splits": splits})
     found.check_disjoint(["a", "b"])
     parts = [found.open([name]).cases for name in splits]
     assert all(parts) and sorted(sum(parts, [])) == ["0", "0", "1", "1", "2", "p2_0"]
 
 
-def test_integers_with_missing_values_are_matched(tmp_path):
-    """Check integer columns with missing values, which pandas reads as floats."""
-    make_table(tmp_path, ["p0,ill,1", "p1,well,1", "p2,ill,"])
-    assert set(table_data(tmp_path, fold=1)) == {"p0/0", "p0/1", "p1/0", "p1/1"}
-
-
 def test_ambiguous_name_in_folders_is_refused(tmp_path):
-    for place in ("north/0", "north/1", "south/0"):
-        (tmp_path / place).parent.mkdir(exist_ok=True)
-        picture(8, 8, len(list(tmp_path.rglob("*.png")))).save(tmp_path / f"{place}.png")
+    write_pictures(tmp_path, "north/0.png", "north/1.png", "south/0.png")
 
     def labels(pattern, rows):
-        (tmp_path / "t.csv").write_text("\n".join(["file_name,label", *rows]) + "\n")
-        settings = {"root": str(tmp_path), "table": {"file": "t.csv"}, "splits": {"train": {"image": pattern}}}
-        found = ClassificationData.from_dict(settings)
-        found.find_classes(["train"])
-        samples = found.open(["train"])
-        return [found.classes[label] for label in samples.labels.tolist()]
+        write_table(tmp_path, rows)
+        return [*labels_of_table(tmp_path, {"train": pattern})[0].values()]
 
     for rows in (["0.png,forest", "1.png,water"], ["0,forest", "1,water"]):
-        with pytest.raises(ValueError, match="t.csv, row 0: '0.*' .*north.0.png .*south.0.png"):
+        with pytest.raises(ValueError, match="t.csv, row 0: .*north.0.png .*south.0.png"):
             labels("{area}/{name}.png", rows)
     assert labels("{area}/{name}.png", ["north,forest", "south,water"]) == ["forest", "forest", "water"]
     paths = ["north/0.png,forest", "1.png,water", "south/0.png,water"]
@@ -408,18 +368,14 @@ def test_ambiguous_name_in_folders_is_refused(tmp_path):
 
 
 def test_ambiguous_name_in_splits_is_refused(tmp_path):
-    for place in ("train/0", "train/1", "test/0"):
-        (tmp_path / place).parent.mkdir(exist_ok=True)
-        picture(8, 8, len(list(tmp_path.rglob("*.png")))).save(tmp_path / f"{place}.png")
+    write_pictures(tmp_path, "train/0.png", "train/1.png", "test/0.png")
 
     def labels(rows, **where):
-        (tmp_path / "t.csv").write_text("\n".join(["file_name,label,part", *rows]) + "\n")
+        write_table(tmp_path, rows, "file_name,label,part")
         splits = {name: {"image": f"{name}/{{name}}.png"} for name in ("train", "test")}
-        for name, split in splits.items():
-            split |= {"where": {"part": where[name]}} if where else {}
-        found = ClassificationData.from_dict({"root": str(tmp_path), "table": {"file": "t.csv"}, "splits": splits})
-        found.find_classes(["train"])
-        return [[found.classes[label] for label in found.open([name]).labels.tolist()] for name in splits]
+        for name, part in where.items():
+            splits[name]["where"] = {"part": part}
+        return [[*of_split.values()] for of_split in labels_of_table(tmp_path, splits)]
 
     with pytest.raises(ValueError, match="t.csv, row 0: '0.png' .*train.0.png .*test.0.png"):
         labels(["0.png,forest,a", "1.png,water,a"])
@@ -430,52 +386,41 @@ def test_ambiguous_name_in_splits_is_refused(tmp_path):
 
 
 def test_patient_field_precedes_file_name(tmp_path):
-    for place in ("1/1", "1/2", "2/1"):
-        (tmp_path / place).parent.mkdir(exist_ok=True)
-        picture(8, 8, len(list(tmp_path.rglob("*.png")))).save(tmp_path / f"{place}.png")
-    (tmp_path / "labels.csv").write_text("pid,label\n1,ill\n2,well\n")
-    settings = {"root": str(tmp_path), "table": {"file": "labels.csv", "name": "pid"}}
-    found = ClassificationData.from_dict(settings | {"splits": {"train": {"image": "{patient}/{number}.png"}}})
-    found.find_classes(["train"])
-    assert [found.classes[label] for label in found.open(["train"]).labels.tolist()] == ["ill", "ill", "well"]
+    write_pictures(tmp_path, "1/1.png", "1/2.png", "2/1.png")
+    write_table(tmp_path, ["1,ill", "2,well"], "pid,label")
+    (labels,) = labels_of_table(tmp_path, {"train": "{patient}/{number}.png"}, "pid")
+    assert [*labels.values()] == ["ill", "ill", "well"]
 
 
 @pytest.mark.parametrize(
     ("rows", "where", "message"),
     [
-        (["p0,a,1", "p1,b,1", "p2,a,1"], {"fold": "tset"}, "labels.csv has 'tset' .*'fold'.*'1'"),
-        (["p0,a,1", "p1,b,1", "p2,a,1", "p9,a,1"], {"fold": 1}, "row 3: no file of split 'train' .*'p9'"),
-        (["p0,0.5,1", "p1,1,1", "p2,2.25,1"], {}, "labels.csv, row 0: .*0.5"),
-        (["p0,a,1", "p1,b,1"], {}, "p2_0.png has no row in"),
+        (["p0,a,1", "p1,b,1", "p2,a,1"], {"fold": "tset"}, "t.csv has 'tset' .*'fold'"),
+        (["p0,a,1", "p1,b,1", "p2,a,1", "p9,a,1"], {"fold": 1}, "row 3: .*'p9'"),
+        (["p0,0.5,1", "p1,1,1", "p2,2.25,1"], None, "t.csv, row 0: .*0.5"),
+        (["p0,a,1", "p1,b,1"], None, "p2_0.png has no row"),
     ],
 )
 def test_bad_tables_are_refused(tmp_path, rows, where, message):
-    make_table(tmp_path, rows)
+    write_pictures(tmp_path, *PATIENTS)
+    write_table(tmp_path, rows, "pid,label,fold")
+    split = {"image": PATIENT_PATTERN} | ({"where": where} if where else {})
     with pytest.raises(ValueError, match=message):
-        table_data(tmp_path, **where)
+        labels_of_table(tmp_path, {"train": split}, "pid")
 
 
-@pytest.mark.parametrize(("no_class", "is_taken"), [(None, True), ("none", False)])
-def test_empty_cell_is_not_no_class(tmp_path, no_class, is_taken):
-    """Check that an empty label is an error, because the image may not have been annotated."""
-    picture(8, 8).save(tmp_path / "0.png")
-    (tmp_path / "labels.csv").write_text("file_name,label\n0.png,\n")
+def test_unknown_cells_are_refused(tmp_path):
+    """Check that an empty label is no class only if the settings say so: the image may not have been annotated."""
+    write_pictures(tmp_path, "0.png")
     samples = [FileSample("0", {}, (tmp_path / "0.png",), None)]
-    table = LabelTable("labels.csv", no_class=no_class)
-    if is_taken:
-        assert table.labels_of(samples, tmp_path, None, "train", {})[1] == [[]]
-    else:
-        with pytest.raises(ValueError, match="row 0: 'label' is empty.* 'none'"):
-            table.labels_of(samples, tmp_path, None, "train", {})
-
-
-@pytest.mark.parametrize(("cell", "found"), [("", "nan"), ("-1", "-1")])
-def test_unknown_class_of_table_is_refused(tmp_path, cell, found):
-    picture(8, 8).save(tmp_path / "0.png")
-    (tmp_path / "labels.csv").write_text(f"file_name,mass,edema\n0.png,1,{cell}\n")
-    samples = [FileSample("0", {}, (tmp_path / "0.png",), None)]
-    with pytest.raises(ValueError, match=f"labels.csv, row 0: .*'edema', got {found}.* remove the row"):
-        LabelTable("labels.csv", label=["mass", "edema"]).labels_of(samples, tmp_path, None, "train", {})
+    write_table(tmp_path, ["0.png,"])
+    assert LabelTable("t.csv").labels_of(samples, tmp_path, None, "train", {})[1] == [[]]
+    with pytest.raises(ValueError, match="row 0: 'label' .*'none'"):
+        LabelTable("t.csv", no_class="none").labels_of(samples, tmp_path, None, "train", {})
+    for cell, value in (("", "nan"), ("-1", "-1")):
+        write_table(tmp_path, [f"0.png,1,{cell}"], "file_name,mass,edema")
+        with pytest.raises(ValueError, match=f"row 0: .*'edema', got {value}"):
+            LabelTable("t.csv", label=["mass", "edema"]).labels_of(samples, tmp_path, None, "train", {})
 
 
 @pytest.mark.parametrize(
@@ -486,40 +431,26 @@ def test_unknown_class_of_table_is_refused(tmp_path, cell, found):
     ],
 )
 def test_cells_have_the_meaning_of_label_values(tmp_path, values, expected):
-    for number in range(3):
-        picture(8, 8, number).save(tmp_path / f"{number}.png")
-    (tmp_path / "labels.csv").write_text("file_name,mass,edema\n0.png,1.0,\n1.png,0.0,-1.0\n2.png,-1.0,1.0\n")
-    table = {"file": "labels.csv", "label": ["mass", "edema"]}
+    write_pictures(tmp_path, "0.png", "1.png", "2.png")
+    write_table(tmp_path, ["0.png,1.0,", "1.png,0.0,-1.0", "2.png,-1.0,1.0"], "file_name,mass,edema")
+    table = {"file": "t.csv", "label": ["mass", "edema"]}
     settings = {"root": str(tmp_path), "table": table, "splits": {"train": {"image": "{name}.png"}}}
-    samples = opened(settings | {"multi_label": True, "classes": ["mass", "edema"], "label_values": values})
-    assert samples.labels.tolist() == expected
+    settings |= {"multi_label": True, "classes": ["mass", "edema"], "label_values": values}
+    assert opened(settings).labels.tolist() == expected
+    for change in ({"multi_label": False}, {"table": {"file": "t.csv"}}, {"label_values": {"": 2}}):
+        with pytest.raises(ValueError, match="label_values"):
+            ClassificationData.from_dict(settings | change)
 
 
 def test_each_split_may_have_a_table(tmp_path):
+    write_pictures(tmp_path, "train/0.png", "valid/0.png")
+    splits = {}
     for split in ("train", "valid"):
-        (tmp_path / split).mkdir()
-        picture(8, 8, len(split)).save(tmp_path / split / "0.png")
+        splits[split] = {"image": f"{split}/{{name}}.png"}
         (tmp_path / f"{split}.csv").write_text(f"file_name,label\n{split}/0.png,{split}\n")
     settings = {"root": str(tmp_path), "table": {"file": "{split}.csv"}, "classes": ["train", "valid"]}
-    splits = {split: {"image": f"{split}/{{name}}.png"} for split in ("train", "valid")}
     data = ClassificationData.from_dict(settings | {"splits": splits})
     assert [data.open([split]).labels.tolist() for split in splits] == [[0], [1]]
-
-
-@pytest.mark.parametrize(
-    "change", [{"multi_label": False}, {"table": {"file": "labels.csv"}}, {"label_values": {"": 2}}]
-)
-def test_useless_label_values_are_refused(tmp_path, change):
-    table = {"file": "labels.csv", "label": ["mass", "edema"]}
-    settings = {"root": str(tmp_path), "table": table, "multi_label": True, "label_values": {"-1": None}}
-    with pytest.raises(ValueError, match="label_values"):
-        ClassificationData.from_dict(settings | change)
-
-
-def test_table_with_semicolons_is_refused(tmp_path):
-    (tmp_path / "labels.csv").write_text("file_name;label\n0.png;a\n")
-    with pytest.raises(ValueError, match="'file_name' .*file_name;label.* commas"):
-        LabelTable("labels.csv").read(tmp_path)
 
 
 def test_date_as_label_is_refused():

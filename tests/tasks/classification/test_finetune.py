@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 import torch
-from classification_data import benchmark_arguments, small_arguments, write_folders
+from classification_data import small_arguments, write_folders
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
@@ -20,6 +20,7 @@ from modeling_vitp.modeling_vitp_backbone import open_vit
 from modeling_vitp.recipes.finetune_classification import main
 from modeling_vitp.tasks.classification.data import ClassificationData
 
+pytestmark = pytest.mark.usefixtures("no_loss_picture")
 SPLITS = {"train": 6, "val": 2, "test": 3}
 PROJECTIONS = ("proj.weight", "projection_layer.weight")
 HEAD_WEIGHTS = {f"{part}.{name}" for part in ("layernorm", "classifier") for name in ("weight", "bias")}
@@ -29,6 +30,13 @@ def opened(name: str, root, split: str):
     data = ClassificationData.from_dict(dense_data.read_config(name)["data"] | {"root": str(root)})
     data.find_classes(["train"])
     return data, data.open([split])
+
+
+def train(config: dict, folder, out: str = "out", **settings) -> dict:
+    """Run the recipe on the data in `data`, and return its metrics."""
+    settings = {"num_pictures": 0, **settings}
+    assert main(small_arguments(config, folder / "data", folder / out, **settings)) == 0
+    return json.loads((folder / out / "metrics.json").read_text())
 
 
 def scores_of_pipeline(output_dir, samples, names: list[str]) -> np.ndarray:
@@ -46,9 +54,8 @@ def scores_of_pipeline(output_dir, samples, names: list[str]) -> np.ndarray:
 def test_single_label_benchmarks_match_scikit_learn(tmp_path, name):
     """Check the scores against scikit-learn with the predictions of the saved model in a pipeline."""
     classification_data.MAKERS[name](tmp_path / "data")
-    settings = {"watch_samples": 1} if name == "eurosat" else {}
-    assert main(benchmark_arguments(name, tmp_path / "data", tmp_path / "out", **settings)) == 0
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    settings = {"watch_samples": int(name == "eurosat"), "num_pictures": 1}
+    metrics = train(dense_data.read_config(name), tmp_path, **settings)
     data, samples = opened(name, tmp_path / "data", "test")
     assert sum(metrics["train_images"].values()) == len(data.open(["train"]))
     scores = scores_of_pipeline(tmp_path / "out", samples, data.classes)
@@ -58,10 +65,10 @@ def test_single_label_benchmarks_match_scikit_learn(tmp_path, name):
     assert test["test_macro_f1"] == pytest.approx(sklearn.metrics.f1_score(truth, found, average="macro"))
     expected = sklearn.metrics.roc_auc_score(truth, scores / scores.sum(1, keepdims=True), multi_class="ovr")
     assert test["test_auroc"] == pytest.approx(expected, abs=1e-6)
-    assert Image.open(tmp_path / "out" / "predictions.png").size[0] > 300
+    assert (tmp_path / "out" / "predictions.png").is_file()
     if name == "eurosat":
         assert metrics["eval"]["eval_accuracy"] >= 0
-        assert Image.open(tmp_path / "out" / "watch" / "step-000002.png").size[0] > 300
+        assert (tmp_path / "out" / "watch" / "step-000002.png").is_file()
 
 
 @pytest.mark.slow
@@ -70,9 +77,9 @@ def test_bigearthnet_trains_from_rgb_backbone(tmp_path):
     classification_data.MAKERS["bigearthnet_v2"](tmp_path / "data")
     vit = ViTPVisionModel(ViTPVisionConfig(**classification_data.SMALL["from_scratch"]))
     export_backbone(vit, tmp_path / "backbone")
-    start = {"model_name_or_path": str(tmp_path / "backbone"), "from_scratch": {}, "photometric": True}
-    arguments = benchmark_arguments("bigearthnet_v2", tmp_path / "data", tmp_path / "out", **start, watch_samples=1)
-    assert main(arguments) == 0
+    settings = {"model_name_or_path": str(tmp_path / "backbone"), "from_scratch": {}, "photometric": True}
+    settings |= {"watch_samples": 1, "num_pictures": 1}
+    metrics = train(dense_data.read_config("bigearthnet_v2"), tmp_path, **settings)["test"]
     data, samples = opened("bigearthnet_v2", tmp_path / "data", "test")
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
@@ -82,31 +89,26 @@ def test_bigearthnet_trains_from_rgb_backbone(tmp_path):
     stored = [(sample["image"].numpy() * (high - low) + low).astype(np.float32) for sample in samples]
     with torch.no_grad():
         scores = model(**processor(stored, return_tensors="pt")).logits.sigmoid().numpy()
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["test"]
     truth = samples.labels.numpy()
     kept = [k for k in range(len(data.classes)) if 0 < truth[:, k].sum() < len(truth)]
     expected = sklearn.metrics.roc_auc_score(truth[:, kept], scores[:, kept], average="macro")
     assert metrics["test_auroc"] == pytest.approx(expected, abs=1e-6)
     for name in ("predictions.png", "watch/step-000002.png"):
-        assert Image.open(tmp_path / "out" / name).size[0] > 200
+        assert (tmp_path / "out" / name).is_file()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["chest_xray14"])
-def test_multi_label_benchmarks_match_scikit_learn(tmp_path, name):
+def test_multi_label_benchmark_matches_scikit_learn(tmp_path):
+    name = "chest_xray14"
     classification_data.MAKERS[name](tmp_path / "data")
-    assert main(benchmark_arguments(name, tmp_path / "data", tmp_path / "out")) == 0
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["test"]
+    metrics = train(dense_data.read_config(name), tmp_path)["test"]
     data, samples = opened(name, tmp_path / "data", "test")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["problem_type"] == "multi_label_classification" and len(config["id2label"]) == len(data.classes)
     # The image processor has the input spec of the samples.
     processor = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
     assert processor.get("input_spec") == data.input_spec
-    (tmp_path / "plain").mkdir()
-    for file in (tmp_path / "out").iterdir():
-        if file.is_file():
-            shutil.copyfile(file, tmp_path / "plain" / file.name)
+    shutil.copytree(tmp_path / "out", tmp_path / "plain")
     (tmp_path / "plain" / "preprocessor_config.json").write_text(json.dumps(processor | {"input_spec": None}))
     scores = scores_of_pipeline(tmp_path / "plain", samples, data.classes)
     truth, found = samples.labels.numpy(), scores > 0.5
@@ -121,44 +123,35 @@ def test_multi_label_benchmarks_match_scikit_learn(tmp_path, name):
 def test_recipe_learns_and_writes_a_card(tmp_path):
     write_folders(tmp_path / "data", SPLITS, ("field", "forest", "water"))
     settings = {"test_split": "test", "max_steps": 40, "save_steps": 40, "learning_rate": 5e-3, "photometric": False}
-    assert main(small_arguments({}, tmp_path / "data", tmp_path / "out", **settings)) == 0
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    metrics = train({}, tmp_path, **settings)
     assert metrics["train_images"] == {"field": 6, "forest": 6, "water": 6}
     assert metrics["test"]["test_accuracy"] == 1 and metrics["test"]["test_macro_f1"] == 1
     card = (tmp_path / "out" / "README.md").read_text()
-    for text in (
-        "pipeline_tag: image-classification",
-        'pipeline("image-classification"',
-        "macro_f1",
-        "An image classifier",
-    ):
+    for text in ("pipeline_tag: image-classification", 'pipeline("image-classification"', "macro_f1"):
         assert text in card
 
     # The model is scored again without the training data.
     shutil.rmtree(tmp_path / "data" / "train")
     again = {"model_name_or_path": str(tmp_path / "out"), "from_scratch": None, "do_train": False}
-    arguments = small_arguments({}, tmp_path / "data", tmp_path / "scored", **again, test_split="test")
-    assert main(arguments) == 0
-    scored = json.loads((tmp_path / "scored" / "metrics.json").read_text())
+    scored = train({}, tmp_path, "scored", **again, test_split="test")
     assert scored["test"]["test_auroc"] == metrics["test"]["test_auroc"]
 
 
 def test_resumed_run_equals_uninterrupted_run(tmp_path):
     write_folders(tmp_path / "data", SPLITS)
-    settings = {"max_steps": 5, "save_steps": 4, "quarter_turns": 0.5, "vertical_flip": 0.5, "num_pictures": 0}
+    settings = {"max_steps": 5, "save_steps": 4, "quarter_turns": 0.5, "vertical_flip": 0.5}
     settings["from_scratch"] = classification_data.SMALL["from_scratch"] | {"hidden_dropout_prob": 0.1}
-    assert main(small_arguments({}, tmp_path / "data", tmp_path / "whole", **settings)) == 0
+    train({}, tmp_path, "whole", **settings)
     shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "stopped" / "checkpoint-4")
-    watched = settings | {"watch_samples": 1}
-    assert main(small_arguments({}, tmp_path / "data", tmp_path / "stopped", **watched)) == 0
+    train({}, tmp_path, "stopped", **settings, watch_samples=1)
     whole, stopped = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
     assert whole.keys() == stopped.keys()
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
     with pytest.raises(ValueError, match="crop_area"):
-        main(small_arguments({}, tmp_path / "data", tmp_path / "stopped", **settings, crop_area=[0.9, 1.0]))
+        train({}, tmp_path, "stopped", **settings, crop_area=[0.9, 1.0])
     next((tmp_path / "data/train/field").iterdir()).unlink()
     with pytest.raises(ValueError, match="data|samples"):
-        main(small_arguments({}, tmp_path / "data", tmp_path / "stopped", **settings))
+        train({}, tmp_path, "stopped", **settings)
 
 
 @pytest.mark.parametrize(
@@ -167,19 +160,16 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path):
         ({"test_split": "train"}, "train"),
         ({"from_scratch": None}, "model_name_or_path"),
         ({"image_size": 30}, "image_size.*patch_size"),
-        ({"data": {"class": ["a", "b"]}}, "'class'"),
         ({"data": {"classes": ["a", "a"]}}, "classes"),
-        ({"crop_area": [1.0, 0.5]}, "crop_area"),
         ({"head": {"poling": "cls"}}, "poling.*pooling"),
         ({"backbone": {"deformable_heads": 2}}, "deformable_heads"),
         ({"label_smoothing_factor": 0.1, "data": {"multi_label": True}}, "label_smoothing_factor"),
-        ({"train_splits": ["trian"]}, "trian"),
     ],
 )
 def test_bad_recipe_settings_are_refused(tmp_path, changes, message):
     write_folders(tmp_path / "data", {"train": 2, "test": 1})
     with pytest.raises(ValueError, match=message):
-        main(small_arguments({}, tmp_path / "data", tmp_path / "out", **{"test_split": "test", **changes}))
+        train({}, tmp_path, **{"test_split": "test", **changes})
 
 
 @pytest.mark.parametrize("lora_r", [0, 2], ids=["frozen", "LoRA"])
@@ -194,10 +184,10 @@ def test_frozen_vit_and_lora_on_it(tmp_path, family, lora_r):
     else:
         save_vit(start, family)
     settings = {"model_name_or_path": str(start), "from_scratch": None, "image_size": 64 if family != "vitp" else 32}
-    settings |= {"freeze_backbone": not lora_r, "backbone_lora_r": lora_r, "max_steps": 4, "num_pictures": 0}
-    assert main(small_arguments({}, tmp_path / "data", tmp_path / "whole", **settings)) == 0
+    settings |= {"freeze_backbone": not lora_r, "backbone_lora_r": lora_r, "max_steps": 4}
+    train({}, tmp_path, "whole", **settings)
     shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "stopped" / "checkpoint-2")
-    assert main(small_arguments({}, tmp_path / "data", tmp_path / "stopped", **settings)) == 0
+    train({}, tmp_path, "stopped", **settings)
 
     whole, stopped = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
     before = open_vit(start).state_dict()
@@ -210,5 +200,5 @@ def test_frozen_vit_and_lora_on_it(tmp_path, family, lora_r):
     for name in changed:
         assert torch.linalg.matrix_rank(whole[f"backbone.{name}"] - before[name], rtol=1e-3) <= lora_r
     with pytest.raises(ValueError, match="freeze_backbone|backbone_lora_r"):
-        changed = settings | {"freeze_backbone": False, "backbone_lora_r": 0, "resume_from_checkpoint": "True"}
-        main(small_arguments({}, tmp_path / "data", tmp_path / "stopped", **changed))
+        changes = {"freeze_backbone": False, "backbone_lora_r": 0, "resume_from_checkpoint": "True"}
+        train({}, tmp_path, "stopped", **settings | changes)

@@ -1,7 +1,6 @@
 """Classification probes compared with scikit-learn and loops, and the recipe, for backbones of several types."""
 
 import json
-import zlib
 
 import dense_data
 import numpy as np
@@ -97,7 +96,6 @@ def test_folder_is_probed_with_two_backbones(tmp_path, capsys):
     shown = capsys.readouterr().out.splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in shown if line.startswith("|")]
     assert rows[0] == ["accuracy", "3-NN, 2 shots", "linear, 2 shots", "3-NN, all labels", "linear, all labels"]
-    assert [row[0] for row in rows[2:]] == [*names, "most frequent class"]
     scores = results[names[1], "linear", "2 shots"]["scores"]["accuracy"]
     assert rows[3][2] == f"{scores['mean']:.3f} ± {scores['spread']:.3f}"
     assert rows[4][1:] == ["0.375"] * 4
@@ -137,18 +135,17 @@ def test_held_out_share_is_tested(tmp_path):
     rng = np.random.default_rng(0)
     labels = [0, 1] * 6
     pictures = [dense_data.picture_of(np.full((20, 20), label, dtype=np.uint8), rng) for label in labels]
-    features = Features({"picture": ImageFeature(), "kind": ClassLabel(names=["no", "yes"]), "group": Value("string")})
-    columns = {"picture": pictures, "kind": labels, "group": ["x"] * 12}
-    (tmp_path / "data").mkdir()
-    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "data" / "train.parquet")
-    split = ["train", "test", 0.5, "picture", "kind"]
-    samples, names = open_samples(str(tmp_path / "data"), None, *split)
+    features = Features({"picture": ImageFeature(), "kind": ClassLabel(names=["no", "yes"])})
+    rows = Dataset.from_dict({"picture": pictures, "kind": labels}, features=features)
+    rows.to_parquet(tmp_path / "data" / "train.parquet")
+    data = str(tmp_path / "data")
+    samples, names = open_samples(data, None, "train", "test", 0.5, "picture", "kind")
     assert names == ["no", "yes"]
     counts = {role: np.bincount(part.labels).tolist() for role, part in samples.items()}
     assert counts == {"train": [3, 3], "test": [3, 3]}
     ids = [{bytes(row["picture"]["bytes"]) for row in samples[role].rows} for role in ("train", "test")]
     assert len(ids[0] | ids[1]) == 12
-    arguments = ["--backbones", str(save_backbone(tmp_path / "b", "vitp")), "--dataset_name", str(tmp_path / "data")]
+    arguments = ["--backbones", str(save_backbone(tmp_path / "b", "vitp")), "--dataset_name", data]
     arguments += ["--image_column", "picture", "--label_column", "kind", "--test_share", "0.5"]
     assert main([*arguments, "--output_dir", str(tmp_path / "out")]) == 0
     assert read_metrics(tmp_path / "out")["results"][1]["scores"]["accuracy"]["mean"] == 1.0
@@ -192,64 +189,64 @@ def test_hub_backbones_and_data_are_probed(hub, tmp_path):
         main(["--backbones", "tester/none", *arguments])
 
 
-@pytest.mark.parametrize("whose", ["data", "backbone"])
-def test_multi_band_images_use_input_spec(tmp_path, whose):
-    """Use the input spec of the data for all backbones, or by default that of each backbone."""
+def make_bands(root, number_of_bands: int, size=(24, 24)) -> None:
+    """Write two classes that differ in the fourth band."""
     rng = np.random.default_rng(0)
     for split, number in (("train", 3), ("test", 2)):
         for label, name in enumerate("ab"):
             for index in range(number):
-                path = tmp_path / "data" / split / name / f"{index}.tif"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                bands = rng.integers(0, 200, (5, 24, 24), dtype=np.uint16)
+                bands = rng.integers(0, 200, (number_of_bands, *size), dtype=np.uint16)
                 bands[3] += 2000 * label
-                with rasterio.open(path, "w", "GTiff", count=5, height=24, width=24, dtype="uint16") as file:
-                    file.write(bands)
+                write_bands(root / split / name / f"{index}.tif", bands)
+
+
+def features_of_test_images(folder) -> np.ndarray:
+    (features,) = [array for array in map(np.load, (folder / "features").glob("*.npy")) if len(array) == 4]
+    return features
+
+
+@pytest.mark.parametrize("whose", ["data", "backbone"])
+def test_multi_band_images_use_input_spec(tmp_path, whose):
+    """Use the input spec of the data for all backbones, or by default that of each backbone."""
+    make_bands(tmp_path / "data", 5)
     spec = {"bands": [3, 2, 1], "window": [0, 3000]}
     folder = save_backbone(tmp_path / "b", "vitp", spec if whose == "backbone" else {"bands": [0]})
-    arguments = ["--backbones", str(folder), "--dataset_name", str(tmp_path / "data"), "--output_dir", str(tmp_path)]
-    if whose == "data":
-        arguments += ["--input_spec", json.dumps(spec)]
-    assert main(arguments) == 0
-    (test,) = (np.load(path) for path in (tmp_path / "features").glob("*.npy") if len(np.load(path)) == 4)
+    arguments = ["--dataset_name", str(tmp_path / "data"), "--output_dir", str(tmp_path)]
+    options = ["--input_spec", json.dumps(spec)] if whose == "data" else []
+    assert main(["--backbones", str(folder), *arguments, *options]) == 0
     with rasterio.open(tmp_path / "data/test/b/1.tif") as file:
         bands = file.read()
     processor = ViTPImageProcessor(**SQUARE, input_spec=spec, crop_to_patches=False)
     with torch.no_grad():
         states = AutoModel.from_pretrained(folder).eval()(processor(bands, return_tensors="pt").pixel_values)
-    np.testing.assert_allclose(test[3], states.last_hidden_state[0, 1:].mean(0), atol=5e-3)
+    expected = states.last_hidden_state[0, 1:].mean(0)
+    np.testing.assert_allclose(features_of_test_images(tmp_path)[3], expected, atol=5e-3)
     assert read_metrics(tmp_path)["results"][1]["scores"]["accuracy"]["mean"] == 1.0
     if whose == "data":
         with pytest.raises(ValueError, match=r"train/a/0.tif: .*5 bands"):
-            main([*arguments[:-2], "--backbones", str(save_backbone(tmp_path / "vit", "vit"))])
+            main([*arguments, "--backbones", str(save_backbone(tmp_path / "vit", "vit"))])
 
 
 def test_multi_band_backbone_gets_its_bands(tmp_path):
     """Compare the features of an image with those of the model and its image processor."""
-    rng, names = np.random.default_rng(0), ["B02", "B03", "B04", "B08"]
-    for split, number in (("train", 3), ("test", 2)):
-        for label, name in enumerate("ab"):
-            for index in range(number):
-                bands = rng.integers(0, 200, (4, 24, 30), dtype=np.uint16)
-                bands[3] += 2000 * label
-                write_bands(tmp_path / "data" / split / name / f"{index}.tif", bands)
+    make_bands(tmp_path / "data", 4, (24, 30))
+    names = ["B02", "B03", "B04", "B08"]
     vit = spread_bands(dense_data.tiny_backbone(), names)
     processor = ViTPImageProcessor(**SQUARE, input_spec={"band_names": names, "window": [0, 3000]})
     folder = export_backbone(vit, tmp_path / "b", processor)
-    arguments = ["--dataset_name", str(tmp_path / "data"), "--output_dir", str(tmp_path)]
-    assert main(["--backbones", str(folder), *arguments]) == 0
-    stored = [np.load(path) for path in (tmp_path / "features").glob("*.npy")]
+    arguments = ["--backbones", str(folder), "--dataset_name", str(tmp_path / "data")]
+    assert main([*arguments, "--output_dir", str(tmp_path)]) == 0
     inputs = AutoImageProcessor.from_pretrained(folder)(str(tmp_path / "data/test/b/1.tif"), return_tensors="pt")
     with torch.no_grad():
         mean = vit.eval()(**inputs).last_hidden_state[0, 1:].mean(0)
-    assert any(len(test) == 4 and np.allclose(test[3], mean, atol=5e-3) for test in stored if test.shape[1] == 32)
+    np.testing.assert_allclose(features_of_test_images(tmp_path)[3], mean, atol=5e-3)
     assert read_metrics(tmp_path)["results"][1]["scores"]["accuracy"]["mean"] == 1.0
+    other = [*arguments, "--output_dir", str(tmp_path / "other")]
     with pytest.raises(ValueError, match=r"4 bands \(B02, .*2 bands \(VV, VH\)"):
-        main(["--backbones", str(folder), *arguments, "--input_spec", json.dumps({"band_names": ["VV", "VH"]})])
-    for path in (tmp_path / "data").rglob("1.tif"):
-        write_bands(path, np.zeros((3, 24, 30), np.uint16))
-    with pytest.raises(ValueError, match=r"1\.tif: .*4 bands \(B02, .*B08\).* 3"):
-        main(["--backbones", str(folder), *arguments, "--output_dir", str(tmp_path / "other")])
+        main([*other, "--input_spec", json.dumps({"band_names": ["VV", "VH"]})])
+    write_bands(tmp_path / "data/train/a/1.tif", np.zeros((3, 24, 30), np.uint16))
+    with pytest.raises(ValueError, match=r"1\.tif: .*4 bands .* 3"):
+        main(other)
 
 
 @pytest.mark.parametrize(
@@ -257,16 +254,12 @@ def test_multi_band_backbone_gets_its_bands(tmp_path):
     [
         ("missing", [], "nothing"),
         ("split", ["--test_split", "val"], "val"),
-        ("same split", ["--test_split", "train"], "train_split and test_split must differ"),
+        ("same split", ["--test_split", "train"], "train_split.*test_split"),
         ("broken", [], "train/a/01.png"),
         ("unknown class", [], "'c'"),
         ("shots", ["--shots", "3"], r"at least 3 .*'b' \(2\)"),
-        ("share", ["--shares", "0"], "shares"),
-        ("test share", ["--test_share", "1"], "test_share"),
         ("all held out", ["--test_share", "0.8"], r"classes \['b'\]"),
-        ("no whole patches", ["--image_size", "50"], "image_size must be a multiple of 16 x 16"),
         ("none held out", ["--test_share", "0.1"], "test_share=0.1"),
-        ("pooling", ["--pooling", "max"], "'max'"),
         ("both", ["--data", "{}"], "either `dataset_name`"),
         ("no data", ["--data_root", "images"], "data_root"),
     ],
@@ -287,13 +280,11 @@ def test_invalid_class_data_are_named(tmp_path, what, arguments, message):
 @pytest.mark.parametrize(
     ("task", "option", "message"),
     [
-        ("classification", {"pixel_control": True}, "pixel_control"),
         ("classification", {"depths": 4}, "depths"),
-        ("segmentation", {"pooling": "cls"}, "pooling"),
         ("detection", {"num_neighbours": 5}, "num_neighbours"),
-        ("detection", {"input_spec": {"bands": [2, 1, 0]}}, "input_spec .*`input_spec` in `data`"),
-        ("classification", {"test_share": 0.5}, "test_share .*`splits` in `data`"),
-        ("segmentation", {"image_column": "picture"}, "image_column .*`columns` in `data`"),
+        ("detection", {"input_spec": {"bands": [2, 1, 0]}}, "input_spec"),
+        ("classification", {"test_share": 0.5}, "test_share"),
+        ("segmentation", {"image_column": "picture"}, "image_column"),
         ("counting", {}, "counting"),
     ],
 )
@@ -320,22 +311,6 @@ def write_rows(folder, values, feature) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize(
-    ("values", "feature", "column", "message"),
-    [
-        ([0, -1], ClassLabel(names=["a", "b"]), "label", "Row 1 of split 'train'"),
-        (["a", None, "b"], Value("string"), "label", "Row 1 of split 'train'"),
-        ([0.5, 2.0], Value("float32"), "label", "0.5"),
-        (["a", "a"], Value("string"), "label", "'a'"),
-        (["a", "b"], Value("string"), "kind", "kind"),
-    ],
-)
-def test_invalid_class_columns_are_named(tmp_path, values, feature, column, message):
-    name = write_rows(tmp_path, values, feature)
-    with pytest.raises(ValueError, match=message):
-        open_samples(name, None, "train", "test", 0.5, label_column=column)
-
-
 def test_classes_without_images_are_removed(tmp_path):
     """Check that labels and names match after classes without images are removed."""
     for feature, names in ((Value("int64"), ["1", "4"]), (ClassLabel(names=list("abcdef")), ["b", "e"])):
@@ -345,31 +320,30 @@ def test_classes_without_images_are_removed(tmp_path):
             assert part.labels.tolist() == [int(row["label"] == 4) for row in part.rows] and len(part) == 4
 
 
-def hash_of(*parts) -> int:
-    return zlib.crc32(str(parts).encode())
+def write_pictures(root, paths) -> None:
+    for number, path in enumerate(paths):
+        dense_data.save(picture(8, 8, number), root / path)
 
 
 def test_class_may_have_split_name(tmp_path):
-    for split, number in (("train", 3), ("test", 2)):
-        for name in ("bridge", "train_station", "test site"):
-            (tmp_path / split / name).mkdir(parents=True)
-            for index in range(number):
-                picture(8, 8, hash_of(split, name, index)).save(tmp_path / split / name / f"{index}.png")
+    numbers = {"train": 3, "test": 2}
+    classes = ["bridge", "test site", "train_station"]
+    paths = [f"{split}/{name}/{i}.png" for split, number in numbers.items() for name in classes for i in range(number)]
+    write_pictures(tmp_path, paths)
     samples, names = open_samples(str(tmp_path), None, "train", "test")
-    assert names == ["bridge", "test site", "train_station"]
-    assert {role: part.labels.tolist() for role, part in samples.items()} == {
-        "train": [0] * 3 + [1] * 3 + [2] * 3,
-        "test": [0] * 2 + [1] * 2 + [2] * 2,
-    }
+    assert names == classes
+    for role, number in numbers.items():
+        assert samples[role].labels.tolist() == [0] * number + [1] * number + [2] * number
     assert not {*samples["train"].files_or_rows()} & {*samples["test"].files_or_rows()}
     assert len(open_samples(str(tmp_path), None, "train", "test", 0.4)[0]["test"]) == 3
 
 
+CLASSES_OF_SPLITS = ("train/a/0.png", "train/b/0.png", "test/a/0.png", "test/b/0.png")
+
+
 def test_shared_images_are_logged(tmp_path, caplog):
-    for split in ("train", "test"):
-        for index, name in enumerate("ab"):
-            (tmp_path / split / name).mkdir(parents=True)
-            picture(8, 8, index if name == "a" else hash_of(split, name, index)).save(tmp_path / split / name / "0.png")
+    write_pictures(tmp_path, CLASSES_OF_SPLITS)
+    (tmp_path / "test/a/0.png").write_bytes((tmp_path / "train/a/0.png").read_bytes())
     open_samples(str(tmp_path), None, "train", "test")
     assert "test/a/0.png" in caplog.text and "test/b/0.png" not in caplog.text
 
@@ -390,27 +364,18 @@ def test_held_out_copies_are_logged(tmp_path, caplog):
     assert "'held out'" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("settings", "test_split", "message"),
-    [({"multi_label": True}, "test", "multi_label"), ({}, "train", "must differ, got 'train'")],
-)
-def test_invalid_described_classes_are_refused(tmp_path, settings, test_split, message):
+def test_multi_label_data_are_refused(tmp_path):
     make_classes(tmp_path / "data", {"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}})
-    data = {"root": str(tmp_path / "data")} | settings
-    with pytest.raises(ValueError, match=message):
-        ClassificationProbe.open(
-            ProbeArguments(backbones=["b"], data=data, task="classification", test_split=test_split)
-        )
+    data = {"root": str(tmp_path / "data"), "multi_label": True}
+    with pytest.raises(ValueError, match="multi_label"):
+        ClassificationProbe.open(ProbeArguments(backbones=["b"], data=data, task="classification"))
 
 
 @pytest.mark.parametrize("place", ["train/overview.png", "test/a/2019/x.png"])
 def test_misplaced_image_is_named(tmp_path, place):
-    for index, folder in enumerate(("train/a", "train/b", "test/a", "test/b")):
-        (tmp_path / folder).mkdir(parents=True)
-        picture(8, 8, index).save(tmp_path / folder / "0.png")
+    write_pictures(tmp_path, CLASSES_OF_SPLITS)
     open_samples(str(tmp_path), None, "train", "test")
-    (tmp_path / place).parent.mkdir(exist_ok=True)
-    picture(8, 8, 9).save(tmp_path / place)
+    write_pictures(tmp_path, [*CLASSES_OF_SPLITS, place])
     with pytest.raises(ValueError, match=place):
         open_samples(str(tmp_path), None, "train", "test")
 
@@ -419,11 +384,8 @@ def test_intervals_compare_backbones_with_the_first(tmp_path, capsys):
     make_classes(tmp_path / "data", {"train": {"barn": 6, "car": 5}, "test": {"barn": 7, "car": 8}})
     names = [str(save_backbone(tmp_path / kind, kind)) for kind in ("vitp", "dinov2")]
     arguments = ["--backbones", *names, "--dataset_name", str(tmp_path / "data"), "--num_neighbours", "3"]
-    arguments += ["--shots", "2", "--output_dir", str(tmp_path / "out")]
+    arguments += ["--shots", "2", "--output_dir", str(tmp_path / "out"), "--intervals", "true"]
     assert main(arguments) == 0
-    assert not any("resampled" in item for item in read_metrics(tmp_path / "out")["results"])
-    capsys.readouterr()
-    assert main([*arguments, "--intervals", "true"]) == 0
     results = read_metrics(tmp_path / "out")["results"]
     scores = {
         (item["backbone"], item["probe"]): [

@@ -32,7 +32,7 @@ def sample(height: int, width: int, num_images: int = 1):
     st.sampled_from([(1.0, 1.0), (0.5, 2.0), (2.0, 2.0)]),
     st.integers(0, 2**31),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_crops_of_images_and_mask_agree(height, width, size, scale, seed):
     images, mask = sample(height, width, 2)
     augment = augmentation(size, scale, flip=(0.5, 0.5), photometric=False, fill=(1, 2, 3))
@@ -58,7 +58,7 @@ def test_crop_at_scale_two_is_enlarged():
     assert (image[2].float() / 60 - cropped).abs().median() < 0.05
 
 
-@pytest.mark.parametrize("factor", [0.6, 0.9, 1.3, 1.7, 2.0])
+@pytest.mark.parametrize("factor", [0.6, 1.7])
 def test_scaled_mask_is_aligned_with_image(factor):
     """Check the position of a vertical edge in image and mask, to a fraction of a pixel."""
     image = torch.zeros(1, 96, 96).where(torch.arange(96) < 48, 200.0).expand(3, -1, -1)
@@ -100,7 +100,7 @@ def test_crops_limit_the_share_of_a_class():
 
 
 @given(st.lists(st.sampled_from([0, 1, 2, 255]), min_size=1, max_size=30))
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_class_share_counts_labeled_pixels(values):
     labeled = [value for value in values if value != 255]
     expected = max(map(labeled.count, labeled)) / len(labeled) if labeled else 1.0
@@ -124,13 +124,11 @@ def test_pairs_are_swapped_and_distorted():
 def test_flips_have_their_probabilities():
     images, mask = sample(16, 16)
     augment = augmentation(16, (1.0, 1.0), flip=(0.5, 0.25), photometric=False)
-    flipped = np.array(
-        [
-            [image[1, 0, 0] > 0, image[0, 0, 0] > 0]
-            for seed in range(150)
-            for (image,), _ in [augment(images, mask, seed)]
-        ]
-    )
+    flipped = []
+    for seed in range(150):
+        (image,), _ = augment(images, mask, seed)
+        flipped.append([image[1, 0, 0] > 0, image[0, 0, 0] > 0])
+    flipped = np.array(flipped)
     assert flipped.mean(0) == pytest.approx([0.5, 0.25], abs=0.1)
 
 
@@ -213,13 +211,12 @@ def test_colors_change_in_hsv(name):
             expected = old + change if name == "brightness" else old * (1 + change)
         else:
             colors = [colorsys.rgb_to_hsv(*color) for color in old]
-            hues, factors = np.array(
-                [
-                    [found[0] - hue, found[1] / saturation]
-                    for found, (hue, saturation, _) in zip((colorsys.rgb_to_hsv(*color) for color in new), colors)
-                ]
-            ).T
-            change = np.median((hues + 0.5) % 1 - 0.5) if name == "hue" else np.median(factors) - 1
+            turns, factors = [], []
+            for color, (hue, saturation, _) in zip(new, colors):
+                new_hue, new_saturation, _ = colorsys.rgb_to_hsv(*color)
+                turns.append((new_hue - hue + 0.5) % 1 - 0.5)
+                factors.append(new_saturation / saturation)
+            change = np.median(turns) if name == "hue" else np.median(factors) - 1
             turn, factor = (change, 1) if name == "hue" else (0, 1 + change)
             expected = [colorsys.hsv_to_rgb((h + turn) % 1, min(s * factor, 1), v) for h, s, v in colors]
         assert np.abs(new - np.clip(expected, 0, 1)).max() < 0.02

@@ -29,6 +29,8 @@ from modeling_vitp.recipes import finetune_change_detection
 from modeling_vitp.recipes.finetune_segmentation import main
 from modeling_vitp.tasks.segmentation.data import DenseData
 
+pytestmark = pytest.mark.usefixtures("no_loss_picture")
+
 
 def areas(output_dir, samples, model_class, window: int, stride: int) -> np.ndarray:
     """Return intersection and union of each class, `(2, num_classes)`, from the saved model and a loop over windows."""
@@ -56,13 +58,23 @@ def areas(output_dir, samples, model_class, window: int, stride: int) -> np.ndar
     return counts
 
 
+def train(name: str, folder, out: str = "out", recipe=main, **settings) -> dict:
+    """Run a recipe on the data in `data` with a benchmark configuration, and return its metrics."""
+    arguments = dense_data.smoke_arguments(name, folder / "data", folder / out, **{"num_pictures": 0, **settings})
+    assert recipe(arguments) == 0
+    return json.loads((folder / out / "metrics.json").read_text())
+
+
+def benchmark(name: str, folder) -> dict:
+    return dense_data.read_config(name)["data"] | {"root": str(folder / "data")}
+
+
 def test_loveda_trains_scores_and_submits(tmp_path):
     """Check training on two splits, the submission, and the scores of the saved model."""
     dense_data.make_loveda(tmp_path / "data")
-    settings = {"eval_split": "val", "train_splits": ["train"], "class_weights": "balanced", "watch_samples": 2}
-    assert main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **settings)) == 0
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    samples = DenseData.from_dict(dense_data.read_config("loveda")["data"] | {"root": str(tmp_path / "data")})
+    settings = {"eval_split": "val", "train_splits": ["train"], "class_weights": "balanced"}
+    metrics = train("loveda", tmp_path, **settings)
+    samples = DenseData.from_dict(benchmark("loveda", tmp_path))
     both, either = areas(tmp_path / "out", samples.open(["val"]), ViTPForSemanticSegmentation, 64, 48)
     iou = np.divide(both, either, out=np.full(len(both), np.nan), where=either > 0)
     for name, value in zip(samples.encoding.names, iou):
@@ -85,27 +97,22 @@ def test_loveda_trains_scores_and_submits(tmp_path):
         assert sorted(name for name in archive.namelist() if not name.endswith("/")) == ["0.png", "10.png"]
     mask = np.array(Image.open(tmp_path / "out/submission/10.png"))
     assert mask.shape == (64, 64) and mask.max() <= 6
-    for name in ("loss.png", "predictions.png", "watch/step-000000.png", "watch/step-000002.png"):
-        assert Image.open(tmp_path / "out" / name).size[0] > 300
 
 
-def test_data_root_is_enough(tmp_path, caplog):
-    caplog.set_level("INFO")
-    dense_data.make_loveda(tmp_path / "data")
+def test_data_root_is_enough(tmp_path):
+    dense_data.make_loveda(tmp_path / "data", size=32)
     settings = {"data": None, "submission": None, "train_splits": ["train"], "eval_split": None, "test_split": None}
-    assert main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **settings)) == 0
-    assert "8 classes: class 0, class 1" in caplog.text
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    metrics = train("loveda", tmp_path, max_steps=1, **settings)
     assert "eval" in metrics and "test" not in metrics
     configuration = yaml.safe_load((tmp_path / "out" / "data.yaml").read_text())
     assert configuration["eval_split"] == "val" and "test_split" not in configuration
+    assert len(configuration["data"]["classes"]) == 8
 
 
 def test_uavid_submission_has_mask_colors(tmp_path):
     """Check oblong images, color masks, six scales and mirrored images."""
     dense_data.make_uavid(tmp_path / "data")
-    assert main(dense_data.smoke_arguments("uavid", tmp_path / "data", tmp_path / "out", num_pictures=0)) == 0
-    assert json.loads((tmp_path / "out" / "metrics.json").read_text()).keys() == {"seed", "train", "train_pixels"}
+    assert train("uavid", tmp_path, max_steps=1).keys() == {"seed", "train", "train_pixels"}
     colors = {tuple(item["color"]) for item in dense_data.read_config("uavid")["data"]["classes"]}
     for name in ("000000", "000100"):
         mask = np.array(Image.open(tmp_path / f"out/submission/seq21/Labels/{name}.png"))
@@ -119,31 +126,16 @@ def test_levir_cd_trains_and_scores(tmp_path, change):
     dense_data.make_levir_cd(tmp_path / "data", size=80)
     described = dense_data.read_config("levir_cd")["data"]
     described["classes"] = described["classes"][:: 1 if change else -1]
-    settings = {"eval_split": None, "watch_samples": 1, "data": described}
-    arguments = dense_data.smoke_arguments("levir_cd", tmp_path / "data", tmp_path / "out", **settings)
-    assert finetune_change_detection.main(arguments) == 0
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["test"]
+    settings = {"eval_split": None, "num_pictures": 1, "data": described}
+    metrics = train("levir_cd", tmp_path, recipe=finetune_change_detection.main, **settings)["test"]
     data = DenseData.from_dict(described | {"root": str(tmp_path / "data")})
     both, either = areas(tmp_path / "out", data.open(["test"]), ViTPForChangeDetection, 64, 48)[:, change]
     assert metrics["test_iou"] == pytest.approx(both / either, abs=0.02)
     assert metrics["test_f1"] == pytest.approx(2 * both / (either + both), abs=0.02)
-    assert all((tmp_path / "out" / name).is_file() for name in ("predictions.png", "watch/step-000002.png"))
+    assert (tmp_path / "out" / "predictions.png").is_file()
 
 
-def test_amos_trains_and_scores(tmp_path):
-    dense_data.make_amos(tmp_path / "data")
-    settings = {"eval_split": None, "num_pictures": 1}
-    assert main(dense_data.smoke_arguments("amos2022", tmp_path / "data", tmp_path / "out", **settings)) == 0
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["test"]
-    data = DenseData.from_dict(dense_data.read_config("amos2022")["data"] | {"root": str(tmp_path / "data")})
-    samples = data.open(["test"])
-    both, either = areas(tmp_path / "out", samples, ViTPForSemanticSegmentation, 64, 48)
-    dice = np.divide(2 * both, both + either, out=np.full(16, np.nan), where=either > 0)
-    assert metrics["test_mean_dice"] == pytest.approx(np.nanmean(dice), abs=0.01)
-    assert {samples[index]["case"] for index in range(len(samples))} == {"0101", "0102"}
-
-
-def test_volumes_of_patient_are_separate_cases(tmp_path):
+def test_amos_trains_and_scores_by_volume(tmp_path):
     """Check two volumes of one patient, whose slices have the same indices."""
     dense_data.make_amos(tmp_path / "data")
     for kind, of_kind in (("images", "image"), ("labels", "mask")):
@@ -155,82 +147,74 @@ def test_volumes_of_patient_are_separate_cases(tmp_path):
         name: {kind: f"{folder}/{{patient}}/{{visit}}/{kind}.nii.gz" for kind in ("image", "mask")}
         for name, folder in (("train", "Tr"), ("test", "Va"))
     }
-    described = dense_data.read_config("amos2022")["data"] | {"splits": splits, "root": str(tmp_path / "data")}
-    settings = {"eval_split": None, "num_pictures": 0, "data": described, "resample_test": True}
-    assert main(dense_data.smoke_arguments("amos2022", tmp_path / "data", tmp_path / "out", **settings)) == 0
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    described = benchmark("amos2022", tmp_path) | {"splits": splits}
+    metrics = train("amos2022", tmp_path, eval_split=None, data=described, resample_test=True)
     assert metrics["test_cases"] == 1 and len({*metrics["test_resampled"]}) == 1  # One patient is resampled.
     metrics = metrics["test"]
     samples = DenseData.from_dict(described).open(["test"])
     cases = [samples[index]["case"] for index in range(len(samples))]
     assert set(cases) == {"p1/3", "p1/4"} and set(samples.cases) == {"p1"}
-    dice = []
-    for case in set(cases):
-        mine = Subset(samples, [index for index, other in enumerate(cases) if other == case])
-        both, either = areas(tmp_path / "out", mine, ViTPForSemanticSegmentation, 64, 48)
-        dice.append(np.divide(2 * both, both + either, out=np.full(16, np.nan), where=either > 0))
-    assert metrics["test_mean_dice_by_case"] == pytest.approx(np.nanmean(np.nanmean(dice, 0)), abs=0.01)
+
+    def dice(both, either):
+        return np.divide(2 * both, both + either, out=np.full(16, np.nan), where=either > 0)
+
+    areas_of_cases = []
+    for case in ("p1/3", "p1/4"):
+        slices = Subset(samples, [index for index, other in enumerate(cases) if other == case])
+        areas_of_cases.append(areas(tmp_path / "out", slices, ViTPForSemanticSegmentation, 64, 48))
+    dice_of_cases = [dice(*of_case) for of_case in areas_of_cases]
+    assert metrics["test_mean_dice_by_case"] == pytest.approx(np.nanmean(np.nanmean(dice_of_cases, 0)), abs=0.01)
+    assert metrics["test_mean_dice"] == pytest.approx(np.nanmean(dice(*sum(areas_of_cases))), abs=0.01)
     assert "test_mean_surface_dice" in metrics
 
 
-def test_resumed_run_equals_uninterrupted_run(tmp_path):
+def test_resumed_run_equals_uninterrupted_run(tmp_path, caplog):
+    """Check a resumed run, whose backbone is in another folder, and changes that make it another run."""
     dense_data.make_loveda(tmp_path / "data")
-    settings = {"submission": None, "num_pictures": 0, "max_steps": 5, "save_steps": 4, "eval_split": None}
-    assert main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "whole", **settings)) == 0
+    backbone = dense_data.tiny_backbone()
+    for name in ("start", "moved", "other"):
+        if name == "other":
+            backbone.encoder.layer[1].mlp.fc1.weight.data += 0.01
+        export_backbone(backbone, tmp_path / name)
+
+    def run(out: str, start: str = "moved", max_steps: int = 5, **changes) -> None:
+        settings = {"submission": None, "save_steps": 4, "eval_split": None, "from_scratch": {}, **changes}
+        train("loveda", tmp_path, out, model_name_or_path=str(tmp_path / start), max_steps=max_steps, **settings)
+
+    run("whole", "start")
     shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "stopped" / "checkpoint-4")
-    watched = settings | {"watch_samples": 1}
-    assert main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "stopped", **watched)) == 0
+    run("stopped", watch_samples=1)
     assert [path.name for path in (tmp_path / "stopped" / "watch").glob("*.png")] == ["step-000005.png"]
     whole, stopped = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
     assert whole.keys() == stopped.keys()
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
-    with pytest.raises(ValueError, match="crop_size.*64.*32"):
-        main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "stopped", **settings, crop_size=32))
 
-
-def test_changed_settings_are_refused_on_resume(tmp_path, caplog):
-    dense_data.make_loveda(tmp_path / "data")
-    backbone = dense_data.tiny_backbone()
-    for name in ("a", "moved", "b"):
-        export_backbone(backbone, tmp_path / name)
-        if name == "moved":
-            backbone.encoder.layer[1].mlp.fc1.weight.data += 0.01
     data = dense_data.read_config("loveda")["data"]
-    settings = {"submission": None, "num_pictures": 0, "eval_split": None, "from_scratch": {}}
-
-    def again(start: str = "moved", max_steps: int = 3, **changes) -> int:
-        changes = settings | {"model_name_or_path": str(tmp_path / start), "max_steps": max_steps} | changes
-        return main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **changes))
-
-    assert again("a", max_steps=2) == 0
-    with pytest.raises(ValueError, match="checkpoint-2 .*weights"):
-        again("b")
-    with pytest.raises(ValueError, match="input_spec.*gamma"):
-        again(data=data | {"input_spec": {"gamma": 0.5}})
     values = [item["value"] for item in data["classes"]]
     classes = [item | {"value": value} for item, value in zip(data["classes"], values[::-1])]
-    with pytest.raises(ValueError, match="value of each class in masks"):
-        again(data=data | {"classes": classes})
-    assert again(class_weights=[1, 2, 1, 1, 1, 1, 1]) == 0
+    for changes, message in (
+        ({"crop_size": 32}, "crop_size.*64.*32"),
+        ({"start": "other"}, "weights"),
+        ({"data": data | {"input_spec": {"gamma": 0.5}}}, "input_spec.*gamma"),
+        ({"data": data | {"classes": classes}}, "value of each class"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run("stopped", max_steps=6, **changes)
+    run("stopped", max_steps=6, class_weights=[1, 2, 1, 1, 1, 1, 1])
     assert "class_weights" in caplog.text and "[1.0, 2.0, 1.0" in caplog.text
 
 
 def test_best_checkpoint_has_best_main_score(tmp_path):
-    dense_data.make_loveda(tmp_path / "data", size=64)
+    dense_data.make_loveda(tmp_path / "data", size=48)
     settings = {"train_splits": ["train"], "eval_split": "val", "submission": None, "test_scales": [1.0]}
     settings |= {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1}
-    assert main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **settings)) == 0
+    metrics = train("loveda", tmp_path, **settings)
     state = json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())
     scores = [logs["eval_mean_iou"] for logs in state["log_history"] if "eval_mean_iou" in logs]
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert len(scores) == 2 and metrics["eval"]["eval_mean_iou"] == max(scores)
     # The class weights of the training's configuration do not matter to a scoring.
     again = {"model_name_or_path": str(tmp_path / "out"), "from_scratch": None, "class_weights": "balanced"}
-    arguments = dense_data.smoke_arguments(
-        "loveda", tmp_path / "data", tmp_path / "scored", **settings | again, do_train=False
-    )
-    assert main(arguments) == 0
-    metrics = json.loads((tmp_path / "scored" / "metrics.json").read_text())
+    metrics = train("loveda", tmp_path, "scored", **settings | again, do_train=False)
     assert metrics["eval"]["eval_mean_iou"] == max(scores)
 
 
@@ -238,28 +222,21 @@ def test_best_checkpoint_has_best_main_score(tmp_path):
     ("changes", "message"),
     [
         ({"test_split": "train"}, "'train'|train_splits|test_split"),
-        ({"eval_split": "val", "test_split": "val"}, "'val'|eval_split|test_split"),
-        (
-            {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_split": "train"},
-            "'train'|eval_split|trained",
-        ),
+        ({"load_best_model_at_end": True, "eval_strategy": "steps", "eval_split": "train"}, "'train'|eval_split"),
         ({"eval_strategy": "steps", "eval_steps": 1, "eval_split": None}, "eval_strategy.*eval_split"),
         ({"from_scratch": None}, "model_name_or_path"),
         ({"per_device_train_batch_size": 7, "submission": None}, "6.*7|7.*6"),
         ({"per_device_train_batch_size": 1, "submission": None}, "per_device_train_batch_size"),
         ({"train_splits": ["test"]}, "has no masks"),
-        ({"submission": {"split": "test"}}, "submission.*file"),
         ({"submission": {"split": "test", "file": "{image}.png"}}, "submission.*'image'"),
         ({"submission": {"split": "tset", "file": "{name}.png"}}, "'tset'"),
-        ({"submission": {"split": "test", "file": "{name}.png", "encoding": "indices"}}, "submission.*'indices'"),
         ({"submission": {"split": "a", "file": "b"}, "data": {"dataset_name": "x"}}, "dataset_name"),
     ],
 )
 def test_bad_recipe_settings_are_refused(tmp_path, changes, message):
     dense_data.make_loveda(tmp_path / "data", size=16)
-    settings = {"train_splits": ["train"], "save_steps": 1} | changes
     with pytest.raises(ValueError, match=message):
-        main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **settings))
+        train("loveda", tmp_path, **{"train_splits": ["train"], "save_steps": 1, **changes})
 
 
 @pytest.mark.parametrize("split", ["eval_split", "test_split"])
@@ -267,21 +244,15 @@ def test_bad_mask_of_scored_split_is_refused_before_training(tmp_path, split):
     dense_data.make_loveda(tmp_path / "data", size=16)
     path = sorted(tmp_path.glob("data/Val/**/masks_png/*.png"))[-1]
     Image.fromarray(np.full((16, 16), 99, np.uint8)).save(path)
-    settings = {"train_splits": ["train"], "save_steps": 1, "submission": None, split: "val"}
     with pytest.raises(ValueError, match=f"{path.name} has 256 pixel.*: 99"):
-        main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **settings))
+        train("loveda", tmp_path, train_splits=["train"], save_steps=1, submission=None, **{split: "val"})
     assert not list(tmp_path.glob("out/checkpoint-*"))
 
 
 def test_number_of_images_must_fit_the_model(tmp_path):
     dense_data.make_loveda(tmp_path / "data", size=16)
-    arguments = dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", submission=None)
     with pytest.raises(ValueError, match="2 image.* got 1.*finetune_segmentation"):
-        finetune_change_detection.main(arguments)
-
-
-def run_two(output, arguments: list[str]) -> None:
-    assert launch(2, output, "dense_run.py", arguments[1]) == [0, 0], output.read_text()[-3000:]
+        train("loveda", tmp_path, recipe=finetune_change_detection.main, submission=None)
 
 
 @pytest.mark.slow
@@ -289,21 +260,19 @@ def test_two_processes_score_like_one(tmp_path):
     """Train in two processes, and score the model in one and in two processes."""
     dense_data.make_loveda(tmp_path / "data")
     settings = {"submission": None, "num_pictures": 0, "train_splits": ["train"], "test_split": "val"}
-    arguments = dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "trained", **settings)
-    run_two(tmp_path / "trained.txt", arguments)
-    trained = json.loads((tmp_path / "trained" / "metrics.json").read_text())
+
+    def run_two(name: str, **changes) -> dict:
+        words = dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / name, **settings | changes)
+        output = tmp_path / f"{name}.txt"
+        assert launch(2, output, "dense_run.py", words[1]) == [0, 0], output.read_text()[-3000:]
+        return json.loads((tmp_path / name / "metrics.json").read_text())
+
+    trained = run_two("trained")
     assert np.isfinite(trained["train"]["train_loss"])
-    settings |= {"from_scratch": None, "model_name_or_path": str(tmp_path / "trained"), "do_train": False}
+    saved = {"from_scratch": None, "model_name_or_path": str(tmp_path / "trained"), "do_train": False}
     scores = []
-    for world in (1, 2):
-        out = tmp_path / f"scored-{world}"
-        arguments = dense_data.smoke_arguments("loveda", tmp_path / "data", out, **settings)
-        if world == 1:
-            assert main(arguments) == 0
-        else:
-            run_two(tmp_path / "scored.txt", arguments)
-        metrics = json.loads((out / "metrics.json").read_text())["test"]
-        scores.append({key: value for key, value in metrics.items() if "iou" in key or "accuracy" in key})
+    for metrics in (train("loveda", tmp_path, "scored-1", **settings | saved), run_two("scored-2", **saved)):
+        scores.append({key: value for key, value in metrics["test"].items() if "iou" in key or "accuracy" in key})
     assert len(scores[0]) == 3 + 2 * 7
     assert scores[0] == scores[1]
     # Batch norm statistics differ between training processes. The saved statistics are scored.
@@ -314,29 +283,19 @@ def test_two_processes_score_like_one(tmp_path):
 def test_recipe_learns_colors(tmp_path):
     """Check that the recipe learns classes that differ by color alone."""
     dense_data.make_loveda(tmp_path / "data")
-    settings = {"submission": None, "num_pictures": 0, "train_splits": ["train"], "test_split": "val"}
+    settings = {"submission": None, "train_splits": ["train"], "test_split": "val", "per_device_train_batch_size": 3}
     settings |= {"max_steps": 250, "warmup_steps": 10, "save_steps": 1000, "learning_rate": 1e-2}
-    settings |= {
-        "per_device_train_batch_size": 3,
-        "scale_range": [0.8, 1.25],
-        "photometric": False,
-        "test_scales": [1.0],
-    }
-    assert main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **settings)) == 0
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["test"]["test_mean_iou"] > 0.55
-    assert metrics["test"]["test_overall_accuracy"] > 0.75
+    settings |= {"scale_range": [0.8, 1.25], "photometric": False, "test_scales": [1.0]}
+    metrics = train("loveda", tmp_path, **settings)["test"]
+    assert metrics["test_mean_iou"] > 0.55
+    assert metrics["test_overall_accuracy"] > 0.75
 
 
 def test_sentinel_2_trains_from_rgb_backbone(tmp_path):
     """Check training, figures, scores, and prediction of a scene with 12 bands."""
     dense_data.make_sen1floods11(tmp_path / "data")
     export_backbone(dense_data.tiny_backbone(), tmp_path / "backbone")
-    start = {
-        "model_name_or_path": str(tmp_path / "backbone"),
-        "from_scratch": {},
-        "num_pictures": 1,
-    }
+    start = {"model_name_or_path": str(tmp_path / "backbone"), "from_scratch": {}, "num_pictures": 1}
     arguments = dense_data.smoke_arguments("sen1floods11_sentinel2", tmp_path / "data", tmp_path / "out", **start)
     assert main(arguments) == 0
     data = dense_data.read_config("sen1floods11_sentinel2")["data"]
@@ -344,7 +303,7 @@ def test_sentinel_2_trains_from_rgb_backbone(tmp_path):
     model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out").eval()
     assert processor.band_names == model.config.backbone_config.band_names == names and len(processor.image_std) == 12
     assert np.isfinite(json.loads((tmp_path / "out/metrics.json").read_text())["test"]["test_mean_iou"])
-    assert Image.open(tmp_path / "out" / "predictions.png").size[0] > 300
+    assert (tmp_path / "out" / "predictions.png").is_file()
 
     scene = np.random.default_rng(0).integers(0, 9000, (13, 64, 64), dtype=np.uint16)
     write_bands(tmp_path / "scene.tif", scene)
@@ -373,11 +332,8 @@ def test_change_detection_trains_on_band_pairs(tmp_path):
     data = dense_data.read_config("sen1floods11_sar")["data"]
     for split in data["splits"].values():
         split["before"] = split["after"] = split.pop("image")
-    arguments = dense_data.smoke_arguments(
-        "sen1floods11_sar", tmp_path / "data", tmp_path / "out", data=data, watch_samples=1
-    )
-    assert finetune_change_detection.main(arguments) == 0
-    assert Image.open(tmp_path / "out" / "watch" / "step-000000.png").size[0] > 300
+    train("sen1floods11_sar", tmp_path, recipe=finetune_change_detection.main, data=data, watch_samples=1)
+    assert (tmp_path / "out" / "watch" / "step-000000.png").is_file()
     model = ViTPForChangeDetection.from_pretrained(tmp_path / "out")
     assert model.config.backbone_config.band_names == ["VV", "VH"]
     samples = DenseData.from_dict(data | {"root": str(tmp_path / "data")}).open(["test"])

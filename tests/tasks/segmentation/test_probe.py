@@ -23,7 +23,7 @@ from modeling_vitp.tasks.segmentation.probe import interpolate, pixels_by_patch
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(1, 4))
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_pixel_counts_by_patch_match_loop(height, width, rows, columns):
     mask = np.random.default_rng(height * 10 + width).choice([0, 1, 2, 255], (height, width)).astype(np.uint8)
     expected = np.zeros((rows, columns, 3))
@@ -84,12 +84,9 @@ def test_loveda_scores_match_scikit_learn(tmp_path, quick_probe):
             with torch.no_grad():
                 states = model(**processor(images, return_tensors="pt", **options)).last_hidden_state
             maps[split] = states[:, prefix:].unflatten(1, (4, 4))
-        inputs, labels = [], []
-        for features, mask in zip(maps["Train"], masks["Train"]):
-            for (y, x), label in np.ndenumerate(mask):
-                if label >= 0:
-                    inputs.append(features[y // 12, x // 12].numpy())
-                    labels.append(label)
+        labels = np.concatenate([mask.ravel() for mask in masks["Train"]])
+        pixel_features = maps["Train"].numpy().repeat(12, axis=1).repeat(12, axis=2).reshape(-1, 32)
+        inputs, labels = pixel_features[labels >= 0], labels[labels >= 0]
         patches = maps["Train"].reshape(-1, 32).double().numpy()
         scaler = StandardScaler().fit(patches)
         regression = LogisticRegression(C=1 / (len(labels) * 0.01), max_iter=10000)
@@ -139,25 +136,18 @@ def test_depths_and_controls_match_transformers(tmp_path, quick_probe):
         states = model(pixels, output_hidden_states=True).hidden_states
     layers = len(states) - 1
     tokens = torch.cat([states[depth][:, 1:] for depth in (round(layers / 2), layers)], -1).unflatten(1, (4, 4))
-    patches = [
-        [pixel[:, y : y + 16, x : x + 16].reshape(-1) for x in range(0, 64, 16)]
-        for pixel in pixels
-        for y in range(0, 64, 16)
-    ]
-    patches = torch.stack([torch.stack(row) for row in patches]).unflatten(0, (-1, 4))
+    patches = pixels.unfold(2, 16, 16).unfold(3, 16, 16).permute(0, 2, 3, 1, 4, 5).flatten(3)
     files = [np.load(path) for path in (tmp_path / "out/features").glob("*.npy")]
     files = [array for array in files if len(array) == len(paths)]
     assert len(files) == 3
     for expected in (tokens, patches):
         expected = expected.numpy()
         assert any(array.shape == expected.shape and np.allclose(array, expected, atol=1e-4) for array in files)
-    with pytest.raises(ValueError, match=f"depths must be at most {layers}, .*{folder}"):
+    with pytest.raises(ValueError, match=f"depths .*{layers}, .*{folder}"):
         main([*arguments[:-1], "9"])
-    with pytest.raises(ValueError, match="pixel_control"):
-        main(["--backbones", str(folder), "--dataset_name", "x", "--pixel_control", "true"])
 
 
-def test_volumes_are_probed_with_shots(tmp_path):
+def test_volumes_are_probed_with_shots(tmp_path, quick_probe):
     """Read volumes by the settings of the data, not by the input spec of a backbone."""
     dense_data.make_amos(tmp_path / "data")
     folder = save_backbone(tmp_path / "b", "vitp", {"window": [500, 600]})
@@ -175,16 +165,13 @@ def test_volumes_are_probed_with_shots(tmp_path):
     ("what", "message"),
     [
         ("pair", "train_1 with 2 images"),
-        ("no masks", "Split 'test' has no masks"),
-        ("same split", "must differ, got 'train'"),
-        ("other split", "'validation'"),
+        ("no masks", "'test' has no masks"),
+        ("same split", "'train'"),
         ("same file", "Rural/images_png/0.png .*'train' and 'val'"),
-        ("value", r"masks_png/0.png .*99"),
-        ("size", r"masks_png/0.png .*48 x 48"),
     ],
 )
 def test_invalid_mask_data_are_named(tmp_path, what, message):
-    test_split = {"no masks": "test", "same split": "train", "other split": "validation"}.get(what, "val")
+    test_split = {"no masks": "test", "same split": "train"}.get(what, "val")
     data = dense_data.read_config("loveda")["data"]
     if what == "pair":
         data, test_split = dense_data.read_config("levir_cd")["data"], "test"
@@ -193,10 +180,6 @@ def test_invalid_mask_data_are_named(tmp_path, what, message):
         dense_data.make_loveda(tmp_path / "data", size=48)
     if what == "same file":
         data["splits"]["val"] = data["splits"]["train"]
-    if what == "value":
-        dense_data.save(Image.new("L", (48, 48), 99), tmp_path / "data/Train/Rural/masks_png/0.png")
-    if what == "size":
-        dense_data.save(Image.new("RGB", (48, 40)), tmp_path / "data/Train/Rural/images_png/0.png")
     arguments = ["--backbones", str(save_backbone(tmp_path / "b", "vitp")), "--test_split", test_split]
     arguments += ["--data", json.dumps(data), "--data_root", str(tmp_path / "data")]
     with pytest.raises(ValueError, match=message):

@@ -2,6 +2,7 @@
 
 import dense_data
 import numpy as np
+import pytest
 import torch
 
 from modeling_vitp import ViTPForSemanticSegmentation, ViTPSegmentationImageProcessor
@@ -13,9 +14,14 @@ from modeling_vitp.tasks.segmentation.trainer import (
 )
 
 
-def test_samples_depend_on_seed_and_epoch(tmp_path):
-    dense_data.make_loveda(tmp_path)
-    data = DenseData.from_dict(dense_data.read_config("loveda")["data"] | {"root": str(tmp_path)})
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    dense_data.make_loveda(root)
+    return DenseData.from_dict(dense_data.read_config("loveda")["data"] | {"root": str(root)})
+
+
+def test_samples_depend_on_seed_and_epoch(data, tmp_path):
     args = ViTPSegmentationTrainingConfig(output_dir=str(tmp_path / "out"), crop_size=32, per_device_train_batch_size=2)
     model = ViTPForSemanticSegmentation.from_backbone(
         dense_data.tiny_backbone(), num_labels=7, backbone_kwargs=dense_data.BACKBONE, **dense_data.HEAD
@@ -37,16 +43,11 @@ def test_samples_depend_on_seed_and_epoch(tmp_path):
     assert not torch.equal(first[0], batches(0, seed=7, dataloader_num_workers=0)[0])
 
 
-def test_sample_is_normalized_after_augmentation(tmp_path):
-    dense_data.make_loveda(tmp_path)
-    data = DenseData.from_dict(dense_data.read_config("loveda")["data"] | {"root": str(tmp_path)})
-
-    class Nothing:
-        def __call__(self, images, mask, seed):
-            return images, mask
-
+def test_sample_is_normalized_after_augmentation(data):
     samples = data.open(["train"])
-    item = TrainingSamples(samples, Nothing(), ViTPSegmentationImageProcessor(), seed=0)[0, 1]
+    item = TrainingSamples(
+        samples, lambda images, mask, seed: (images, mask), ViTPSegmentationImageProcessor(), seed=0
+    )[0, 1]
     pixels = samples[1]["images"][0].double().numpy() / 255
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     expected = (pixels - mean[:, None, None]) / std[:, None, None]
