@@ -42,7 +42,7 @@ def write_numbers(root, num_images) -> dict[str, float]:
 def test_task_of_plugin_is_fine_tuned(tmp_path, monkeypatch):
     numbers = write_numbers(tmp_path / "data", {"train": 48, "test": 16})
     words = f"--plugins {PLUGIN} --data_root {tmp_path / 'data'} --test_split test --output_dir {tmp_path / 'tuned'}"
-    words += f" --image_size {SIDE} --max_steps 80 --per_device_train_batch_size 16 --learning_rate 2e-2 {TRAINING}"
+    words += f" --image_size {SIDE} --max_steps 50 --per_device_train_batch_size 16 --learning_rate 2e-2 {TRAINING}"
     words = [*words.split(), "--from_scratch", json.dumps(TINY), "--eval_strategy", "no"]
     monkeypatch.setattr(sys, "argv", [])  # which the command replaces
     assert finetune.main(["regression", *words]) == 0

@@ -51,14 +51,6 @@ def trainer_of(task, items, **options):
     return SimpleNamespace(task=task, names=["ship", "plane"], metrics=metrics, detect=detect)
 
 
-def test_best_control_by_the_main_score_of_a_metric_without_map_50():
-    items = [sample(f"b{index}", (40, 40), [[0.1, 0.1, 0.3, 0.3 + index / 50]]) for index in range(3)]
-    trainer = trainer_of("oriented", items)
-    metric = evaluate.load(str(METRICS_FOLDER / "average_precision"), num_labels=2, iou_thresholds=[0.75])
-    trainer.metrics = {"": metric}
-    assert blind_scores(trainer, items)["swapped_map"] == 1  # the boxes differ by less than the threshold
-
-
 METRIC = """
 from modeling_vitp.metrics import box_metrics
 
@@ -102,20 +94,6 @@ def test_detections_are_swapped_between_images(task):
 
 
 @pytest.mark.parametrize("task", ["horizontal", "oriented", "instances"])
-def test_best_shift_is_reported(task):
-    """Check four images in two equal pairs: a shift by two swaps equal detections."""
-    boxes = [[0.1, 0.1, 0.4, 0.4]], [[0.6, 0.6, 0.9, 0.9]], [[0.1, 0.1, 0.4, 0.4]], [[0.1, 0.6, 0.4, 0.9]]
-    items = [sample(f"b{index}", (40, 40), one) for index, one in enumerate(boxes)]
-    trainer = trainer_of(task, items)
-    scores = blind_scores(trainer, items)
-    metric, begin = next(reversed(trainer.metrics.values())), next(reversed(trainer.metrics))
-    references = [reference(item, task) for item in items]
-    turned = [one | {"scores": torch.ones(1)} for one in references[2:] + references[:2]]
-    expected = metric.compute(predictions=turned, references=references)["map_50"]
-    assert expected > 0.2 and scores[f"swapped_{begin}map_50"] == expected
-
-
-@pytest.mark.parametrize("task", ["horizontal", "oriented", "instances"])
 def test_best_training_layout_is_reported(task):
     """Check a training sample with the objects of all test images, in different sizes."""
     boxes = [[0.1, 0.2, 0.5, 0.6], [0.6, 0.1, 0.9, 0.4]]
@@ -135,10 +113,9 @@ def test_best_grid_is_reported(task):
     boxes = [[column / 3 + 0.07, row / 3 + 0.07, column / 3 + 0.27, row / 3 + 0.27] for row, column in cells]
     test = [sample(f"b{index}", (60, 60), boxes) for index in range(2)]
     train = [sample("a3", (60, 60), [[0.0, 0.0, 0.2, 0.2]])]
-    scores = blind_scores(trainer_of(task, test), test, train)
-    assert all(
-        value == pytest.approx(1) for key, value in scores.items() if key.startswith("constant") and "map_50" in key
-    )
+    trainer = trainer_of(task, test)
+    scores = blind_scores(trainer, test, train)
+    assert all(scores[f"constant_{begin}map_50"] == pytest.approx(1) for begin in trainer.metrics)
 
 
 def test_single_image_is_refused():

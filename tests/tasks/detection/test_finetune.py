@@ -31,6 +31,8 @@ TINY = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "in
 TINY |= {"image_size": [64, 64], "patch_size": [16, 16], "attention_bias": True}
 HEAD = {"neck_channels": 16, "head_hidden_size": 32, "anchor_scale": 4, "rpn_candidates_train": 60}
 HEAD |= {"rpn_proposals_train": 30, "rpn_candidates_eval": 30, "rpn_proposals_eval": 20, "roi_samples": 32}
+TRAIN_IMAGES = ["a_001", "a_002", "a_003", "empty_004", "a_005"]
+ROTATION = {"rotation": 0.5, "vertical_flip": 0.25, "diagonal_flip": 0.25, "horizontal_flip": 0.25}
 MODELS = {
     "horizontal": ViTPForObjectDetection,
     "oriented": ViTPForOrientedObjectDetection,
@@ -40,17 +42,14 @@ MODELS = {
 
 def configure(folder: Path, task: str, **more) -> list[str]:
     """Write a data set and its configuration, and return the command-line arguments."""
-    write, form, annotations = (
-        (write_dota, "dota", "annfiles") if task == "oriented" else (write_coco, "coco", "instances.json")
-    )
-    for split, names in {
-        "train": ["a_001", "a_002", "a_003", "empty_004", "a_005"],
-        "test": ["b_101", "b_102"],
-    }.items():
+    write, form, annotations = write_coco, "coco", "instances.json"
+    if task == "oriented":
+        write, form, annotations = write_dota, "dota", "annfiles"
+    splits = {}
+    for split, names in (("train", TRAIN_IMAGES), ("test", ["b_101", "b_102"])):
         write(folder / split, names)
-    splits = {
-        split: {"images": f"{split}/images", "annotations": f"{split}/{annotations}"} for split in ("train", "test")
-    }
+        splits[split] = {"images": f"{split}/images", "annotations": f"{split}/{annotations}"}
+    splits["server"] = splits["test"] | {"tile": {"size": 64, "overlap": 16}}
     settings = {
         "output_dir": str(folder / "out"),
         "task": task,
@@ -79,22 +78,37 @@ def configure(folder: Path, task: str, **more) -> list[str]:
     return ["--config", str(folder / "config.yaml")]
 
 
-@pytest.mark.parametrize("task", MODELS)
-def test_run_saves_model_scores_and_figures(tmp_path, task):
-    assert main(configure(tmp_path, task, blind_controls=True, watch_samples=1)) == 0
-    out = tmp_path / "out"
+def read_metrics(folder: Path) -> dict:
+    return json.loads((folder / "out" / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def oriented_run(tmp_path_factory):
+    """Return the folder of a run of an oriented detector with random augmentation."""
+    folder = tmp_path_factory.mktemp("oriented")
+    reports = {"blind_controls": True, "watch_samples": 1, "submission": {"split": "server"}}
+    assert main(configure(folder, "oriented", **ROTATION, **reports)) == 0
+    return folder
+
+
+SCORES = {
+    "horizontal": ["test_map_50", "test_map_small"],
+    "oriented": ["test_map", "test_ap_50/ship"],
+    "instances": ["test_box_map", "test_mask_map_75"],
+}
+
+
+def check_run(folder, task):
+    out = folder / "out"
     assert [path.name for path in sorted((out / "watch").glob("*.png"))] == [f"step-{n:06d}.png" for n in (0, 2, 4)]
-    assert {"metrics.json", "predictions.png", "loss.png", "README.md", "preprocessor_config.json"} <= {
-        path.name for path in out.iterdir()
-    }
-    metrics = json.loads((out / "metrics.json").read_text())
+    for name in ("predictions.png", "loss.png", "README.md", "preprocessor_config.json"):
+        assert (out / name).is_file()
+    metrics = read_metrics(folder)
     assert metrics["train_images"] == 4  # The image without objects is left out.
     assert sum(metrics["train_objects"].values()) > 0 and set(metrics["train_objects"]) == set(NAMES)
-    expected = {"horizontal": ["test_map_50", "test_map_small"], "oriented": ["test_map", "test_ap_50/ship"]}
-    for name in expected.get(task, ["test_box_map", "test_mask_map_75"]):
-        assert name in metrics["test"]
-        swapped, constant = (name.replace("test_", f"{control}_") for control in ("swapped", "constant"))
-        assert swapped in metrics["test"] and constant in metrics["test"]
+    for name in SCORES[task]:
+        for prefix in ("test_", "swapped_", "constant_"):
+            assert name.replace("test_", prefix) in metrics["test"]
     model, report = MODELS[task].from_pretrained(out, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert model.config.id2label == dict(enumerate(NAMES))
@@ -104,28 +118,39 @@ def test_run_saves_model_scores_and_figures(tmp_path, task):
     assert rates == pytest.approx([0.5e-3, 0.75e-3, 1e-4, 1e-4])
 
 
-def test_data_root_is_enough(tmp_path, caplog):
-    caplog.set_level("INFO")
+def test_run_saves_model_scores_and_figures(oriented_run):
+    check_run(oriented_run, "oriented")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["horizontal", "instances"])
+def test_run_on_boxes_or_outlines_saves_model_scores_and_figures(tmp_path, task):
+    assert main(configure(tmp_path, task, blind_controls=True, watch_samples=1)) == 0
+    check_run(tmp_path, task)
+
+
+def test_dota_submission_has_merged_windows(oriented_run):
+    out = oriented_run / "out"
+    assert {path.name for path in (out / "Task1").iterdir()} == {f"Task1_{name}.txt" for name in NAMES}
+    assert (out / "Task1.zip").is_file()
+
+
+def test_data_root_is_enough(tmp_path):
     write_coco(tmp_path / "ships", [f"a_{number:03}" for number in range(12)])
     settings = {"data_root": str(tmp_path / "ships"), "data": None, "test_split": None, "max_steps": 1}
     words = configure(tmp_path, "horizontal", **settings)
     assert main(words) == 0
-    assert (
-        "Split test has 10% of the images" in caplog.text
-        and "coco; splits train, test; 2 classes: plane, ship." in caplog.text
-    )
-    assert "test_map_50" in json.loads((tmp_path / "out" / "metrics.json").read_text())["test"]
+    assert "test_map_50" in read_metrics(tmp_path)["test"]
     saved = tmp_path / "out" / "data.yaml"
     configuration = yaml.safe_load(saved.read_text())
     assert configuration["test_split"] == "test" and configuration["data"]["format"] == "coco"
 
-    edited = (
-        yaml.safe_load((tmp_path / "config.yaml").read_text()) | configuration | {"output_dir": str(tmp_path / "b")}
-    )
+    edited = yaml.safe_load((tmp_path / "config.yaml").read_text()) | configuration
+    edited["output_dir"] = str(tmp_path / "b")
     edited.pop("data_root")
     edited["data"]["classes"] = ["ship", "plane"]
     (tmp_path / "edited.yaml").write_text(yaml.safe_dump(edited))
-    assert main(["--config", str(tmp_path / "edited.yaml")]) == 0
+    assert main(["--config", str(tmp_path / "edited.yaml"), "--num_pictures", "0"]) == 0
     assert not (tmp_path / "b" / "data.yaml").exists()
 
     saved.write_text(saved.read_text().replace("plane", "airplane"))
@@ -133,76 +158,65 @@ def test_data_root_is_enough(tmp_path, caplog):
         main(words)
 
 
-def test_resumed_run_equals_uninterrupted_run(tmp_path):
-    rotation = {"rotation": 0.5, "vertical_flip": 0.25, "diagonal_flip": 0.25, "horizontal_flip": 0.25}
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert main(configure(whole, "oriented", **rotation)) == 0
-    words = configure(parts, "oriented", watch_samples=1, **rotation)
+def test_resumed_run_equals_uninterrupted_run(tmp_path, oriented_run):
+    words = configure(tmp_path, "oriented", **ROTATION)
     assert main([*words, "--max_steps", "2", "--test_split", "", "--num_pictures", "0"]) in (0, 1)
     assert main(words) == 0
-    first, second = (load_file(folder / "out" / "model.safetensors") for folder in (whole, parts))
-    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
-    scores = [
-        json.loads((folder / "out" / "metrics.json").read_text())["test"]["test_map"] for folder in (whole, parts)
-    ]
-    assert scores[0] == scores[1]
-    labels = parts / "train" / "annfiles" / "a_002.txt"
+    whole, resumed = (load_file(folder / "out" / "model.safetensors") for folder in (oriented_run, tmp_path))
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+    assert read_metrics(oriented_run)["test"]["test_map"] == read_metrics(tmp_path)["test"]["test_map"]
+    labels = tmp_path / "train" / "annfiles" / "a_002.txt"
     labels.write_text(labels.read_text().replace("ship", "plane"))
     with pytest.raises(ValueError, match="objects.*checkpoint-4"):
         main(words)
 
 
-SCORES = {"oriented": ("test_map",), "instances": ("test_box_map", "test_mask_map")}
-
-
-def results_of(folder: Path, task: str) -> tuple[dict[str, torch.Tensor], list[float]]:
-    metrics = json.loads((folder / "out" / "metrics.json").read_text())["test"]
-    return load_file(folder / "out" / "model.safetensors"), [metrics[name] for name in SCORES[task]]
+KILLS = {
+    "oriented": [("step", 1), ("optimizer", 2), ("state", 3), ("step", 3), ("before the record", 4)],
+    "instances": [("step", 3)],
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", SCORES)
+@pytest.mark.parametrize("task", KILLS)
 def test_killed_run_equals_uninterrupted_run(tmp_path, task):
     """Check a run with random proposals and dropped blocks."""
     more = {"head": HEAD | {"roi_samples": 8, "rpn_samples": 16}, "drop_path_rate": 0.2, "vertical_flip": 0.25}
     more |= {"max_steps": 5, "save_steps": 1, "empty_share": 0.2}
     assert run(configure(tmp_path / "whole", task, **more)) == 0
     words = configure(tmp_path / "killed", task, **more)
-    for kill in [("step", 1), ("optimizer", 2), ("state", 3), ("step", 3), ("before the record", 4)]:
+    for kill in KILLS[task]:
         assert run(words, kill) == -signal.SIGKILL
     assert run(words) == 0
-    (whole, scores), (killed, again) = (results_of(tmp_path / name, task) for name in ("whole", "killed"))
+    whole, killed = (load_file(tmp_path / name / "out" / "model.safetensors") for name in ("whole", "killed"))
     assert whole.keys() == killed.keys() and all(torch.equal(tensor, killed[name]) for name, tensor in whole.items())
-    assert scores == again
+    whole, killed = (read_metrics(tmp_path / name)["test"] for name in ("whole", "killed"))
+    for name in ("test_map", "test_box_map", "test_mask_map"):
+        assert whole.get(name) == killed.get(name)
 
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     """Check two processes without random draws. Five images give three steps of two."""
-    more = {"head": HEAD | {"roi_samples": 500, "rpn_samples": 5000}, "per_device_train_batch_size": 1}
+    # With a higher threshold no detection matches.
+    metric = {"metric_options": {"iou_thresholds": [0.05], "interpolation": "area"}}
+    more = {"head": HEAD | {"roi_samples": 500, "rpn_samples": 5000}, "per_device_train_batch_size": 1, **metric}
     more |= {"optim": "sgd", "learning_rate": 1e-2, "empty_share": 1.0, "save_steps": 2, "drop_path_rate": 0.0}
-    scored_with = {
-        "metric_options": {"iou_thresholds": [0.05], "interpolation": "area"}
-    }  # With a higher threshold no detection matches.
-    more |= scored_with
     two = configure(tmp_path / "two", "oriented", **more)
     output = tmp_path / "output.txt"
     assert launch(2, output, "detection_run.py", *two) == [0, 0], output.read_text()[-3000:]
-    metrics = json.loads((tmp_path / "two" / "out" / "metrics.json").read_text())
+    metrics = read_metrics(tmp_path / "two")
     assert metrics["train_images"] == 5
 
     one = configure(tmp_path / "one", "oriented", **more, gradient_accumulation_steps=2)
     assert main([*one, "--max_steps", "2", "--num_pictures", "0"]) == 0
-    alone = results_of(tmp_path / "one", "oriented")[0]
+    alone = load_file(tmp_path / "one" / "out" / "model.safetensors")
     weights = load_file(tmp_path / "two" / "out" / "checkpoint-2" / "model.safetensors")
-    for name, tensor in alone.items():
-        torch.testing.assert_close(
-            weights[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
-        )
+    torch.testing.assert_close({name: weights[name] for name in alone}, alone, rtol=1e-4, atol=1e-6)
 
-    scored = configure(tmp_path / "scored", "oriented", from_scratch=None, head=None, do_train=False, **scored_with)
+    scored = configure(tmp_path / "scored", "oriented", from_scratch=None, head=None, do_train=False, **metric)
     assert main([*scored, "--model_name_or_path", str(tmp_path / "two" / "out"), "--num_pictures", "0"]) == 0
-    again = json.loads((tmp_path / "scored" / "out" / "metrics.json").read_text())["test"]
+    again = read_metrics(tmp_path / "scored")["test"]
     found = {key: value for key, value in metrics["test"].items() if "map" in key or "ap_" in key}
     assert found["test_map"] > 0 and found == {key: again[key] for key in found}
 
@@ -213,11 +227,9 @@ def test_two_processes_equal_one(tmp_path):
         ("oriented", {"right_angle_classes": ["dam"]}, "right_angle_classes.*'dam'"),
         ("oriented", {"metric": "coco_average_precision"}, "coco_average_precision"),
         ("horizontal", {"submission": {"split": "test"}}, "submission"),
-        ("horizontal", {"train_splits": ["train", "test"]}, "'test'|test_split"),
-        ("horizontal", {"image_size": 100}, "image_size.* 16.* 100"),
+        ("horizontal", {"image_size": 100}, "image_size.*100"),
         ("horizontal", {"vertical_flip": 0.6}, "vertical_flip"),
         ("horizontal", {"lr_milestones": [8, 4]}, "lr_milestones"),
-        ("upright", {}, "'upright'"),
     ],
 )
 def test_incompatible_settings_are_refused(tmp_path, task, more, message):
@@ -225,22 +237,10 @@ def test_incompatible_settings_are_refused(tmp_path, task, more, message):
         main(configure(tmp_path, task, **more))
 
 
-def test_dota_submission_has_merged_windows(tmp_path):
-    tiled = {"images": "test/images", "annotations": "test/annfiles", "tile": {"size": 64, "overlap": 16}}
-    words = configure(tmp_path, "oriented", submission={"split": "server"}, max_steps=1, save_strategy="no")
-    settings = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    settings["data"]["splits"]["server"] = tiled
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
-    assert main(words) == 0
-    assert {path.name for path in (tmp_path / "out" / "Task1").iterdir()} == {f"Task1_{name}.txt" for name in NAMES}
-    assert (tmp_path / "out" / "Task1.zip").is_file()
-
-
 @pytest.mark.slow
 def test_detector_trains_on_bands(tmp_path):
-    words = configure(
-        tmp_path, "oriented", watch_samples=1, model_name_or_path=str(tmp_path / "start"), from_scratch={}
-    )
+    start = {"model_name_or_path": str(tmp_path / "start"), "from_scratch": {}}
+    words = configure(tmp_path, "oriented", watch_samples=1, **start)
     rng, names = np.random.default_rng(0), ["red", "green", "blue", "nir"]
     for path in sorted(tmp_path.rglob("*.png")):
         colors = np.asarray(Image.open(path)).transpose(2, 0, 1).astype(np.uint16) * 39
@@ -249,8 +249,8 @@ def test_detector_trains_on_bands(tmp_path):
         path.unlink()
     export_backbone(ViTPVisionModel(ViTPVisionConfig(**TINY)), tmp_path / "start")
     data = yaml.safe_load((tmp_path / "config.yaml").read_text())["data"]
-    data["input_spec"] = {"band_names": names, "window": [0, 10000]}
-    assert main([*words, "--data", json.dumps(data)]) == 0
+    bands = {"input_spec": {"band_names": names, "window": [0, 10000]}}
+    assert main([*words, "--data", json.dumps(data | bands)]) == 0
     model = ViTPForOrientedObjectDetection.from_pretrained(tmp_path / "out").eval()
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
     assert model.config.backbone_config.band_names == processor.band_names == names
@@ -258,8 +258,7 @@ def test_detector_trains_on_bands(tmp_path):
     scene = next((tmp_path / "test/images").glob("*.tif"))
     detect_large(model, processor, scene, tmp_path / "found.geojson", threshold=0.0)
     assert json.loads((tmp_path / "found.geojson").read_text())["type"] == "FeatureCollection"
+    more = ["--detector", "rt_detr_v2", "--keep_ratio", "false", "--task", "horizontal", "--head", "{}"]
+    more += ["--output_dir", str(tmp_path / "again"), "--model_name_or_path", str(tmp_path / "out")]
     with pytest.raises(ValueError, match="'rt_detr_v2' .*out has 4 bands"):
-        del data["input_spec"]
-        more = ["--detector", "rt_detr_v2", "--keep_ratio", "false", "--task", "horizontal", "--head", "{}"]
-        more += ["--output_dir", str(tmp_path / "again"), "--model_name_or_path", str(tmp_path / "out")]
         main([*words, "--data", json.dumps(data), *more])

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pyogrio
@@ -28,7 +29,6 @@ from modeling_vitp.tasks.detection.prediction import (
     first_at_top_left,
     merge,
     moved,
-    outline,
     polygons_of,
     write_coco,
     write_geojson,
@@ -37,8 +37,8 @@ from modeling_vitp.tasks.detection.prediction import (
 
 HEIGHT, WIDTH = 150, 170
 WINDOWS = {"window": 96, "stride": 60, "batch_size": 1}
+WITH_POLYGONS = ["oriented_rcnn", "mask_rcnn"]
 GROUND = {"crs": "EPSG:3857", "transform": from_origin(1_000_000.0, 6_000_000.0, 0.5, 0.5)}
-every_detector = pytest.mark.parametrize("name", DETECTORS)
 
 
 def scene(height=HEIGHT, width=WIDTH, seed=0):
@@ -56,12 +56,9 @@ def write_tiff(path, image, **profile):
 @torch.no_grad()
 def objects_alone(model, processor, window, threshold, **options):
     """Return labels, scores, outlines as shapely polygons, and masks of one window."""
-    size = window.shape[-2:]
-    inputs = processor(
-        torch.from_numpy(window.copy()), input_data_format="channels_first", return_tensors="pt", **options
-    )
-    outputs = model(**inputs)
-    settings = {"threshold": threshold, "target_sizes": [size]}
+    pixels = torch.from_numpy(window.copy())
+    outputs = model(**processor(pixels, input_data_format="channels_first", return_tensors="pt", **options))
+    settings = {"threshold": threshold, "target_sizes": [window.shape[-2:]]}
     if outputs.pred_corners is not None:
         (found,) = processor.post_process_oriented_object_detection(outputs, **settings)
         found["outlines"] = [shapely.Polygon(points) for points in found["corners"].double().tolist()]
@@ -120,6 +117,24 @@ def lies_in_another(one, others):
     return any(sides[one["cut"]].all() for sides in beyond)
 
 
+def detect_with(monkeypatch, finds, image, output, **options):
+    """Return the annotations of an image by a detector `finds`, which gets the bounds of a window."""
+    windows = []
+
+    def reads(source, top, lefts, window, batch_size):
+        windows[:] = [(left, top, left + window, top + window) for left in lefts]
+        yield lefts, torch.zeros(len(lefts), 3, window, window)
+
+    def detects(*_):
+        for bounds in windows:
+            yield finds(bounds)
+
+    monkeypatch.setattr(large_images, "windows_with_data", reads)
+    monkeypatch.setattr(large_images, "detect", detects)
+    detect_large(original_detector("oriented_rcnn"), ViTPDetectionImageProcessor(), image, output, **options)
+    return json.loads(output.read_text())["annotations"]
+
+
 def test_adjacent_ships_are_not_merged(tmp_path, monkeypatch):
     """Check ships with overlapping upright boxes, with a detector that finds ships with 0.7 in the window."""
     generator, along, across = np.random.default_rng(0), np.array([0.6, -0.8]), np.array([0.8, 0.6])
@@ -129,49 +144,37 @@ def test_adjacent_ships_are_not_merged(tmp_path, monkeypatch):
             center, half = quay + across * 11 * berth, along * generator.uniform(24, 30)
             truth.append([center - half, center + half, center + half + 8 * across, center - half + 8 * across])
     truth = np.array(truth)
-    windows = []
 
-    def reads(source, top, lefts, window, batch_size):
-        windows[:] = [(left, top) for left in lefts]
-        yield lefts, torch.zeros(len(lefts), 3, window, window)
+    def finds(bounds):
+        start = bounds[:2]
+        seen = np.flatnonzero(shares_inside(truth, start, WINDOWS["window"]) >= 0.7)
+        scores = generator.uniform(0.8, 1, len(seen)).tolist()
+        return [
+            {"label": 0, "score": score, "corners": (truth[index] - start).tolist()}
+            for index, score in zip(seen, scores)
+        ]
 
-    def finds(*_):
-        for place in windows:
-            seen = np.flatnonzero(shares_inside(truth, place, WINDOWS["window"]) >= 0.7)
-            scores = generator.uniform(0.8, 1, len(seen))
-            yield [
-                {"label": 0, "score": float(score), "corners": (truth[index] - place).tolist()}
-                for index, score in zip(seen, scores)
-            ]
-
-    monkeypatch.setattr(large_images, "windows_with_data", reads)
-    monkeypatch.setattr(large_images, "detect", finds)
     source = write_tiff(tmp_path / "scene.tif", np.zeros((3, 350, 450), np.uint8))
-    model = original_detector("oriented_rcnn")
-    detect_large(model, ViTPDetectionImageProcessor(), source, tmp_path / "found.json", **WINDOWS)
-    found = np.array([one["corners"] for one in json.loads((tmp_path / "found.json").read_text())["annotations"]])
-    visible = [
-        any(
-            shares_inside(ship[None], (left, top), WINDOWS["window"])[0] >= 0.7
-            for left in starts(450, 96, 60)
-            for top in starts(350, 96, 60)
-        )
-        for ship in truth
-    ]
-    distances = np.linalg.norm(found.mean(1)[None] - truth.mean(1)[:, None], axis=-1) < 1
-    assert sum(visible) > 50 and distances.sum(1).tolist() == list(map(int, visible))
+    annotations = detect_with(monkeypatch, finds, source, tmp_path / "found.json", **WINDOWS)
+    found = np.array([one["corners"] for one in annotations])
+    is_visible = np.zeros(len(truth), bool)
+    for left in starts(450, 96, 60):
+        for top in starts(350, 96, 60):
+            is_visible |= shares_inside(truth, (left, top), WINDOWS["window"]) >= 0.7
+    distances = np.linalg.norm(found.mean(1)[None] - truth.mean(1)[:, None], axis=-1)
+    assert is_visible.sum() > 50 and (distances < 1).sum(1).tolist() == is_visible.astype(int).tolist()
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Return for each detector the model, the folder of the scene, and the detections in both formats."""
+    """Return the folder of the scene and its detections, the detectors, and the expected objects."""
     folder = tmp_path_factory.mktemp("large")
     source = write_tiff(folder / "scene.tif", scene())
     models = {name: original_detector(name) for name in DETECTORS}
-    for name, model in models.items():
-        for suffix in ("json", "geojson"):
-            output = folder / f"{name}.{suffix}"
-            detect_large(model, ViTPDetectionImageProcessor(), source, output, threshold=0.1, **WINDOWS)
+    outputs = [f"{name}.json" for name in models] + [f"{name}.geojson" for name in WITH_POLYGONS]
+    for output in outputs:
+        model = models[Path(output).stem]
+        detect_large(model, ViTPDetectionImageProcessor(), source, folder / output, threshold=0.1, **WINDOWS)
     return folder, models, {name: by_hand(model, scene()) for name, model in models.items()}
 
 
@@ -181,41 +184,33 @@ def test_object_in_overlap_is_detected_once(tmp_path, monkeypatch, key):
     generator = np.random.default_rng(0)
     places = [(x, y) for x in range(3, 380, 29) for y in range(3, 280, 29)]
     truth = [(x, y, *np.add((x, y), generator.integers(8, 26, 2)).tolist()) for x, y in places]
-    windows = []
 
-    def area(box):
-        return max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
+    def finds(bounds):
+        window = shapely.box(*bounds)
+        detections = []
+        for box in truth:
+            visible = shapely.box(*box).intersection(window)
+            if visible.area:
+                left, top, right, bottom = (np.array(visible.bounds) - (*bounds[:2], *bounds[:2])).tolist()
+                corners = [[left, top], [right, top], [right, bottom], [left, bottom]]
+                share = visible.area / shapely.box(*box).area
+                position = {"box": [left, top, right, bottom], "corners": corners}[key]
+                detections.append({"label": 0, "score": 0.5 + share / 2, key: position})
+        return detections
 
-    def reads(source, top, lefts, window, batch_size):
-        windows[:] = [(left, top, left + window, top + window) for left in lefts]
-        yield lefts, torch.zeros(len(lefts), 3, window, window)
-
-    def finds(*_):
-        for left, top, right, bottom in windows:
-            seen = [(max(x, left), max(y, top), min(z, right), min(w, bottom)) for x, y, z, w in truth]
-            shares = [area(part) / area(whole) for part, whole in zip(seen, truth)]
-            scores = [0.5 + share / 2 for share in shares if share]
-            parts = [(x - left, y - top, z - left, w - top) for (x, y, z, w), share in zip(seen, shares) if share]
-            corners = [[[x, y], [z, y], [z, w], [x, w]] for x, y, z, w in parts]
-            values = [list(map(float, part)) for part in parts] if key == "box" else corners
-            yield [{"label": 0, "score": score, key: value} for score, value in zip(scores, values)]
-
-    monkeypatch.setattr(large_images, "windows_with_data", reads)
-    monkeypatch.setattr(large_images, "detect", finds)
     source = write_tiff(tmp_path / "scene.tif", np.zeros((3, 300, 400), np.uint8))
-    model = original_detector("oriented_rcnn")
-    detect_large(model, ViTPDetectionImageProcessor(), source, tmp_path / "o.json", window=100, stride=74)
-    found = [one["bbox"] for one in json.loads((tmp_path / "o.json").read_text())["annotations"]]
+    annotations = detect_with(monkeypatch, finds, source, tmp_path / "o.json", window=100, stride=74)
+    found = [one["bbox"] for one in annotations]
     assert sorted((x, y, x + width, y + height) for x, y, width, height in found) == sorted(truth)
 
 
-@every_detector
+@pytest.mark.parametrize("name", DETECTORS)
 def test_objects_equal_greedy_loop(written, name):
     folder, models, expected = written
     file = COCO(str(folder / f"{name}.json"))
     found = sorted(file.loadAnns(file.getAnnIds()), key=lambda one: -one["score"])
     classes = models[name].config.id2label
-    assert {one["id"]: one["name"] for one in file.cats.values()} == {place + 1: classes[place] for place in classes}
+    assert {one["id"]: one["name"] for one in file.cats.values()} == {index + 1: classes[index] for index in classes}
     (image,) = file.imgs.values()
     assert image["file_name"] == "scene.tif" and (image["height"], image["width"]) == (HEIGHT, WIDTH)
     assert len(found) == len(expected[name]) > 20
@@ -254,7 +249,7 @@ def pixels_of(degrees):
     return np.stack([(x - 1_000_000) / 0.5, (6_000_000 - y) / 0.5], 1)
 
 
-@every_detector
+@pytest.mark.parametrize("name", WITH_POLYGONS)
 def test_gdal_reads_object_positions(written, name):
     """Check the GeoJSON layer in longitude and latitude against the boxes of the COCO file in pixels."""
     folder, _, expected = written
@@ -278,28 +273,6 @@ def test_gdal_reads_object_positions(written, name):
         assert shapely.symmetric_difference(filled, wanted).area < 2e-3 * wanted.length
 
 
-def test_windows_without_overlap_are_independent(written, tmp_path):
-    folder, models, _ = written
-    model, image = models["cascade_rcnn"], scene()
-    options = {"window": 75, "stride": 75, "threshold": 0.3}
-    image = image[:, :, :150]
-    path = write_tiff(tmp_path / "scene.tif", image)
-    detect_large(model, ViTPDetectionImageProcessor(), path, tmp_path / "objects.json", **options)
-    found = json.loads((tmp_path / "objects.json").read_text())["annotations"]
-    expected = []
-    for top in (0, 75):
-        for left in (0, 75):
-            part = image[:, top : top + 75, left : left + 75]
-            alone = objects_alone(model, ViTPDetectionImageProcessor(), part, 0.3)
-            for score, (x1, y1, x2, y2) in zip(alone["scores"].tolist(), alone["boxes"].tolist()):
-                expected.append([x1 + left, y1 + top, x2 - x1, y2 - y1, score])
-    assert len(found) == len(expected) > 10
-    found = [[*one["bbox"], one["score"]] for one in found]
-    np.testing.assert_allclose(
-        sorted(found, key=lambda one: -one[4]), sorted(expected, key=lambda one: -one[4]), atol=2e-3
-    )
-
-
 def test_small_image_has_scale_of_windows(written, tmp_path):
     """Check that windows of 48 are resized to 96, so an image of 30 x 40 pixels is resized to 60 x 80."""
     model = written[1]["cascade_rcnn"]
@@ -318,12 +291,11 @@ def test_small_image_has_scale_of_windows(written, tmp_path):
 
 def test_image_without_objects_gives_empty_file(written, tmp_path):
     folder, models, _ = written
-    for suffix in ("geojson", "json"):
+    for suffix, key in (("geojson", "features"), ("json", "annotations")):
         output = tmp_path / f"none.{suffix}"
         model = models["oriented_rcnn"]
         detect_large(model, ViTPDetectionImageProcessor(), folder / "scene.tif", output, threshold=1.0, window=200)
-    assert json.loads((tmp_path / "none.geojson").read_text())["features"] == []
-    assert json.loads((tmp_path / "none.json").read_text())["annotations"] == []
+        assert json.loads(output.read_text())[key] == []
     assert pyogrio.read_info(tmp_path / "none.geojson")["features"] == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["none.geojson", "none.json"]
 
@@ -344,9 +316,8 @@ def killed_after(model, monkeypatch, calls):
     monkeypatch.setattr(model, "forward", dying)
 
 
-@pytest.mark.parametrize("calls, rows, needed", [(2, 0, 6), (4, 1, 3)])
-def test_killed_run_resumes_to_same_file(written, tmp_path, monkeypatch, calls, rows, needed):
-    """Check two rows of three windows, killed while it predicts, and killed while it writes a row."""
+def test_killed_run_resumes_to_same_file(written, tmp_path, monkeypatch):
+    """Check two rows of three windows. The run is killed in the second row, of which a part is in the file."""
     folder, models, _ = written
     model, output = models["mask_rcnn"], tmp_path / "objects.geojson"
 
@@ -355,16 +326,16 @@ def test_killed_run_resumes_to_same_file(written, tmp_path, monkeypatch, calls, 
         detect_large(model, ViTPDetectionImageProcessor(), folder / "scene.tif", output, **options)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        killed_after(model, patch, calls)
+        killed_after(model, patch, 4)
         run()
     part = tmp_path / "objects.geojson.part"
-    assert len(part.read_bytes().splitlines()) == rows and not output.exists()
+    assert len(part.read_bytes().splitlines()) == 1 and not output.exists()
     with open(part, "ab") as file:
         file.write(b'[{"label": 1, "sco')
     with pytest.raises(ValueError, match="objects.geojson.part .*stride, threshold"):
         run(stride=50, threshold=0.2)
     with monkeypatch.context() as patch:
-        killed_after(model, patch, needed)
+        killed_after(model, patch, 3)
         run()
     assert output.read_bytes() == (folder / "mask_rcnn.geojson").read_bytes()
     assert list(tmp_path.iterdir()) == [output]
@@ -384,27 +355,24 @@ def test_windows_without_data_are_skipped(written, tmp_path, monkeypatch):
 
 def test_bad_detection_arguments_are_refused(written, tmp_path):
     folder, models, _ = written
-    model, source = models["cascade_rcnn"], folder / "scene.tif"
+    source = folder / "scene.tif"
     local = write_tiff(tmp_path / "local.tif", scene(40, 40), crs='LOCAL_CS["site",UNIT["metre",1]]')
     many = write_tiff(tmp_path / "many.tif", np.concatenate([scene(40, 40)] * 2))
     (tmp_path / "there.json").touch()
     for image, output, options, message in (
-        (source, "objects.tif", {}, ".geojson.*objects.tif"),
-        (source, "objects", {}, ".geojson.*objects"),
+        (source, "objects.tif", {}, "objects.tif"),
         (source, "there.json", {}, "there.json exists"),
-        (source, "o.json", {"window": 64, "stride": 65}, "64.*stride=65"),
-        (source, "o.json", {"stride": 0}, "stride=0"),
+        (source, "o.json", {"window": 64, "stride": 65}, "stride=65"),
         (source, "o.json", {"batch_size": 0}, "batch_size=0"),
         (source, "o.json", {"threshold": 1.5}, "`threshold` .*1.5"),
         (source, "o.json", {"nms_threshold": -1}, "`nms_threshold` .*-1"),
         (tmp_path, "o.json", {}, "directory"),
-        (source, "none/o.json", {}, "older .*none"),
+        (source, "none/o.json", {}, "none"),
         (many, "o.json", {}, "many.tif .* 6 band"),
-        (local, "o.geojson", {}, "local.tif: .*longitude"),
+        (local, "o.geojson", {}, "local.tif"),
     ):
-        with pytest.raises((ValueError, OSError), match=message) as caught:
-            detect_large(model, ViTPDetectionImageProcessor(), image, tmp_path / output, **options)
-        assert len(str(caught.value).splitlines()) == 1
+        with pytest.raises((ValueError, OSError), match=message):
+            detect_large(models["cascade_rcnn"], ViTPDetectionImageProcessor(), image, tmp_path / output, **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["local.tif", "many.tif", "there.json"]
 
 
@@ -413,17 +381,12 @@ def test_script_detects_with_saved_model(written, tmp_path):
     models["oriented_rcnn"].save_pretrained(tmp_path / "model")
     ViTPDetectionImageProcessor().save_pretrained(tmp_path / "model")
     words = [str(tmp_path / "model"), str(folder / "scene.tif"), "--output", str(tmp_path / "objects.geojson")]
-    options = [part for name, value in WINDOWS.items() for part in (f"--{name}", str(value))]
-    for wrong, message in (
-        (["--flip"], "--flip"),
-        (["--scales", "1", "2"], "--scales"),
-        (["--threshold", "2"], "'2'|threshold"),
-    ):
-        with pytest.raises(ValueError, match=message):
+    for wrong in (["--flip"], ["--scales", "1", "2"]):
+        with pytest.raises(ValueError, match=wrong[0]):
             script.main([*words, *wrong])
-    with pytest.raises(ValueError, match="1 .* 2"):
-        script.main([words[0], words[1], *words[1:]])
-    assert script.main([*words, *options, "--threshold", "0.1"]) == 0
+    for name, value in WINDOWS.items():
+        words += [f"--{name}", str(value)]
+    assert script.main([*words, "--threshold", "0.1"]) == 0
     assert (tmp_path / "objects.geojson").read_bytes() == (folder / "oriented_rcnn.geojson").read_bytes()
 
 
@@ -519,19 +482,13 @@ def test_holes_are_kept_in_geojson_only(tmp_path):
 def test_image_without_crs_keeps_its_coordinates(tmp_path):
     found = geojson(tmp_path, BOX, transform=from_origin(500, 900, 2, 2))
     assert "no CRS" in found["coordinate_system"]
-    assert found["features"] == [
-        {
-            "type": "Feature",
-            "properties": {"class": "plane", "score": 0.123457},
-            "geometry": {
-                "type": "Polygon",
-                "coordinates": [[[504, 894], [504, 885], [524, 885], [524, 894], [504, 894]]],
-            },
-        }
-    ]
+    ring = [[504, 894], [504, 885], [524, 885], [524, 894], [504, 894]]
+    (feature,) = found["features"]
+    assert feature["properties"] == {"class": "plane", "score": 0.123457}
+    assert feature["geometry"] == {"type": "Polygon", "coordinates": [ring]}
 
 
-@pytest.mark.parametrize("pixel", [5e-6, 0.25, 3.0])
+@pytest.mark.parametrize("pixel", [5e-6, 3.0])
 def test_small_pixels_keep_precision(tmp_path, pixel):
     """Check an image whose world file is in degrees."""
     found = geojson(tmp_path, BOX, transform=from_origin(12, 48, pixel, pixel))
@@ -558,12 +515,6 @@ def test_object_over_antimeridian_is_split(tmp_path):
     west, east = sorted(part.bounds for part in shape.geoms)
     assert west[0] == -180 and west[2] < -179.9 and east[0] > 179.9 and east[2] == 180
     assert all(part.exterior.is_ccw for part in shape.geoms)
-
-
-def test_outline_is_closed():
-    corners = [[0, 1], [2, 0], [3, 2], [1, 3]]
-    assert outline({"corners": corners}) == [[[*corners, corners[0]]]]
-    assert outline({"box": [1, 2, 3, 4]}) == [[[[1, 2], [3, 2], [3, 4], [1, 4], [1, 2]]]]
 
 
 EVALUATION = FIXTURES / "rotated_evaluation"
@@ -598,7 +549,5 @@ def test_first_corner_equals_mmrotate():
 def test_submission_without_detections(tmp_path):
     nothing = {"corners": torch.zeros(0, 4, 2), "scores": torch.zeros(0), "labels": torch.zeros(0).long()}
     write_task1({"P0001": nothing}, ["ship", "plane"], tmp_path / "Task1")
-    assert {path.name: path.read_text() for path in (tmp_path / "Task1").iterdir()} == {
-        "Task1_ship.txt": "",
-        "Task1_plane.txt": "",
-    }
+    texts = {path.name: path.read_text() for path in (tmp_path / "Task1").iterdir()}
+    assert texts == {"Task1_ship.txt": "", "Task1_plane.txt": ""}

@@ -25,8 +25,14 @@ COLORS = [(230, 60, 60), (60, 60, 230)]
 SPLITS = {split: {"images": f"{split}/images", "annotations": f"{split}/objects.json"} for split in ("train", "test")}
 
 
-def write_marks(root, split: str, number: int, is_marked: bool = True) -> np.ndarray:
-    """Write images of 4 x 4 patches, some with an object, whose color is visible if `marked`.
+def write_contents(root, split: str, images: list, objects: list) -> None:
+    categories = [{"id": label, "name": name} for label, name in enumerate(NAMES)]
+    contents = {"images": images, "annotations": objects, "categories": categories}
+    (root / split / "objects.json").write_text(json.dumps(contents))
+
+
+def write_marks(root, split: str, number: int) -> np.ndarray:
+    """Write images of 4 x 4 patches, some with an object that has the color of its class.
 
     Returns the class of each patch, 2 for none, `(images, 4, 4)`.
     """
@@ -40,20 +46,22 @@ def write_marks(root, split: str, number: int, is_marked: bool = True) -> np.nda
             row, column, label = *divmod(int(cell), GRID), int(rng.integers(2))
             found[row, column] = label
             top, left = row * PATCH, column * PATCH
-            if is_marked:
-                pixels[top : top + PATCH, left : left + PATCH] = COLORS[label]
+            pixels[top : top + PATCH, left : left + PATCH] = COLORS[label]
             box = [left + 2, top + 4, 12, 8]
             objects.append({"id": len(objects), "image_id": index, "category_id": label, "bbox": box, "iscrowd": 0})
         Image.fromarray(pixels).save(folder / f"{index}.png")
         images.append({"id": index, "file_name": f"{index}.png", "height": GRID * PATCH, "width": GRID * PATCH})
-    categories = [{"id": label, "name": name} for label, name in enumerate(NAMES)]
-    contents = {"images": images, "annotations": objects, "categories": categories}
-    (root / split / "objects.json").write_text(json.dumps(contents))
+    write_contents(root, split, images, objects)
     return truth
 
 
-def described(root) -> dict:
-    return {"root": str(root), "format": "coco", "classes": NAMES, "splits": SPLITS}
+def described(root, splits=SPLITS) -> dict:
+    return {"root": str(root), "format": "coco", "classes": NAMES, "splits": splits}
+
+
+def open_probe(root, splits=SPLITS, **options) -> DetectionProbe:
+    data = DetectionData.from_dict(described(root, splits))
+    return DetectionProbe(data, {"train": "train", "test": "test"}, L2, **options)
 
 
 def read_scores(folder) -> dict[str, dict]:
@@ -91,31 +99,6 @@ def test_box_scores_match_scikit_learn(tmp_path, capsys):
         assert scores[folder][f"centre_ap/{name}"] == pytest.approx(precision, abs=2e-2)
 
 
-def test_invisible_objects_are_not_found(tmp_path):
-    for split, number in (("train", 40), ("test", 41)):
-        write_marks(tmp_path, split, number, is_marked=False)
-    folder = str(save_backbone(tmp_path / "vit", "vit"))
-    words = ["--data", json.dumps(described(tmp_path)), "--task", "detection", "--device", "cpu"]
-    assert main([*words, "--output_dir", str(tmp_path / "out"), "--backbones", folder]) == 0
-    assert abs(read_scores(tmp_path / "out")[folder]["centre_auc"] - 0.5) < 0.15
-
-
-def test_centers_are_counted_by_patch(tmp_path):
-    truth = write_marks(tmp_path, "train", 5)
-    write_marks(tmp_path, "test", 3)
-    path = tmp_path / "train" / "objects.json"
-    contents = json.loads(path.read_text())
-    crowd = next(one for one in contents["annotations"] if one["image_id"] == 0)
-    crowd["iscrowd"] = 1
-    path.write_text(json.dumps(contents))
-    probe = DetectionProbe(DetectionData.from_dict(described(tmp_path)), {"train": "train", "test": "test"}, L2)
-    counts = probe.centres("train", (GRID, GRID))
-    column, row = (int(side) // PATCH for side in crowd["bbox"][:2])
-    assert not counts[0, row, column].any()
-    counts[0, row, column, truth[0, row, column]] = 1
-    assert np.array_equal(counts.argmax(-1), truth) and (counts.sum(-1) == 1).all()
-
-
 def test_crowds_are_ignored(tmp_path):
     """Check that crowds do not count as classes of images, by which few labels are drawn."""
     truth = write_marks(tmp_path, "train", 5)
@@ -126,7 +109,7 @@ def test_crowds_are_ignored(tmp_path):
         crowd = {**contents["annotations"][0], "image_id": image, "iscrowd": 1, "id": 10_000 + image}
         contents["annotations"].append(crowd)
     path.write_text(json.dumps(contents))
-    probe = DetectionProbe(DetectionData.from_dict(described(tmp_path)), {"train": "train", "test": "test"}, L2)
+    probe = open_probe(tmp_path)
     wanted = [[(image == label).any() for label in range(len(NAMES))] for image in truth]
     assert probe.presence.tolist() == wanted and probe.presence.any(0).all()
     halves = probe.centres("test", (1, 2))
@@ -135,46 +118,32 @@ def test_crowds_are_ignored(tmp_path):
 
 def test_invalid_box_data_are_named(tmp_path):
     write_marks(tmp_path, "train", 3)
-    data = described(tmp_path) | {"splits": {"train": SPLITS["train"], "test": {"images": "train/images"}}}
-    words = ["--task", "detection", "--backbones", str(tmp_path), "--output_dir", str(tmp_path / "out")]
-    with pytest.raises(ValueError, match="'train' and 'test'"):
-        main([*words, "--data", json.dumps(data)])
-    with pytest.raises(ValueError, match="train_split and test_split must differ, got 'train'"):
-        main([*words, "--data", json.dumps(data), "--test_split", "train"])
-    with pytest.raises(ValueError, match="'train' and 'test'"):  # found by the box format
-        main([*words[2:], "--data", json.dumps(data)])
-    with pytest.raises(ValueError, match="format"):
-        main([*words[2:], "--task", "segmentation", "--data", json.dumps(data)])
-    with pytest.raises(ValueError, match="`data`"):
-        main([*words, "--dataset_name", "somewhere"])
+    data = json.dumps(described(tmp_path, {"train": SPLITS["train"], "test": {"images": "train/images"}}))
+    words = ["--backbones", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    for wrong, named in (
+        (["--data", data], "'train' and 'test'"),  # The task is found by the format.
+        (["--task", "detection", "--data", data, "--test_split", "train"], "test_split"),
+        (["--task", "segmentation", "--data", data], "format"),
+        (["--task", "detection", "--dataset_name", "somewhere"], "`data`"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            main([*words, *wrong])
 
 
 def test_window_centers_are_of_whole_objects(tmp_path):
     """Count objects that are mostly outside of a window, which detection would exclude or clip."""
-    rng, size, tile = np.random.default_rng(0), (150, 200), {"size": 64, "overlap": 16}
+    rng, size = np.random.default_rng(0), (150, 200)
     for split in SPLITS:
         (tmp_path / split / "images").mkdir(parents=True)
         Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(tmp_path / split / "images/0.png")
-        boxes = [[*rng.integers(0, (150, 100)), *rng.integers(2, 50, 2)] for _ in range(60)]
-        contents = {
-            "images": [{"id": 0, "file_name": "0.png", "height": size[0], "width": size[1]}],
-            "categories": [{"id": label, "name": name} for label, name in enumerate(NAMES)],
-            "annotations": [
-                {
-                    "id": index,
-                    "image_id": 0,
-                    "category_id": index % 2,
-                    "bbox": list(map(int, box)),
-                    "iscrowd": index < 5,
-                }
-                for index, box in enumerate(boxes)
-            ],
-        }
-        (tmp_path / split / "objects.json").write_text(json.dumps(contents))
-    splits = {split: settings | {"tile": tile} for split, settings in SPLITS.items()}
-    probe = DetectionProbe(
-        DetectionData.from_dict(described(tmp_path) | {"splits": splits}), {"train": "train", "test": "test"}, L2
-    )
+        boxes = [[*rng.integers(0, (150, 100)).tolist(), *rng.integers(2, 50, 2).tolist()] for _ in range(60)]
+        objects = []
+        for index, box in enumerate(boxes):
+            entry = {"id": index, "image_id": 0, "category_id": index % 2, "bbox": box, "iscrowd": index < 5}
+            objects.append(entry)
+        write_contents(tmp_path, split, [{"id": 0, "file_name": "0.png", "height": size[0], "width": size[1]}], objects)
+    tile = {"size": 64, "overlap": 16}
+    probe = open_probe(tmp_path, {split: settings | {"tile": tile} for split, settings in SPLITS.items()})
     counts, places = probe.centres("test", (8, 8)), probe.samples["test"].places
     assert len(places) == 12 and counts[..., :2].sum() > 60
     for found, present, place in zip(counts, probe.centres("test", (1, 1)), places, strict=True):
@@ -195,8 +164,7 @@ def test_window_centers_are_of_whole_objects(tmp_path):
 def test_centre_auc_of_resamples_equals_scikit_learn(tmp_path):
     for split, number in (("train", 5), ("test", 6)):
         write_marks(tmp_path, split, number)
-    splits = {"train": "train", "test": "test"}
-    probe = DetectionProbe(DetectionData.from_dict(described(tmp_path)), splits, L2, intervals=True)
+    probe = open_probe(tmp_path, intervals=True)
     backbone = load_backbone(str(save_backbone(tmp_path / "vit", "vit")))
     labels = FewLabels(share=1.0)
     (scores,) = probe.probe(backbone, {labels: [np.arange(2)]}, None, tmp_path / "features")["linear", labels]

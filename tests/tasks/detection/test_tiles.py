@@ -34,7 +34,7 @@ def test_windows_equal_mmrotate_splitter(name):
         np.testing.assert_allclose(corners[places] - window[:2], expected, rtol=0, atol=1e-4)  # mmrotate uses float32.
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_share_inside_equals_shapely(seed):
     random = np.random.default_rng(seed)

@@ -1,12 +1,11 @@
 """Tests of the detection trainer: training samples, batches and metrics."""
 
 import json
-from contextlib import nullcontext, redirect_stdout
-from functools import partial
+from contextlib import redirect_stdout
 from io import StringIO
 from itertools import cycle
 from pathlib import Path
-from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -33,29 +32,39 @@ from modeling_vitp.tasks.detection.trainer import (
 IMAGES = ["a_001", "b_002", "empty_003"]
 
 
-def open_samples(root, task):
-    form, annotations = ("dota", "annfiles") if task == "oriented" else ("coco", "instances.json")
-    (write_dota if task == "oriented" else write_coco)(root, IMAGES)
-    splits = {"train": {"images": "images", "annotations": annotations}}
+def open_samples(root, task, **split):
+    write, form, annotations = write_coco, "coco", "instances.json"
+    if task == "oriented":
+        write, form, annotations = write_dota, "dota", "annfiles"
+    write(root, IMAGES)
+    splits = {"train": {"images": "images", "annotations": annotations, **split}}
     data = DetectionData.from_dict({"root": str(root), "format": form, "classes": NAMES, "splits": splits})
     return data.open(["train"], task)
 
 
-def tiny_detector(task):
-    names, sizes = dict(enumerate(NAMES)), {"neck_channels": 16, "head_hidden_size": 32}
+def tiny_trainer(folder, task, **options):
+    torch.manual_seed(0)
     model_class = TASK_MODELS[task]
-    return model_class(model_class.config_class(backbone_config=adapter_config(), id2label=names, **sizes))
+    sizes = {"neck_channels": 16, "head_hidden_size": 32, "id2label": dict(enumerate(NAMES))}
+    model = model_class(model_class.config_class(backbone_config=adapter_config(), **sizes))
+    config = ViTPDetectionTrainingConfig(
+        str(folder), report_to="none", bf16=False, use_cpu=True, per_device_eval_batch_size=1
+    )
+    return ViTPDetectionTrainer(model, config, task, **options)
+
+
+def normalized(image):
+    """Return the pixels of an image with the mean and standard deviation of ImageNet."""
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    return (image.double().numpy() / 255 - mean[:, None, None]) / std[:, None, None]
 
 
 def test_sample_is_normalized_with_relative_boxes(tmp_path):
     samples = open_samples(tmp_path, "horizontal")
-    training = TrainingSamples(
-        samples, build_augmentation(WIDTH, flips=(0, 0, 0)), ViTPDetectionImageProcessor(), 0, False
-    )
+    augmentation = build_augmentation(WIDTH, flips=(0, 0, 0))
+    training = TrainingSamples(samples, augmentation, ViTPDetectionImageProcessor(), 0, False)
     item, raw = training[0, 1], samples[1]
-    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    expected = (raw["image"].double().numpy() / 255 - mean[:, None, None]) / std[:, None, None]
-    np.testing.assert_allclose(item["pixel_values"], expected, atol=1e-5)
+    np.testing.assert_allclose(item["pixel_values"], normalized(raw["image"]), atol=1e-5)
     low, high = raw["corners"].amin(1), raw["corners"].amax(1)
     boxes = torch.cat([(low + high) / 2, high - low], 1) / torch.tensor([WIDTH, HEIGHT] * 2)
     torch.testing.assert_close(item["labels"]["boxes"], boxes)
@@ -63,18 +72,12 @@ def test_sample_is_normalized_with_relative_boxes(tmp_path):
 
 def test_input_spec_is_applied_once(tmp_path):
     """Check that the model inputs in evaluation are the normalized samples."""
-    samples, received = open_samples(tmp_path, "horizontal"), []
+    image = open_samples(tmp_path, "horizontal")[1]["image"]
     processor = ViTPDetectionImageProcessor(input_spec={"window": [0, 100], "gamma": 0.5})
-    model = SimpleNamespace(eval=lambda: lambda **inputs: received.append(inputs["pixel_values"]))
-    trainer = SimpleNamespace(processing_class=processor, model=None, task="horizontal")
-    trainer.args = SimpleNamespace(device="cpu")
-    trainer.accelerator = SimpleNamespace(unwrap_model=lambda _: model)
-    trainer.compute_loss_context_manager = nullcontext
-    with pytest.raises(AttributeError):  # The model returns no outputs.
-        ViTPDetectionTrainer.detect(trainer, [samples[1]["image"]])
-    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    expected = (samples[1]["image"].double().numpy() / 255 - mean[:, None, None]) / std[:, None, None]
-    np.testing.assert_allclose(received[0][0], expected, atol=1e-5)
+    trainer = tiny_trainer(tmp_path, "horizontal", processing_class=processor)
+    with mock.patch.object(trainer.model, "forward", wraps=trainer.model.forward) as forward:
+        trainer.detect([image])
+    np.testing.assert_allclose(forward.call_args.kwargs["pixel_values"][0], normalized(image), atol=1e-5)
 
 
 def test_samples_depend_on_seed_and_epoch(tmp_path):
@@ -91,40 +94,20 @@ def test_samples_depend_on_seed_and_epoch(tmp_path):
     assert not all(torch.equal(one, other) for one, other in zip(first, draws(1, 0)))
 
 
-@pytest.mark.parametrize(
-    "task, right_angles, is_warned",
-    [("horizontal", [], True), ("horizontal", NAMES, False), ("oriented", [], False)],
-)
-def test_rotation_of_horizontal_boxes_warns(tmp_path, caplog, task, right_angles, is_warned):
-    samples = open_samples(tmp_path, task)
-    config = ViTPDetectionTrainingConfig(
-        str(tmp_path), rotation=0.5, right_angle_classes=right_angles, report_to="none", bf16=False
-    )
-    ViTPDetectionTrainer(tiny_detector(task), config, task, train_dataset=samples)
-    assert ("rotation" in caplog.text) == is_warned
-
-
-SLOW_TASKS = ("oriented", "instances")
-
-
-@pytest.mark.parametrize(
-    "task", [pytest.param(task, marks=pytest.mark.slow) if task in SLOW_TASKS else task for task in TASK_MODELS]
-)
-def test_scores_do_not_depend_on_batch_size(tmp_path, task):
-    torch.manual_seed(0)
-    model = tiny_detector(task).eval()
-    config = ViTPDetectionTrainingConfig(str(tmp_path), report_to="none", bf16=False, use_cpu=True)
-    trainer = ViTPDetectionTrainer(model, config, task)
-    sizes = [(64, 96), (128, 64), (64, 96), (96, 96), (128, 128), (64, 64), (128, 64), (96, 64)]
+def test_scores_do_not_depend_on_batch_size(tmp_path):
+    trainer = tiny_trainer(tmp_path, "horizontal")
+    model = trainer.model.eval()
+    sizes = [(64, 96), (96, 64), (64, 96), (96, 96), (64, 64), (96, 64)]
     images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes]
     alone = []
     for image in images:  # an oracle without the trainer: one image, no padding
         inputs = trainer.processing_class(images=[image], input_data_format="channels_first", return_tensors="pt")
         with torch.no_grad():
             alone.append(model(inputs["pixel_values"]).scores[0])
-    for batch_size in (1, 3, 8):
-        batches = [images[start : start + batch_size] for start in range(0, 8, batch_size)]
-        found = [one for batch in batches for one in trainer.detect(batch)]
+    for batch_size in (3, 6):
+        found = []
+        for start in range(0, len(images), batch_size):
+            found += trainer.detect(images[start : start + batch_size])
         for one, expected in zip(found, alone, strict=True):
             torch.testing.assert_close(one["scores"], expected[expected > 0], atol=1e-5, rtol=0)
     assert sum(map(len, alone)) > 20
@@ -132,10 +115,10 @@ def test_scores_do_not_depend_on_batch_size(tmp_path, task):
 
 def test_batch_is_padded_with_masks(tmp_path):
     samples, processor = open_samples(tmp_path, "instances"), ViTPDetectionImageProcessor()
-    plain = {"flips": (0, 0, 0)}
-    items = [
-        TrainingSamples(samples, build_augmentation(size, **plain), processor, 0, False)[0, 0] for size in (48, 96)
-    ]
+    items = []
+    for size in (48, 96):
+        augmentation = build_augmentation(size, flips=(0, 0, 0))
+        items.append(TrainingSamples(samples, augmentation, processor, 0, False)[0, 0])
     batch = collate(items)
     assert batch["pixel_values"].shape == (2, 3, 80, 96) and batch["pixel_mask"].shape == (2, 80, 96)
     assert batch["pixel_mask"].sum((1, 2)).tolist() == [40 * 48, 80 * 96]
@@ -147,33 +130,19 @@ def test_batch_is_padded_with_masks(tmp_path):
     torch.testing.assert_close(batch["labels"][0]["boxes"], batch["labels"][1]["boxes"])
 
 
-@pytest.mark.parametrize("task", ["horizontal", "oriented", "instances"])
-def test_annotations_reach_the_metrics(tmp_path, task):
-    samples = open_samples(tmp_path, task)
-    for index in range(len(samples)):
-        item = samples[index]
-        found = reference(item, task)
-        assert torch.equal(found["labels"], item["labels"])
-        if task == "oriented":
-            assert torch.equal(found["corners"], item["corners"])
-        else:
-            assert found["boxes"].shape == (len(item["labels"]), 4)
-        assert ("masks" in found) == (task == "instances")
+def test_oriented_annotations_reach_the_metrics(tmp_path):
+    for item in open_samples(tmp_path, "oriented"):
+        found = reference(item, "oriented")
+        for name in ("labels", "corners", "difficult", "crowd"):
+            assert torch.equal(found[name], item[name])
 
 
-def test_unknown_metric_option_is_refused():
-    trainer = SimpleNamespace(names=["a"], args=SimpleNamespace(world_size=1, process_index=0))
-    ViTPDetectionTrainer.load_metric(trainer, "average_precision", interpolation="area")
+def test_options_are_those_of_the_metric_of_boxes(tmp_path):
+    options = {"metric": "average_precision", "metric_options": {"interpolation": "area"}}
+    metrics = tiny_trainer(tmp_path, "instances", **options).metrics
+    assert metrics["box_"].interpolation == "area" and metrics["mask_"].masks
     with pytest.raises(ValueError, match="metric_options.*interp"):
-        ViTPDetectionTrainer.load_metric(trainer, "average_precision", interp=1)
-
-
-def test_options_are_those_of_the_metric_of_boxes():
-    trainer = SimpleNamespace(names=["a"], args=SimpleNamespace(world_size=1, process_index=0), task="instances")
-    trainer.load_metric = partial(ViTPDetectionTrainer.load_metric, trainer)
-    load = partial(ViTPDetectionTrainer._load_metrics, trainer)
-    found = load("average_precision", {"interpolation": "area"})
-    assert found["box_"].interpolation == "area" and found["mask_"].masks
+        tiny_trainer(tmp_path, "oriented", metric_options={"interp": 1})
 
 
 @pytest.mark.parametrize("task", ["horizontal", "instances"])
@@ -227,23 +196,16 @@ def test_annotated_area_determines_object_size(tmp_path, task):
     assert len({result["map_small"], result["map_medium"], result["map_large"]}) > 1
 
 
-@pytest.mark.parametrize(("task", "main"), [("horizontal", "map"), ("oriented", "map"), ("instances", "mask_map")])
+@pytest.mark.parametrize(("task", "main"), [("oriented", "map"), ("instances", "mask_map")])
 def test_split_is_scored_over_resamples_of_images(tmp_path, monkeypatch, task, main):
     def detect(self, images):
         """Return the first object of each window."""
         found = {key: values[:1] for key, values in next(truth).items() if key not in ("area", "difficult", "crowd")}
         return [found | {"scores": torch.full((len(found["labels"]),), 0.5)}]
 
-    form, annotations = ("dota", "annfiles") if task == "oriented" else ("coco", "instances.json")
-    (write_dota if task == "oriented" else write_coco)(tmp_path, IMAGES)
-    splits = {"train": {"images": "images", "annotations": annotations, "tile": {"size": 48, "overlap": 8}}}
-    settings = {"root": str(tmp_path), "format": form, "classes": NAMES, "splits": splits}
-    samples = DetectionData.from_dict(settings).open(["train"], task)
-    truth = iter([reference(samples[index], task) for index in range(len(samples))])
-    config = ViTPDetectionTrainingConfig(
-        str(tmp_path), report_to="none", bf16=False, use_cpu=True, per_device_eval_batch_size=1
-    )
-    trainer = ViTPDetectionTrainer(tiny_detector(task), config, task)
+    samples = open_samples(tmp_path, task, tile={"size": 48, "overlap": 8})
+    truth = iter([reference(item, task) for item in samples])
+    trainer = tiny_trainer(tmp_path, task)
     monkeypatch.setattr(ViTPDetectionTrainer, "detect", detect)
     metrics, score = trainer.evaluate(samples, metric_key_prefix="test"), trainer.metric.score_images()
     assert len(trainer.metric.cases) == 3 < len(samples)
