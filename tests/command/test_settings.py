@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pytest
 import yaml
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from paths import ROOT
 from transformers import TrainingArguments
@@ -89,6 +90,11 @@ def error_of(create, *args: Any, **kwargs: Any) -> str:
 def test_classes_are_found():
     assert len(CLASSES) > 20 and sum(len(declared_fields(cls)) for cls in CLASSES) > 200
     assert {PretrainArguments, *OPTIONS, *IN_PYTHON} <= {*CLASSES}
+    # A dataclass in a field is in the tables above.
+    for cls in CLASSES:
+        for declaration in declared_fields(cls).values():
+            for member in members_of(declaration):
+                assert not is_dataclass(member) or member in OPTIONS
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
@@ -100,15 +106,15 @@ def test_wrong_value_is_named(cls, tmp_path, monkeypatch):
             assert name in message and ("got" in message or "unknown" in message), (name, value, message)
 
 
-@pytest.mark.parametrize("cls", MAPPINGS, ids=lambda cls: cls.__name__)
-def test_wrong_value_of_mapping_is_named(cls):
-    needed = {"name": "s", "sources": [{"name": "s"}]}
-    needed = {name: value for name, value in needed.items() if name in declarations_of(cls)}
-    for name, declaration in declarations_of(cls).items():
-        for value in wrong_values(declaration):
-            assert f"the file: {name}" in error_of(from_mapping, cls, {**needed, name: value}, "the file")
-    (field_name, *_) = declarations_of(cls)
-    assert f"'{field_name}x'. Did you mean" in error_of(from_mapping, cls, {**needed, f"{field_name}x": 1}, "it")
+def test_wrong_value_of_mapping_is_named():
+    for cls in MAPPINGS:
+        needed = {"name": "s", "sources": [{"name": "s"}]}
+        needed = {name: value for name, value in needed.items() if name in declarations_of(cls)}
+        for name, declaration in declarations_of(cls).items():
+            for value in wrong_values(declaration):
+                assert f"the file: {name}" in error_of(from_mapping, cls, {**needed, name: value}, "the file")
+        (field_name, *_) = declarations_of(cls)
+        assert f"'{field_name}x'. Did you mean" in error_of(from_mapping, cls, {**needed, f"{field_name}x": 1}, "it")
 
 
 @pytest.mark.parametrize("cls", COMMANDS, ids=lambda cls: cls.__name__)
@@ -118,49 +124,45 @@ def test_wrong_value_in_yaml_and_on_command_line_is_named(cls, tmp_path, monkeyp
     for name, declaration in declared_fields(cls).items():
         if name in LENIENT:
             continue
-        for value in wrong_values(declaration)[-2:]:
+        for value in wrong_values(declaration)[-1:]:
             config.write_text(yaml.safe_dump({name: value}))
             with pytest.raises(WrongArguments, match=name):
                 parse(["--config", str(config)], "", (cls,))
-        for word in wrong_words(declaration):
+        for word in wrong_words(declaration)[:1]:
             with pytest.raises(WrongArguments, match=name):
                 parse([f"--{name}={word}"], "", (cls,))
 
 
-@pytest.mark.parametrize("cls", OPTIONS, ids=lambda cls: cls.__name__)
-def test_wrong_value_of_plain_option_is_named(cls):
-    parser = argparse.ArgumentParser()
-    parser.error = refuse
-    add_options(parser, cls, [item.name for item in fields(cls)])
-    for name, declaration in declarations_of(cls).items():
-        for word in wrong_words(declaration):
-            with pytest.raises(WrongArguments, match=f"--{name}: "):
-                parser.parse_args([f"--{name}={word}"])
+def test_wrong_value_of_plain_option_is_named():
+    for cls in OPTIONS:
+        parser = argparse.ArgumentParser()
+        parser.error = refuse
+        add_options(parser, cls, [item.name for item in fields(cls)])
+        for name, declaration in declarations_of(cls).items():
+            for word in wrong_words(declaration):
+                with pytest.raises(WrongArguments, match=f"--{name}: "):
+                    parser.parse_args([f"--{name}={word}"])
 
 
-@pytest.mark.parametrize("cls", [*CLASSES, *MAPPINGS], ids=lambda cls: cls.__name__)
-def test_defaults_are_as_declared(cls):
-    for item in fields(cls):
-        default = item.default if item.default_factory is MISSING else item.default_factory()
-        if default is not MISSING and item.name in declared_fields(cls):
-            assert convert(item.name, default, declarations_of(cls)[item.name]) == default
+def test_fields_are_declared_with_default_and_help():
+    for cls in (*CLASSES, *MAPPINGS):
+        for item in fields(cls):
+            default = item.default if item.default_factory is MISSING else item.default_factory()
+            if default is not MISSING and item.name in declared_fields(cls):
+                assert convert(item.name, default, declarations_of(cls)[item.name]) == default, (cls, item.name)
+            if cls in (*COMMANDS, *OPTIONS) and item.name in vars(cls)["__annotations__"] and item.init:
+                assert {*item.metadata} == {"help"} and item.metadata["help"], (cls, item.name)
 
 
-@pytest.mark.parametrize("cls", COMMANDS + OPTIONS, ids=lambda cls: cls.__name__)
-def test_fields_have_help_and_arguments_of_argparse_only(cls):
-    for item in fields(cls):
-        if item.name in vars(cls)["__annotations__"] and item.init:
-            assert {*item.metadata} == {"help"} and item.metadata["help"], item.name
-
-
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-def test_field_with_another_default_keeps_its_range(cls):
-    for base in cls.__mro__[1:]:
-        if base in CLASSES:
-            inherited, declared = declared_fields(base), declared_fields(cls)
+def test_field_with_another_default_keeps_its_range():
+    for cls in CLASSES:
+        declared = declared_fields(cls)
+        for base in set(cls.__mro__[1:]) & set(CLASSES):
+            inherited = declared_fields(base)
             assert {name: declared[name] for name in declared.keys() & inherited.keys()}.items() <= inherited.items()
 
 
+@hypothesis_settings(max_examples=50)
 @given(
     st.floats(allow_nan=True),
     st.sampled_from("[("),
@@ -223,12 +225,9 @@ def test_mapping_becomes_dataclasses_and_tuples():
         ({"ratio": 1.5}, "Expected data: ratio to be a number in [0, 1), got 1.5."),
         ({"sizes": "x"}, "Expected data: sizes to be a list, each item an integer in [1, inf), got 'x'."),
         ({"scale": [1]}, "Expected data: scale to be a list of 2, each item a number, got [1]."),
-        ({"sizes": [1, 0]}, "Expected data: sizes[1] to be an integer in [1, inf), got 0."),
         ({"mode": "hope"}, "Expected data: mode to be one of raise, skip, got 'hope'."),
         ({"names": {"a": False}}, "Expected data: names: a to be text, got False. YAML does not read"),
         ({"splits": {"train": {}}}, "data: splits: train: missing 'image'."),
-        ({"splits": {"train": {"image": "a", "tiles": {}}}}, "data: splits: train: unknown key 'tiles'. Did you mean"),
-        ({"splits": {"t": {"image": "a", "tile": {"size": 0}}}}, "Expected data: splits: t: tile: size to be an"),
         ({"splits": {"t": {"image": "a", "tile": {"size": 1, "overlap": 1}}}}, "data: splits: t: tile: overlap must"),
     ],
 )
@@ -273,11 +272,3 @@ def test_library_fields_are_checked_and_unsupported_ones_refused(tmp_path):
     }
     for name, value in wrong.items():
         assert name in error_of(ViTPTrainingConfig, str(tmp_path / "out"), bf16=False, **{name: value})
-
-
-def test_every_mapping_with_known_keys_is_nested():
-    """A dataclass in a field is in the tables above."""
-    for cls in CLASSES:
-        for declaration in declared_fields(cls).values():
-            for member in members_of(declaration):
-                assert not is_dataclass(member) or member in OPTIONS

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import original_checkpoint
 import pytest
 import torch
-from huggingface_hub import metadata_load
+from huggingface_hub import metadata_load, metadata_save
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from internvl_checkpoints import FIXTURE, assert_same, expected_keys, load_weights, native_model, save_original
@@ -140,6 +140,8 @@ def test_backbone_gives_outputs_of_original_code(fixture_as_vitp, tmp_path, star
 
 @pytest.mark.parametrize("kind", ["vitp", "internvl", "backbone", "original"])
 def test_target_has_the_names_of_its_layout(fixture_as_vitp, tmp_path, kind):
+    assert load_file(FIXTURE / "model.safetensors").keys() == expected_keys("original")
+    assert load_file(FIXTURE / "vision_only.safetensors").keys() == expected_keys("original_vision")
     folder = fixture_as_vitp
     if kind != "vitp":
         folder = convert_checkpoint(fixture_as_vitp, tmp_path / kind, kind)
@@ -148,11 +150,6 @@ def test_target_has_the_names_of_its_layout(fixture_as_vitp, tmp_path, kind):
     assert json.loads((folder / "config.json").read_text())["model_type"] == model_type[kind]
     with safe_open(next(folder.glob("*.safetensors")), "pt") as file:
         assert file.metadata() == {"format": "pt"}
-
-
-def test_fixture_has_the_expected_names():
-    assert load_file(FIXTURE / "model.safetensors").keys() == expected_keys("original")
-    assert load_file(FIXTURE / "vision_only.safetensors").keys() == expected_keys("original_vision")
 
 
 def test_converted_checkpoint_equals_saved_model(fixture_as_vitp, tmp_path):
@@ -188,11 +185,11 @@ VARIANTS = {
 }
 FORMS = [
     ("plain", torch.float32, "5GB"),
-    ("plain", torch.float32, "40KB"),
-    ("plain", torch.bfloat16, "5GB"),
     ("plain", torch.float16, "40KB"),
-    *((variant, torch.bfloat16, "40KB") for variant in VARIANTS if variant != "plain"),
-    *((variant, torch.float16, "5GB") for variant in VARIANTS if variant != "plain"),
+    ("rms_norm, QK norm", torch.bfloat16, "40KB"),
+    ("layer_norm, QK norm, tied", torch.float16, "5GB"),
+    ("llama", torch.bfloat16, "5GB"),
+    ("qwen3, tied", torch.bfloat16, "40KB"),
 ]
 
 
@@ -239,8 +236,10 @@ def test_round_trip_is_exact(tmp_path, kind, variant, dtype, max_shard_size):
             assert {name: config[part][name] for name in same} == {name: wanted[part][name] for name in same}
 
 
-@pytest.mark.parametrize("prefix", ["", "vision_model."])
-@pytest.mark.parametrize("vision", [{}, {"norm_type": "rms_norm", "use_qk_norm": True, "attention_bias": False}])
+@pytest.mark.parametrize(
+    ("prefix", "vision"),
+    [("", {}), ("vision_model.", {"norm_type": "rms_norm", "use_qk_norm": True, "attention_bias": False})],
+)
 def test_round_trip_of_a_vit_is_exact(tmp_path, vision, prefix):
     source = save_original(native_model(vision, dtype=torch.bfloat16), tmp_path / "source")
     whole = load_file(source / "model.safetensors")
@@ -283,7 +282,7 @@ def test_stored_tied_head_is_kept(tmp_path):
     tiles=st.integers(1, 3),
     kind=st.sampled_from(["internvl", "original"]),
 )
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @torch.no_grad()
 def test_logits_equal_transformers(
     tmp_path, heads, head_dim, vision_layers, grid, patch, norm_type, flags, text_heads, text_layers, tiles, kind
@@ -322,22 +321,14 @@ def test_logits_equal_transformers(
     assert torch.equal(in_own_memory(AutoModelForImageTextToText, tmp_path / "internvl")(**inputs).logits, wanted)
 
 
-@pytest.mark.parametrize(
-    ("to", "message"),
-    [
-        ("vitp", "already has the layout 'vitp'"),
-        ("onnx", "vitp, backbone, internvl, original.*'onnx'"),
-    ],
-)
-def test_invalid_targets_are_refused(fixture_as_vitp, tmp_path, to, message):
-    with pytest.raises(ValueError, match=message):
-        convert_checkpoint(fixture_as_vitp, tmp_path / "target", to)
-    assert not list(tmp_path.iterdir())
-
-
-def test_vit_alone_is_not_converted_to_language_model(tmp_path):
-    with pytest.raises(ValueError, match="ViT alone.*'internvl'"):
-        convert_checkpoint(FIXTURE / "vision_only.safetensors", tmp_path / "target", "internvl")
+def test_invalid_targets_are_refused(fixture_as_vitp, tmp_path):
+    for source, to in (
+        (fixture_as_vitp, "vitp"),
+        (fixture_as_vitp, "onnx"),
+        (FIXTURE / "vision_only.safetensors", "internvl"),
+    ):
+        with pytest.raises(ValueError, match=f"'{to}'"):
+            convert_checkpoint(source, tmp_path / "target", to)
     assert not list(tmp_path.iterdir())
 
 
@@ -351,7 +342,7 @@ def test_nonempty_folder_is_not_written(fixture_as_vitp, tmp_path):
     assert load_weights(tmp_path / "empty").keys() == expected_keys("backbone")
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("no space left on device"), MemoryError])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("no space left on device")])
 def test_interrupted_conversion_leaves_nothing(fixture_as_vitp, tmp_path, monkeypatch, error):
     load, calls = tensor_files.StoredTensor.load, []
 
@@ -368,8 +359,7 @@ def test_interrupted_conversion_leaves_nothing(fixture_as_vitp, tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("value", ["nan", "inf"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+@pytest.mark.parametrize(("value", "dtype"), [("nan", "float32"), ("inf", "bfloat16")])
 def test_nonfinite_weights_need_allow_nan(model_and_processor, tmp_path, value, dtype):
     model, processor = model_and_processor
     model = model.to(getattr(torch, dtype))
@@ -515,43 +505,45 @@ def test_tokenizer_of_an_original_checkpoint(tmp_path):
     assert slow(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
-@pytest.mark.parametrize("to", ["internvl", "original"])
-def test_file_in_a_subfolder_is_converted_as_its_folder(internvl_repo, tmp_path, to):
+def test_file_in_a_subfolder_is_converted_as_its_folder(internvl_repo, tmp_path):
     folder = convert_checkpoint(internvl_repo, tmp_path / "models" / "chat", license="mit")
     build_tokenizer(["Wie viele sind es?"], vocab_size=330).save_pretrained(folder.parent)
     (folder.parent / "generation_config.json").write_text('{"eos_token_id": 3}')
     shutil.move(folder / "README.md", folder.parent)  # the card is that of the repo
-    found = convert_checkpoint(folder.parent, tmp_path / "found", to, file="chat/model.safetensors")
-    wanted = convert_checkpoint(folder, tmp_path / "wanted", to, license="mit")
+    found = convert_checkpoint(folder.parent, tmp_path / "found", "original", file="chat/model.safetensors")
+    wanted = convert_checkpoint(folder, tmp_path / "wanted", "original", license="mit")
     names = {path.name for path in wanted.iterdir()}
     assert names == {path.name for path in found.iterdir()} and "tokenizer.json" in names
     assert [name for name in names if (found / name).read_bytes() != (wanted / name).read_bytes()] == ["README.md"]
     assert metadata_load(found / "README.md")["license"] == "mit"
 
 
-@pytest.mark.parametrize(
-    ("settings", "max_patches"),
-    [
-        ({"dynamic_image_size": False, "use_thumbnail": False}, 1),
-        ({"max_dynamic_patch": 12}, 12),
-    ],
-)
-def test_tiling_of_the_original_code_is_converted(tmp_path, settings, max_patches):
+def test_settings_of_the_original_image_processor_are_converted(tmp_path):
     source = save_original(native_model(), tmp_path / "source")
-    config = json.loads((source / "config.json").read_text()) | settings
-    (source / "config.json").write_text(json.dumps(config))
-    folder = convert_checkpoint(source, tmp_path / "vitp", image_token_id=5)
-    assert json.loads((folder / "preprocessor_config.json").read_text())["max_patches"] == max_patches
+    config = json.loads((source / "config.json").read_text())
+    colors = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    (source / "preprocessor_config.json").write_text(json.dumps(colors))
+    for name, tiling, max_patches in (
+        ("one", {"dynamic_image_size": False, "use_thumbnail": False}, 1),
+        ("tiles", {"max_dynamic_patch": 12}, 12),
+    ):
+        (source / "config.json").write_text(json.dumps(config | tiling))
+        vitp = convert_checkpoint(source, tmp_path / name, image_token_id=5)
+        assert ViTPImageProcessor.from_pretrained(vitp).max_patches == max_patches
+    again = convert_checkpoint(convert_checkpoint(vitp, tmp_path / "there", "original"), tmp_path / "again")
+    for folder in (vitp, again):
+        image_processor = ViTPImageProcessor.from_pretrained(folder)
+        assert {name: list(getattr(image_processor, name)) for name in colors} == colors
 
 
-@pytest.mark.parametrize("to", ["internvl", "original"])
-def test_input_spec_that_the_target_ignores_is_refused(model_and_processor, tmp_path, to):
+def test_input_spec_that_the_target_ignores_is_refused(model_and_processor, tmp_path):
     model, processor = model_and_processor
     processor.image_processor.input_spec = {"gamma": 0.5}
     model.save_pretrained(tmp_path / "source")
     processor.save_pretrained(tmp_path / "source")
-    with pytest.raises(ValueError, match="input_spec="):
-        convert_checkpoint(tmp_path / "source", tmp_path / "target", to)
+    for to in ("internvl", "original"):
+        with pytest.raises(ValueError, match="input_spec="):
+            convert_checkpoint(tmp_path / "source", tmp_path / "target", to)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
     backbone = convert_checkpoint(tmp_path / "source", tmp_path / "backbone", "backbone")
     assert json.loads((backbone / "preprocessor_config.json").read_text())["input_spec"] == {"gamma": 0.5}
@@ -592,25 +584,7 @@ def test_license_of_a_run_is_kept(tmp_path):
     assert (vitp / "LICENSE").read_text() == "The terms."
 
 
-def test_colors_of_the_image_processor_come_back(tmp_path):
-    source = save_original(native_model(), tmp_path / "source")
-    colors = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
-    (source / "preprocessor_config.json").write_text(json.dumps(colors))
-    vitp = convert_checkpoint(source, tmp_path / "vitp", image_token_id=5)
-    again = convert_checkpoint(convert_checkpoint(vitp, tmp_path / "there", "original"), tmp_path / "again")
-    for folder in (vitp, again):
-        image_processor = ViTPImageProcessor.from_pretrained(folder)
-        assert {name: list(getattr(image_processor, name)) for name in colors} == colors
-
-
-def test_other_license_keeps_name_and_link(tmp_path):
-    source = save_original(native_model(), tmp_path / "source")
-    (source / "README.md").write_text("---\nlicense: other\nlicense_name: acme\nlicense_link: https://acme.org\n---\n")
-    card = metadata_load(convert_checkpoint(source, tmp_path / "vitp", image_token_id=5) / "README.md")
-    assert (card["license"], card["license_name"], card["license_link"]) == ("other", "acme", "https://acme.org")
-
-
-def test_missing_license_is_stated(tmp_path):
+def test_other_license_and_missing_license_are_stated(tmp_path):
     source = save_original(native_model(), tmp_path / "source")
     vitp = convert_checkpoint(source, tmp_path / "vitp", image_token_id=5)
     assert metadata_load(vitp / "README.md")["license"] == "unknown"
@@ -620,13 +594,18 @@ def test_missing_license_is_stated(tmp_path):
     (source / "LICENSE.txt").write_text("The terms.")
     other = convert_checkpoint(source, tmp_path / "other", image_token_id=5)
     assert metadata_load(other / "README.md")["license_link"] == "LICENSE.txt"
+    (source / "LICENSE.txt").unlink()
+    named = {"license": "other", "license_name": "acme", "license_link": "https://acme.org"}
+    metadata_save(source / "README.md", named)
+    card = metadata_load(convert_checkpoint(source, tmp_path / "named", image_token_id=5) / "README.md")
+    assert {name: card[name] for name in named} == named
 
 
 SPEC = {"band_names": ["VV", "VH"], "window": [-25, 0]}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_converted_bands_equal_spread_bands(fixture_as_vitp, tmp_path, dtype):
+def test_converted_bands_equal_spread_bands(fixture_as_vitp, tmp_path):
+    dtype = torch.bfloat16
     convert_checkpoint(fixture_as_vitp, tmp_path / "three", "backbone")
     ViTPVisionModel.from_pretrained(tmp_path / "three", dtype=dtype).save_pretrained(tmp_path / "three")
     words = [str(tmp_path / "three"), str(tmp_path / "two"), "--license", "mit", "--input_spec", json.dumps(SPEC)]

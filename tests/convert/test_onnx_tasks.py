@@ -35,8 +35,8 @@ TASKS = {
     "instances": (ViTPForInstanceSegmentation, ViTPDetectionImageProcessor, BOXES),
 }
 NECKS = {"adapter": {"deformable_heads": 4, "spatial_prior_channels": 8, "extra_extractors": 0}, "pyramid": {}}
-SIZES = [(64, 64), (96, 160), (128, 64)]
-LARGER_SIZES = [(96, 96), (128, 192), (256, 96)]
+SIZES = [(64, 64), (96, 160)]
+LARGER_SIZES = [(96, 96), (256, 96)]
 
 
 def write_model(folder, name, neck="pyramid"):
@@ -83,7 +83,7 @@ def assert_near(found, wanted):
 def test_classification_graph_has_the_logits(tmp_path):
     model = write_model(tmp_path / "model", "classification")
     onnx.export_onnx(tmp_path / "model", tmp_path / "a.onnx")
-    for size, batch in (((64, 64), 1), ((48, 112), 3), ((96, 32), 2)):
+    for size, batch in (((64, 64), 1), ((48, 112), 3)):
         found, images = run_graph(tmp_path / "a.onnx", size, batch)
         with torch.no_grad():
             assert_near(found["logits"], model(**images).logits)
@@ -170,14 +170,14 @@ def test_nms_of_onnx_keeps_the_same_boxes(tmp_path):
     assert found.tolist() == wanted.tolist() and 20 < len(found) < 180
 
 
-@pytest.mark.parametrize(("height", "width"), [(2, 2), (5, 7), (16, 13)])
 @pytest.mark.parametrize("cells", [1, 2, 3, 6])
-def test_adaptive_pooling_equals_that_of_torch(height, width, cells):
-    maps = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(onnx.pool_adaptively(maps, cells), F.adaptive_avg_pool2d(maps, cells))
+def test_adaptive_pooling_equals_that_of_torch(cells):
+    for height, width in ((2, 2), (5, 7), (16, 13)):
+        maps = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(onnx.pool_adaptively(maps, cells), F.adaptive_avg_pool2d(maps, cells))
 
 
-@pytest.mark.parametrize("name", ["segmentation", "change", "boxes", "oriented", "instances"])
+@pytest.mark.parametrize("name", ["segmentation", "oriented", "instances"])
 def test_replaced_functions_have_the_same_results(tmp_path, name):
     graph = onnx.Graph(write_model(tmp_path / "model", name)).eval()
     generator = torch.Generator().manual_seed(0)

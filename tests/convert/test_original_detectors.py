@@ -108,6 +108,10 @@ KIND_OF_BENCHMARK = {
 }
 
 
+def test_command_offers_all_benchmarks():
+    assert tuple(BENCHMARKS) == BENCHMARK_NAMES
+
+
 @pytest.mark.parametrize("benchmark", BENCHMARK_NAMES)
 def test_benchmark_sets_names_and_image_size(benchmark, tmp_path, warnings):
     name, classes = KIND_OF_BENCHMARK[benchmark]
@@ -134,85 +138,44 @@ def test_benchmark_sets_names_and_image_size(benchmark, tmp_path, warnings):
     sizes = {"stretch": (96, 96), "fit": (64, 96), None: (40, 60)}[BENCHMARKS[benchmark].resize]
     assert pixels["pixel_values"].shape == (1, 3, 96, 96)
     assert pixels["pixel_mask"][0].nonzero().amax(0).tolist() == [sizes[0] - 1, sizes[1] - 1]
-    back = convert_checkpoint(folder, tmp_path / "back", "original")
-    again = DETECTORS[name].config_class.from_pretrained(convert_checkpoint(back, tmp_path / "again"))
-    assert again.id2label == config.id2label and again.flip_test == config.flip_test
+    if benchmark in ("dior_r", "ssdd"):  # without and with `flip_test`
+        back = convert_checkpoint(folder, tmp_path / "back", "original")
+        again = DETECTORS[name].config_class.from_pretrained(convert_checkpoint(back, tmp_path / "again"))
+        assert again.id2label == config.id2label and again.flip_test == config.flip_test
 
 
-def test_command_offers_all_benchmarks():
-    assert tuple(BENCHMARKS) == BENCHMARK_NAMES
+MISTAKES = [  # changed tensors (None removes), settings of the heads, and the error
+    ({"rpn_head.rpn_reg.weight": (15, 16, 1, 1)}, {}, "rpn_reg (18 for oriented boxes) at each position, got 15"),
+    ({"roi_head.bbox_head.0.fc_reg.weight": (5, 32)}, {}, "4 values of fc_reg, for all 4 classes or for each, got 5"),
+    ({"roi_head.bbox_head.2.": None}, {}, "1 or 3 stages, got 2"),
+    ({"neck.lateral_convs.0.conv.weight": None}, {}, "'neck.lateral_convs.0.conv.weight'"),
+    ({"rpn_head.rpn_cls.bias": None}, {}, "missing: rpn_head.rpn_cls.bias"),
+    ({"roi_head.extra.weight": (2,)}, {}, "unknown: roi_head.extra.weight"),
+    ({"roi_head.bbox_head.1.fc_cls.weight": (9, 32)}, {}, "fc_cls.weight is [9, 32], expected [5, 32]"),
+    ({}, {"neck_channels": 256}, "neck_channels=256, but the tensors have 16"),
+    ({}, {"id2label": {"0": "ship"}}, "config.json names 1 classes, but the head has 4"),
+]
 
 
-def other_regions(weights, settings):
-    weights["rpn_head.rpn_reg.weight"] = torch.zeros(15, 16, 1, 1)
-
-
-def other_boxes(weights, settings):
-    weights["roi_head.bbox_head.0.fc_reg.weight"] = torch.zeros(5, 32)
-
-
-def two_stages(weights, settings):
-    for key in [key for key in weights if key.startswith("roi_head.bbox_head.2.")]:
-        del weights[key]
-
-
-def another_neck(weights, settings):
-    weights["neck.convs.0.weight"] = weights.pop("neck.lateral_convs.0.conv.weight")
-
-
-def missing(weights, settings):
-    del weights["rpn_head.rpn_cls.bias"]
-
-
-def foreign(weights, settings):
-    weights["roi_head.extra.weight"] = torch.zeros(2)
-
-
-def misshapen(weights, settings):
-    weights["roi_head.bbox_head.1.fc_cls.weight"] = torch.zeros(9, 32)
-
-
-def contradicting(weights, settings):
-    settings["detector"] = {"neck_channels": 256}
-
-
-def other_names(weights, settings):
-    settings["detector"] = {"id2label": {"0": "ship"}}
-
-
-MISTAKES = {
-    other_regions: "rpn_reg (18 for oriented boxes) at each position, got 15",
-    other_boxes: "4 values of fc_reg, for all 4 classes or for each, got 5",
-    two_stages: "1 or 3 stages, got 2",
-    another_neck: "'neck.lateral_convs.0.conv.weight'",
-    missing: "missing: rpn_head.rpn_cls.bias",
-    foreign: "unknown: roi_head.extra.weight",
-    misshapen: "roi_head.bbox_head.1.fc_cls.weight is [9, 32], expected [5, 32]",
-    contradicting: "neck_channels=256, but the tensors have 16",
-    other_names: "config.json names 1 classes, but the head has 4",
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
-def test_wrong_detector_is_named(tmp_path, mistake):
-    source = as_a_source("cascade_rcnn", tmp_path / "original")
-    weights, settings = load_file(source / "model.safetensors"), json.loads((source / "config.json").read_text())
-    mistake(weights, settings)
+@pytest.mark.parametrize(("changes", "detector", "message"), MISTAKES)
+def test_wrong_detector_is_named(tmp_path, changes, detector, message):
+    source = as_a_source("cascade_rcnn", tmp_path / "original", **detector)
+    weights = load_file(source / "model.safetensors")
+    for changed, shape in changes.items():
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(changed)}
+        if shape is not None:
+            weights[changed] = torch.zeros(shape)
     save_file(weights, source / "model.safetensors")
-    (source / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError) as error:
         main([str(source), str(tmp_path / "target")])
-    assert MISTAKES[mistake] in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["original"]
 
 
 def test_wrong_benchmark_is_refused(tmp_path):
     source = as_a_source("cascade_rcnn", tmp_path / "original")
-    for benchmark, message in (
-        ("dior", "with 20 classes for the benchmark dior, got a vitp_object_detection with 4"),
-        ("rsar", "vitp_oriented_object_detection with 6 classes for the benchmark rsar"),
-    ):
-        with pytest.raises(ValueError, match=message):
+    for benchmark in ("dior", "rsar"):  # other classes, another kind of detector
+        with pytest.raises(ValueError, match=benchmark):
             convert_checkpoint(source, tmp_path / "target", benchmark=benchmark)
     detector = convert_checkpoint(source, tmp_path / "detector")
     with pytest.raises(ValueError, match="benchmark"):

@@ -100,9 +100,7 @@ def test_scores_that_cannot_be_paired_are_refused():
             paired_difference(ours, theirs)
 
 
-@pytest.mark.parametrize(
-    ("seeds", "run", "image"), [(2, 0.05, 0.05), (3, 0.05, 0.02), (3, 0.02, 0.1), (3, 0.002, 0.1), (5, 0.02, 0.05)]
-)
+@pytest.mark.parametrize(("seeds", "run", "image"), [(2, 0.05, 0.05), (3, 0.002, 0.1), (5, 0.02, 0.05)])
 def test_intervals_contain_true_difference(seeds, run, image):
     """Nominally 95% of the intervals contain it; of 200, 190 ± 3."""
     found = [paired_difference(*simulate(trial, 0.03, seeds, run, image)) for trial in range(200)]
@@ -118,7 +116,7 @@ def test_no_difference_is_rarely_clear():
 def test_tiles_of_few_scenes_are_not_as_many_images():
     """Equal models differ by scene and by tile. Resampled tiles would give too narrow intervals, scenes do not."""
     clear = []
-    for scenes, tiles in ((120, 1), (12, 10), (4, 30)):
+    for scenes, tiles in ((120, 1), (4, 30)):
         clear.append([0, 0])
         for seed in range(200):
             random = np.random.default_rng(seed)
@@ -127,7 +125,7 @@ def test_tiles_of_few_scenes_are_not_as_many_images():
             by_scene = [values.reshape(3, scenes, tiles).mean(2) for values in found]
             for way, models in enumerate((found, by_scene)):
                 clear[-1][way] += paired_difference(*map(scores_of, models)).is_clear
-    assert clear == [[4, 4], [27, 7], [68, 3]]
+    assert clear == [[4, 4], [68, 3]]
 
 
 def test_mean_is_resampled_over_cases():

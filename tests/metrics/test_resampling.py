@@ -84,7 +84,7 @@ def test_resampled_scores_equal_repeated_images(kind):
     assert score.greater_is_better
     assert score.value == result[metric.main_score] and score.cases == NUMBER
     assert len(score.resampled) == (BOX_RESAMPLES if "precision" in kind else RESAMPLES)
-    for draw, resampled in list(zip(resample(NUMBER, number=len(score.resampled)), score.resampled))[:12]:
+    for draw, resampled in list(zip(resample(NUMBER, number=len(score.resampled)), score.resampled))[:6]:
         repeated = load(kind)
         for position, index in enumerate(draw):
             add(repeated, kind, cases[index], index, position)

@@ -54,8 +54,7 @@ def blobs(rng, shape, labels=3):
     return found
 
 
-@pytest.mark.parametrize("shape", [(6, 9, 8), (1, 9, 8), (5, 1, 7)])
-@pytest.mark.parametrize("tolerance", [1.0, 3.0])
+@pytest.mark.parametrize(("shape", "tolerance"), [((6, 9, 8), 1.0), ((1, 9, 8), 3.0), ((5, 1, 7), 3.0)])
 def test_random_cases_equal_loop_over_pairs(shape, tolerance):
     rng = np.random.default_rng(sum(shape))
     metric = load(num_labels=3, tolerance=tolerance)

@@ -11,10 +11,7 @@ import io
 import json
 import os
 import re
-import shlex
 import site
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -112,17 +109,6 @@ def test_first_cell_installs_missing_packages(place, missing, installed, tmp_pat
     error = shell.run_cell(source).error_in_exec
     assert lines == ([f"install -q {installed}".format(tmp_path / "clone")] if missing else [])
     assert isinstance(error, SystemExit) if missing else error is None
-
-
-@pytest.mark.slow
-def test_failed_command_ends_notebook(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PATH", os.defpath)
-    names = {"Path": Path, "shlex": shlex, "subprocess": subprocess, "sys": sys}
-    exec(shared_source(r"def vitp\(.*?\n(?=\S|\Z)"), names)
-    with pytest.raises(SystemExit, match="no_such_recipe.log"):
-        names["vitp"]("no_such_recipe")
-    assert "no_such_recipe" in capsys.readouterr().out
 
 
 @pytest.mark.slow

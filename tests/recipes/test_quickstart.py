@@ -35,5 +35,6 @@ def test_frozen_vit_fails_requirements(tmp_path, capsys):
     options += ["--dataloader_num_workers", "0", "--dataloader_persistent_workers", "false"]
     assert main(["--config", "quickstart", "--output_dir", str(tmp_path / "run"), *options]) == 1
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert metrics["probe"]["gains"]["linear"]["at the start"] == 0
+    gains = metrics["probe"]["gains"]
+    assert gains["linear"]["at the start"] == gains["nonlinear"]["at the start"] == 0
     assert "probe.least_gain.linear" in capsys.readouterr().err

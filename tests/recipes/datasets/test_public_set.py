@@ -53,7 +53,7 @@ def make(name, folder, output, **options):
     return made, [json.loads(line) for line in made.annotation.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", MINIATURES)
+@pytest.mark.parametrize("name", load_public_sets())
 def test_miniature_becomes_valid_rows_without_test_split(name, tmp_path):
     folder = tmp_path / "data" / name
     expected = MINIATURES[name](folder)
@@ -62,6 +62,7 @@ def test_miniature_becomes_valid_rows_without_test_split(name, tmp_path):
     assert made.images == len({image for row in rows for image in row["images"]})
     assert hashlib.sha256(made.annotation.read_bytes()).hexdigest()[:16] == DIGESTS[name]
     kind = load_public_set(name)
+    assert kind.title and kind.license and kind.obtain.startswith("https://") and kind.layout and kind.tasks
     for path in folder.rglob("*"):
         if path.is_file() and kind(folder).is_held_out(path) and path.name not in LEFT_OUT:
             path.write_bytes(b"nothing that is read")
@@ -70,13 +71,6 @@ def test_miniature_becomes_valid_rows_without_test_split(name, tmp_path):
     source = {"name": name, "annotation": str(made.annotation), "image_root": str(made.image_root)}
     report = validate(load_mixture({"sources": [{**source, "tasks": list(kind.tasks)}]}), 0)[0]
     assert report.passed and report.rows == expected and not any(report.counts.values()), report.examples
-
-
-def test_each_set_has_a_miniature_and_its_fields():
-    assert sorted(load_public_sets()) == sorted(MINIATURES)
-    for kind in load_public_sets().values():
-        assert kind.title and kind.license and kind.obtain.startswith("https://") and kind.layout and kind.layout_source
-        assert (kind.modality or kind.general) and kind.tasks
 
 
 def test_held_out_files_are_not_read(tmp_path):
@@ -93,6 +87,9 @@ def test_rows_on_test_images_are_excluded(tmp_path):
     dior_rsvg(tmp_path / "data")
     made, rows = make("dior_rsvg", tmp_path / "data", tmp_path)
     assert made.held_out == 1 and [row["id"] for row in rows] == ["0", "1", "6"]
+    question, answer = (message["content"] for message in rows[0]["messages"])
+    assert answer == "<ref>The ship 0 at the pier</ref><box>[[62, 125, 312, 375]]</box>"  # 2, 3, 10, 9 of 32 x 24
+    assert "<ref>The ship 0 at the pier</ref>" in question
     made, rows = make("dior_rsvg", tmp_path / "data", tmp_path, keep_shared=True)
     assert made.held_out == 0 and [row["id"] for row in rows] == ["0", "1", "3", "6"]
 
@@ -118,22 +115,12 @@ def test_unreadable_held_out_list_raises(name, tmp_path):
         path.write_bytes(content)
 
 
-def test_box_is_on_the_grid(tmp_path):
-    dior_rsvg(tmp_path / "data")
-    _, rows = make("dior_rsvg", tmp_path / "data", tmp_path)
-    question, answer = (message["content"] for message in rows[0]["messages"])
-    assert answer == "<ref>The ship 0 at the pier</ref><box>[[62, 125, 312, 375]]</box>"  # 2, 3, 10, 9 of 32 x 24
-    assert "<ref>The ship 0 at the pier</ref>" in question
-
-
-@pytest.mark.parametrize("phrase", ["", " "])
-def test_object_without_expression_is_not_used(tmp_path, phrase):
+def test_object_without_expression_is_not_used(tmp_path):
     dior_rsvg(tmp_path / "data")
     path = tmp_path / "data/Annotations/00001.xml"
-    path.write_text(path.read_text().replace("The ship 0 at the pier", phrase))
+    path.write_text(path.read_text().replace("The ship 0 at the pier", " "))
     _, rows = make("dior_rsvg", tmp_path / "data", tmp_path)
     assert len(rows) == 2 and "<ref></ref>" not in str(rows)
-    assert "the phrase to locate is empty" in next(tmp_path.glob("*.unused.txt")).read_text()
 
 
 def test_broken_image_is_reported_and_skipped(tmp_path, capsys):
@@ -168,20 +155,6 @@ def test_broken_file_is_reported_and_skipped(tmp_path):
     with pytest.raises(ValueError, match="no row of VRSBench .* can be used; .*VRSBench_train.json"):
         make("vrsbench", tmp_path / "vrsbench", tmp_path)
     assert not list(tmp_path.glob("vrsbench*.*"))
-
-
-def test_missing_file_is_named_with_its_page(tmp_path):
-    (tmp_path / "rsvg").mkdir()
-    with pytest.raises(
-        ValueError, match="metainfo/rsvg_train.jsonl not found in .*`vitp make_public_set rsvg` .*: https://"
-    ):
-        make("rsvg", tmp_path / "rsvg", tmp_path)
-
-
-def test_unexpected_files_raise_one_error(tmp_path):
-    save_json(tmp_path / "LevirCCcaptions.json", [1])
-    with pytest.raises(ValueError, match=r"LEVIR-CC .* unexpected form: TypeError"):
-        make("levir_cc", tmp_path, tmp_path / "out")
 
 
 def test_draw_depends_on_content_alone(tmp_path, monkeypatch):
@@ -235,38 +208,20 @@ def test_custom_set_is_loaded_from_file(tmp_path, capsys):
     assert (source.name, source.rows, source.missing()) == ("my_set", 1, None)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [("dior", "'dior'"), ("../rows", "'../rows'"), ("empty.py", "empty.py, found 0")],
-)
-def test_unknown_set_is_named(name, message, tmp_path, monkeypatch):
+def test_wrong_arguments_are_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_text(tmp_path / "empty.py", "")
-    with pytest.raises(WrongArguments, match=message):
-        load_public_set(name)
-
-
-def test_missing_data_dir_is_named(tmp_path):
-    with pytest.raises(WrongArguments, match="nowhere is not a folder"):
+    for name in ("dior", "../rows", "empty.py"):
+        with pytest.raises(WrongArguments, match=name):
+            load_public_set(name)
+    with pytest.raises(WrongArguments, match="nowhere"):
         make_public_set.main(["rsvg", str(tmp_path / "nowhere")])
-
-
-def test_sets_are_listed_and_described(capsys):
-    assert make_public_set.main([]) == 0
-    listed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in listed] == sorted(load_public_sets())
-    assert make_public_set.main(["levir_cc"]) == 0
-    said = capsys.readouterr().out
-    assert "images/train/B/train_000001.png    after" in said and "then: vitp make_public_set levir_cc DATA_DIR" in said
-
-
-@pytest.mark.parametrize("name", ["remote_sensing_paper", "medical_paper"])
-def test_paper_sources_agree_with_their_sets(name):
-    for source in load_mixture(CONFIGS / f"{name}.yaml").sources:
-        kind = load_public_set(source.name)
-        assert (source.obtain, source.rows, source.tasks) == (kind.obtain, kind.paper_rows, kind.tasks), source.name
-        assert source.general == kind.general and (source.general or source.modality == kind.modality)
-        assert make_command(source) == f"vitp make_public_set {source.name} {source.image_root}"
+    (tmp_path / "rsvg").mkdir()
+    with pytest.raises(ValueError, match="metainfo/rsvg_train.jsonl not found"):
+        make("rsvg", tmp_path / "rsvg", tmp_path)
+    save_json(tmp_path / "LevirCCcaptions.json", [1])
+    with pytest.raises(ValueError, match="LEVIR-CC"):
+        make("levir_cc", tmp_path, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["remote_sensing_paper", "medical_paper"])
@@ -276,6 +231,9 @@ def test_commands_of_dry_run_build_the_mixtures(name, tmp_path, monkeypatch, cap
     sources = load_mixture(settings).sources
     assert all(source.missing() for source in sources)
     for source in sources:
+        kind = load_public_set(source.name)
+        assert (source.obtain, source.rows, source.tasks) == (kind.obtain, kind.paper_rows, kind.tasks), source.name
+        assert source.general == kind.general and (source.general or source.modality == kind.modality)
         MINIATURES[source.name](tmp_path / source.image_root)
     for source in sources:
         command = make_command(source).split()
