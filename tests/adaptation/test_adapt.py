@@ -14,9 +14,7 @@ from transformers import AutoModel
 
 from modeling_vitp import adapt
 from modeling_vitp.adaptation import runs
-from modeling_vitp.adaptation.probing import Prober
 from modeling_vitp.adaptation.report import AdaptationReport
-from modeling_vitp.command.errors import RunStopped
 from modeling_vitp.evaluation.comparison import Progress
 from modeling_vitp.recipes import finetune_classification, probe
 
@@ -153,20 +151,6 @@ def test_model_that_learns_shuffled_labels_does_not_look(adapted, classes, tmp_p
     blind = adapt(shuffled, baselines=["random"], output_dir=tmp_path / "out", **settings)
     assert report.looks_at_images() and "looks at the image" not in report.verdict
     assert not blind.looks_at_images() and "not shown that the language model looks at the image" in blind.verdict
-
-
-def test_worse_backbone_stops_early(classes, tmp_path, monkeypatch, quick_prior):
-    right = [float(index % 2) for index in range(1000)]
-
-    def score(self, backbones, *args):
-        scores = dict(zip(backbones, (0.2, 0.8)))
-        resampled = {name: (np.array(right) * 0.1 + score).tolist() for name, score in scores.items()}
-        entries = {name: {"score": scores[name], "resampled": resampled[name]} for name in backbones}
-        return [{"probe": "linear", "cases": 1000, **entries[name]} for name in backbones]
-
-    monkeypatch.setattr(Prober, "score", score)
-    with pytest.raises(RunStopped, match="After 2 of 20 steps .*: accuracy 0.200 instead of 0.800"):
-        adapt(classes, baselines=["random"], output_dir=tmp_path / "out", **SETTINGS | {"steps": 20})
 
 
 def test_plan_follows_the_measured_costs(classes, tmp_path, capsys, quick_prior):
