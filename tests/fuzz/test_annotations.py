@@ -18,10 +18,9 @@ from modeling_vitp.instructions.from_annotations.labels import annotate_all
 from modeling_vitp.instructions.from_annotations.questions import PHRASINGS, Asker, make_conversations
 
 pytestmark = pytest.mark.slow
-SUFFIX = {"coco": ".json", "voc": ".xml", "dota": ".txt", "yolo": ".txt", "masks": ".png", "changes": ".json"}
-SUFFIX |= {"geojson": ".geojson"}
+# test_detection.py has the other layouts, whose files are read by the same code.
+SUFFIX = {"coco": ".json", "masks": ".png", "changes": ".json", "geojson": ".geojson"}
 VALUES = {"0": None, "255": "building"}
-WORDS = ["nan", "x", "", "1e999", "-5", "0", "<", "</a>", "&x;", "é"]
 
 
 def write(kind, root):
@@ -69,17 +68,11 @@ def test_malformed_annotation_is_named_or_skipped(tmp_path, kind):
     files = [path for path in files if kind != "masks" or path.parent.name == "masks"]
     counts = {"error": 0, "right": 0}
     with limits():
-        for number in range(200):
+        for number in range(100):
             path = rng.choice(files)
             before = path.read_bytes()
             if SUFFIX[kind].endswith("json") and number % 3:
                 path.write_text(json.dumps(mutate(rng, json.loads(before), rng.choice([1, 1, 2]))))
-            elif SUFFIX[kind] in (".xml", ".txt") and number % 3:
-                words = before.decode().replace("<", " <").split(" ")
-                words[rng.randrange(len(words))] = rng.choice(
-                    ["nan", "x", "", "1e999", "-5", "0", "<", "</a>", "&x;", "é"]
-                )
-                path.write_text(" ".join(words))
             else:
                 path.write_bytes(damage(rng, before))
             found = outcome(lambda: instructions(kind, root), str(root))
@@ -87,6 +80,6 @@ def test_malformed_annotation_is_named_or_skipped(tmp_path, kind):
             left = outcome(lambda: instructions(kind, root, "skip"), str(root))
             assert isinstance(left, ValueError) or isinstance(found, ValueError) or len(left) == len(found)
             path.write_bytes(before)
-    assert min(counts.values()) > 5, counts
+    assert min(counts.values()) > 2, counts
     assert len(instructions(kind, root)) == sound
     shutil.rmtree(root)

@@ -50,7 +50,7 @@ def test_malformed_arguments_are_named(kind, capsys):
     rng, own, refused = random.Random(0), CLASSES[kind], 0
     names = [item.name for cls in own for item in fields(cls)]
     with limits():
-        for _ in range(150):
+        for _ in range(75):
             words = words_of(rng, names)
             try:
                 with one_input():
@@ -64,7 +64,7 @@ def test_malformed_arguments_are_named(kind, capsys):
             else:
                 numbers = [value for each in parsed for value in vars(each).values() if isinstance(value, float)]
                 assert not any(map(math.isnan, numbers)), words
-    assert 30 < refused
+    assert 15 < refused
 
 
 FILES = {
@@ -82,7 +82,7 @@ def test_malformed_configurations_are_named(kind, tmp_path):
     config = {name: value for name, value in config.items() if name in known}
     path = tmp_path / "config.yaml"
     with limits():
-        for _ in range(400):
+        for _ in range(200):
             path.write_text(json.dumps(mutate(rng, config, rng.choice([1, 1, 2, 3]))))
             try:
                 with one_input():
@@ -111,7 +111,7 @@ def test_malformed_data_settings_are_named(kind):
     good = [data for data in good if "dataset_name" not in data]  # Such data would be searched on the Hub.
     assert good
     with limits():
-        for _ in range(1500):
+        for _ in range(750):
             data = mutate(rng, rng.choice(good), rng.choice([1, 1, 2, 3]))
             try:
                 with one_input():

@@ -58,7 +58,7 @@ def test_damaged_image_is_read_or_named(tmp_path):
     square = SourceSettings(image_size=16)
     counts = {"error": 0, "right": 0}
     with limits():
-        for number in range(2000):
+        for number in range(1000):
             original = rng.choice(files)
             path = tmp_path / f"{number}{original.suffix}"
             content = original.read_bytes()
@@ -87,7 +87,7 @@ def test_damaged_image_is_read_or_named(tmp_path):
                 height, width = (np.asarray(ways[2]).shape)[:2]
                 assert (height, width) == sizes[1]
             path.unlink()
-    assert min(counts.values()) > 200, counts
+    assert min(counts.values()) > 100, counts
 
 
 def test_damaged_mask_is_read_or_named(tmp_path):
@@ -103,7 +103,7 @@ def test_damaged_mask_is_read_or_named(tmp_path):
     files = sorted(path for path in tmp_path.iterdir() if path.is_file())
     counts = {"error": 0, "right": 0}
     with limits():
-        for number in range(800):
+        for number in range(400):
             original = rng.choice(files)
             suffix, content = original.suffix, original.read_bytes()
             picture(40, 30).save(tmp_path / "images" / f"{number}.png")
@@ -116,7 +116,7 @@ def test_damaged_mask_is_read_or_named(tmp_path):
             if not isinstance(found, ValueError):
                 assert found.shape == labels.shape and set(np.unique(found)) <= {0, 1}
             mask.unlink()
-    assert min(counts.values()) > 100, counts
+    assert min(counts.values()) > 50, counts
 
 
 def test_damaged_encoded_image_is_named(tmp_path):
@@ -127,6 +127,6 @@ def test_damaged_encoded_image_is_named(tmp_path):
     for content in (b"", b"\0", b"GIF89a", b"II*\0", b"MM\0*" + bytes(20), b"\x89PNG\r\n\x1a\n" + bytes(18), b"text"):
         outcome(lambda: load_images({"images": [{"bytes": content, "path": None}]}), "image 0 ")  # noqa: B023
         outcome(lambda: image_size({"bytes": content, "path": None}), "an image")  # noqa: B023
-    for _ in range(300):
+    for _ in range(150):
         content = damage(rng, file.getvalue())
         outcome(lambda: load_images({"images": [{"bytes": content, "path": None}]}), "image 0 ")  # noqa: B023
