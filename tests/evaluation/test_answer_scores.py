@@ -20,32 +20,17 @@ CHOICES = "Where is it?\nA. left lung\nB. right lung\nC. heart"
 BOX = "<ref>ship</ref><box>[[100, 200, 300, 400]]</box>"
 
 
-@pytest.mark.parametrize(
-    ("answer", "reference", "is_right"),
-    [
-        ("Yes.", "yes", True),
-        ("two", "2", True),
-        ("None", "0", True),
-        ("a Rural area", "rural area", True),
-        ("between 0 and 10", "Between 0 and 10", True),
-        ("1,000", "1000", True),
-        ("more than 1000", "1000", False),
-        ("0.5", "5", False),
-        ("top-left", "top left", True),
-        ("", "no", False),
-        ("it's", "its", True),
-        ("A", "B", False),
-        ("A", "a", True),
-        ("A.", "A", True),
-        ("(A)", "a", True),
-        ("the", "a", False),
-        (".5", "5", False),
-        (".5 cm", ".5 CM.", True),
-        ("no", "yes", False),
-    ],
-)
-def test_answers_are_normalized(answer, reference, is_right):
-    assert score_answers("vqa", [""], [answer], [["other", reference]])["accuracy"].tolist() == [float(is_right)]
+EQUAL_ANSWERS = [("Yes.", "yes"), ("two", "2"), ("None", "0"), ("a Rural area", "rural area"), ("1,000", "1000")]
+EQUAL_ANSWERS += [("between 0 and 10", "Between 0 and 10"), ("top-left", "top left"), ("it's", "its"), ("A", "a")]
+EQUAL_ANSWERS += [("A.", "A"), ("(A)", "a"), (".5 cm", ".5 CM.")]
+OTHER_ANSWERS = [("more than 1000", "1000"), ("0.5", "5"), (".5", "5"), ("", "no"), ("A", "B"), ("the", "a")]
+
+
+def test_answers_are_normalized():
+    for pairs, accuracy in ((EQUAL_ANSWERS, 1.0), (OTHER_ANSWERS, 0.0)):
+        for answer, reference in pairs:
+            scores = score_answers("vqa", [""], [answer], [["other", reference]])
+            assert scores["accuracy"].tolist() == [accuracy], (answer, reference)
 
 
 @pytest.mark.slow
@@ -53,83 +38,52 @@ def test_normalization_matches_vqa_challenge():
     metric = pytest.importorskip("lmms_eval.tasks._task_utils.vqa_eval_metric")
     process = metric.EvalAIAnswerProcessor()
     texts = ["Yes.", "yes", "no!", "Two", "2", "an urban area", "Urban area", "the 10", "ten", "top, left", "top left"]
-    texts += [
-        "1,000",
-        "1000",
-        "a forest",
-        "forests",
-        "zero",
-        "0",
-        "none",
-        "more than 1000",
-        "blue?",
-        "blue",
-        ".5",
-        "5",
-        "0.5",
-    ]
+    texts += ["1,000", "1000", "a forest", "forests", "zero", "0", "none", "more than 1000", "blue?", "blue"]
+    texts += [".5", "5", "0.5"]
     for one, other in itertools.product(texts, texts):
         assert (normalize_answer(one) == normalize_answer(other)) == (process(one) == process(other)), (one, other)
 
 
-@pytest.mark.parametrize(
-    ("answer", "chosen"),
-    [
-        ("B", "B"),
-        ("(b)", "B"),
-        ("C. heart", "C"),
-        ("The answer is B.", "B"),
-        ("answer: C", "C"),
-        ("right lung", "B"),
-        ("the hearth", "C"),
-        ("A heart", "C"),
-        ("The answer is a heart", "C"),
-        ("It's heart.", "C"),
-        ("B. left lung", "B"),
-        ("b", "B"),
-        ("**B**", "B"),
-        ("**B.**", "B"),
-        ("**Answer:** B", "B"),
-        ("'B'", "B"),
-        ('"B"', "B"),
-        ("[B]", "B"),
-        ("$B$", "B"),
-        ("\\boxed{B}", "B"),
-        ("<answer>B</answer>", "B"),
-        ("B;", "B"),
-        ("B/", "B"),
-        ("B - right lung", "B"),
-        ("B\nbecause it is dark", "B"),
-        ("I think B", "B"),
-        ("I think it's B.", "B"),
-        ("Option B is correct", "B"),
-        ("The correct answer is option B", "B"),
-        ("The answer is B because it is dark", "B"),
-        ("A is correct", "A"),
-        ("final answer: B", "B"),
-        ("The answer is B, not option A", "B"),
-        ("The answer is A or B", None),
-        ("A, B", None),
-        ("Both A and B", None),
-        ("(A) and (B)", None),
-        ("**A**, **B**", None),
-        ("A. and B.", None),
-        ("A; B", None),
-        ("A.B", None),
-        ("Answer: (a)/(b)", None),
-        ("A. left lung\nB. right lung\nC. heart", None),
-        ("A. left lung, B. right lung", None),
-        ("B) right lung and C) heart", None),
-        ("A. left lung\nB. right lung\nC. heart\nAnswer: B", "B"),
-        ("B. right lung\nA. left lung is not shown", "B"),
-        ("###", None),
-        ("", None),
-    ],
-)
-def test_choice_by_letter_or_similarity(answer, chosen):
-    assert choose_option(answer, read_choices(CHOICES)) == chosen
-    scores = score_answers("choice", [CHOICES] * 2, [answer] * 2, [["B"], ["right lung"]])
-    assert scores["accuracy"].tolist() == [float(chosen == "B")] * 2
+ANSWERS_BY_CHOICE = {
+    "A": ["A is correct"],
+    "B": [
+        "B",
+        "(b)",
+        "b",
+        "'B'",
+        '"B"',
+        "[B]",
+        "$B$",
+        "**B**",
+        "**B.**",
+        "B;",
+        "B/",
+        "\\boxed{B}",
+        "<answer>B</answer>",
+    ]
+    + [
+        "right lung",
+        "B. left lung",
+        "B - right lung",
+        "B\nbecause it is dark",
+        "B. right lung\nA. left lung is not shown",
+    ]
+    + ["answer: B", "**Answer:** B", "final answer: B", "I think B", "I think it's B.", "The answer is B, not option A"]
+    + ["Option B is correct", "The correct answer is option B", "The answer is B because it is dark"]
+    + ["A. left lung\nB. right lung\nC. heart\nAnswer: B", "<answer>B</answer>"],
+    "C": ["C. heart", "answer: C", "the hearth", "A heart", "The answer is a heart", "It's heart."],
+    None: ["The answer is A or B", "A, B", "Both A and B", "(A) and (B)", "**A**, **B**", "A. and B.", "A; B", "A.B"]
+    + ["Answer: (a)/(b)", "A. left lung\nB. right lung\nC. heart", "A. left lung, B. right lung"]
+    + ["B) right lung and C) heart", "###", ""],
+}
+
+
+@pytest.mark.parametrize("chosen", ANSWERS_BY_CHOICE)
+def test_choice_by_letter_or_similarity(chosen):
+    for answer in ANSWERS_BY_CHOICE[chosen]:
+        assert choose_option(answer, read_choices(CHOICES)) == chosen, answer
+        scores = score_answers("choice", [CHOICES] * 2, [answer] * 2, [["B"], ["right lung"]])
+        assert scores["accuracy"].tolist() == [float(chosen == "B")] * 2
 
 
 def test_choices_may_begin_like_letter():
