@@ -46,28 +46,8 @@ def test_normalization_matches_vqa_challenge():
 
 ANSWERS_BY_CHOICE = {
     "A": ["A is correct"],
-    "B": [
-        "B",
-        "(b)",
-        "b",
-        "'B'",
-        '"B"',
-        "[B]",
-        "$B$",
-        "**B**",
-        "**B.**",
-        "B;",
-        "B/",
-        "\\boxed{B}",
-        "<answer>B</answer>",
-    ]
-    + [
-        "right lung",
-        "B. left lung",
-        "B - right lung",
-        "B\nbecause it is dark",
-        "B. right lung\nA. left lung is not shown",
-    ]
+    "B": ["B", "(b)", "b", "'B'", '"B"', "[B]", "$B$", "**B**", "**B.**", "B;", "B/", "\\boxed{B}", "right lung"]
+    + ["B. left lung", "B - right lung", "B\nbecause it is dark", "B. right lung\nA. left lung is not shown"]
     + ["answer: B", "**Answer:** B", "final answer: B", "I think B", "I think it's B.", "The answer is B, not option A"]
     + ["Option B is correct", "The correct answer is option B", "The answer is B because it is dark"]
     + ["A. left lung\nB. right lung\nC. heart\nAnswer: B", "<answer>B</answer>"],
