@@ -199,37 +199,13 @@ def small_masks(folder: Path) -> None:
             Image.fromarray(pixels).convert("RGB" if name == "images" else "L").save(folder / name / f"{index:03d}.png")
 
 
-def small_boxes(folder: Path) -> None:
-    """Write the nuclei of `small_masks` as COCO boxes."""
-    small_masks(folder)
-    images, annotations = [], []
-    for index, path in enumerate(sorted((folder / "masks").glob("*.png")), start=1):
-        rows, columns = np.nonzero(np.array(Image.open(path)))
-        images.append({"id": index, "file_name": path.name, "width": 64, "height": 64})
-        box = [int(columns.min()), int(rows.min()), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
-        annotations.append({"id": index, "image_id": index, "category_id": 1, "bbox": box, "area": box[2] * box[3]})
-        annotations[-1]["iscrowd"] = 0
-    shutil.rmtree(folder / "masks")
-    contents = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "nucleus"}]}
-    (folder / "annotations.json").write_text(json.dumps(contents))
-
-
-HEADS = {
-    "masks": HEAD,
-    "boxes": {"neck_channels": 16, "head_hidden_size": 32, "rpn_candidates_train": 50, "rpn_candidates_eval": 50},
-}
-
-
-@pytest.mark.parametrize(
-    ("kind", "write", "metric"), [("masks", small_masks, "mean_iou"), ("boxes", small_boxes, "map")]
-)
-def test_masks_and_boxes_are_compared(adapted, tmp_path, without_onnx, kind, write, metric):
-    write(tmp_path / "data")
-    fine_tuning = {"bf16": False, "backbone": BACKBONE, "head": HEADS[kind]}
+def test_masks_are_compared(adapted, tmp_path, without_onnx):
+    small_masks(tmp_path / "data")
+    fine_tuning = {"bf16": False, "backbone": BACKBONE, "head": HEAD}
     settings = SETTINGS | {"fine_tuning": fine_tuning, "fine_tuning_steps": 6, "learning_rates": [1e-3], "steps": 20}
     start = adapted[1] / "pretraining"
     settings["pretraining"] = {name: value for name, value in settings["pretraining"].items() if name != "from_scratch"}
     report = adapt(tmp_path / "data", start=start, baselines=["start"], output_dir=tmp_path / "out", **settings)
-    assert report.metric == metric and report.start == "pretraining"
+    assert report.metric == "mean_iou" and report.start == "pretraining"
     assert {entry["model"] for entry in report.fine_tuned} == {"adapted", "pretraining"}
     assert report.verdict and report.controls["answers"]

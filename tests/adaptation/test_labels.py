@@ -400,15 +400,6 @@ def test_test_split_without_annotations_is_drawn(tmp_path, monkeypatch):
         read_labels("own.yaml", tmp_path / "other")
 
 
-def test_rsar_is_read_without_configuration(tmp_path):
-    root = write_rsar(tmp_path / "data")
-    with pytest.raises(ValueError, match="0000001.txt, line 3.*no area.*bad_objects: skip"):
-        read_labels(root, tmp_path / "splits")
-    file = root / "train" / "annfiles" / "0000001.txt"
-    file.write_text("\n".join(file.read_text().splitlines()[:2]))
-    check_rsar(read_labels(root, tmp_path / "splits"))
-
-
 def test_task_is_chosen_where_labels_allow_it(tmp_path):
     root = tmp_path / "data"
     detection_data.write_dota(root, SCENES)

@@ -11,7 +11,8 @@ from paths import ROOT
 from PIL import Image
 from tiny_models import FROM_SCRATCH
 
-from modeling_vitp import ViTPImageProcessor, adapt, export_backbone
+from modeling_vitp import ViTPImageProcessor, export_backbone
+from modeling_vitp.adaptation.labels import read_labels
 from modeling_vitp.data.layouts import recognize_layout
 from modeling_vitp.evaluation import pretraining
 from modeling_vitp.recipes import finetune_detection, make_instructions, pretrain, probe
@@ -65,14 +66,14 @@ def test_five_commands_read_layout_of_plugin(tmp_path, plugin, monkeypatch):
     words = ["labelme", root, "--plugins", plugin, "--kinds", "counting", "--output_dir", str(out)]
     assert make_instructions.main(words) == 0
     assert recognize_layout(root) == "labelme"
+    found = read_labels(root, tmp_path / "splits")
+    assert (found.task, found.layout, sum(map(len, found.images.values()))) == ("detection", "labelme", 22)
     rows = load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
-    counted = 0
+    assert len(rows) == 16
     for row in rows:
         question, answer = (message["content"] for message in row["messages"])
         label = next((label for label in COLORS if label in question), None)
-        counted += 1
         assert int(answer) == sum(found == label for found, _ in boxes[row["id"].rpartition("/")[2]])
-    assert counted == 16
 
     monkeypatch.setattr(pretraining, "MOST_QUESTIONS", 2)
     words = ["--annotations", root, "--plugins", plugin, "--from_scratch", json.dumps(FROM_SCRATCH)]
@@ -90,23 +91,3 @@ def test_five_commands_read_layout_of_plugin(tmp_path, plugin, monkeypatch):
     words = ["--backbones", str(backbone), "--data_root", root, "--task", "detection", "--plugins", plugin]
     assert probe.main([*words, "--seeds", "0", "--output_dir", str(tmp_path / "probed")]) == 0
     assert json.loads((tmp_path / "probed" / "metrics.json").read_text())["classes"] == ["plane", "ship"]
-
-
-@pytest.mark.slow
-def test_adapt_reads_layout_of_plugin(tmp_path, plugin):
-    write_labels(tmp_path / "labels")
-    report = adapt(
-        tmp_path / "labels",
-        baselines=["random"],
-        output_dir=tmp_path / "adapted",
-        plugins=[plugin],
-        pretraining={"from_scratch": FROM_SCRATCH, "bf16": False, "watch_samples": 0},
-        fine_tuning={"bf16": False, "backbone": BACKBONE, "image_size": 64},
-        steps=4,
-        fine_tuning_steps=2,
-        seeds=[0],
-        learning_rates=[1e-3],
-        force=True,
-    )
-    assert {entry["model"] for entry in report.fine_tuned} == {"adapted", "random"}
-    assert sum(report.data["images"].values()) == 22

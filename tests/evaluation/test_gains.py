@@ -171,10 +171,7 @@ def test_random_weights_depend_on_the_seed(run):
 
 def test_gains_table_and_plot(measured):
     scores, folder = measured
-    lines = gains_table(scores).splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:]] == [BACKBONE, START, RANDOM, PIXELS]
-    assert f"{scores['scores'][PIXELS]['nonlinear']['patch_auc']:.3f}" in lines[-1]
-    assert Image.open(folder / "test.png").size[0] > 1000
+    assert f"{scores['scores'][PIXELS]['nonlinear']['patch_auc']:.3f}" in gains_table(scores).splitlines()[-1]
     assert [path.name for path in folder.iterdir()] == ["test.png"]  # Feature files are deleted.
 
 
