@@ -1,23 +1,18 @@
 """Tables of classes as a layout: images, splits and classes as written, recognition, and errors."""
 
-import json
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
 from annotated_images import LAYOUTS, NAMES, make, noise, turns_of
-from classification_data import small_arguments
-from dense_data import tiny_backbone
 
-from modeling_vitp import ViTPImageProcessor, export_backbone
 from modeling_vitp.adaptation.labels import read_labels, with_label_fraction
 from modeling_vitp.data import layouts
 from modeling_vitp.data.layouts import ClassTable, recognize_layout
 from modeling_vitp.data.splits import choose_split
 from modeling_vitp.instructions.from_annotations.labels import annotate_all
 from modeling_vitp.instructions.from_annotations.pipeline import make_instructions_command
-from modeling_vitp.recipes import finetune_classification, probe
 from modeling_vitp.tasks.classification.data import ClassificationData
 
 CLASSES = ("AnnualCrop", "River", "sea_lake")
@@ -237,21 +232,6 @@ def test_instructions_ask_for_classes_of_table(tmp_path, monkeypatch):
                 assert answer == word
                 answers["class"] += 1
     assert answers["class"] == len(rows) == NUMBER // 2 and answers["yes"] == answers["no"] > 0
-
-
-def test_fine_tuning_and_probe_read_table(tmp_path):
-    write_tables_of_splits(tmp_path / "data")
-    words = small_arguments({}, tmp_path / "data", tmp_path / "tuned", test_split="test")
-    assert finetune_classification.main(words) == 0
-    metrics = json.loads((tmp_path / "tuned" / "metrics.json").read_text())
-    assert metrics["train_images"] == dict.fromkeys(CLASSES, NUMBER // 2 // 3)
-
-    backbone = export_backbone(tiny_backbone(initializer_range=0.2), tmp_path / "backbone", ViTPImageProcessor())
-    words = ["--backbones", str(backbone), "--data_root", str(tmp_path / "data"), "--task", "classification"]
-    assert probe.main([*words, "--seeds", "0", "--output_dir", str(tmp_path / "probed")]) == 0
-    metrics = json.loads((tmp_path / "probed" / "metrics.json").read_text())
-    assert metrics["classes"] == sorted(CLASSES)
-    assert metrics["results"][0]["training_images"] == [NUMBER // 2]
 
 
 def add_table_of_other_layout(root):
