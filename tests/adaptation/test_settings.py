@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import rasterio
 import yaml
 from classification_data import write_folders
 from detection_data import write_coco, write_dota, write_voc
@@ -334,8 +333,7 @@ def test_checks_read_images_as_the_pretraining(tmp_path, monkeypatch):
     spec = {"bands": [4, 1, 0]}
     for index in range(2):
         bands = np.random.default_rng(index).integers(0, 256, (5, 40, 40), dtype=np.uint8)
-        with rasterio.open(tmp_path / f"{index}.tif", "w", "GTiff", 40, 40, 5, dtype="uint8") as file:
-            file.write(bands)
+        write_bands(tmp_path / f"{index}.tif", bands)
     settings = {"from_scratch": FROM_SCRATCH, "input_spec": spec, "bf16": False}
     found = SimpleNamespace(images={"test": [tmp_path / "0.tif", tmp_path / "1.tif"]})
     monkeypatch.setattr(controls, "load_sources", lambda name: None)
