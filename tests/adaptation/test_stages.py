@@ -46,6 +46,9 @@ def test_pretraining_looks_early_and_is_run_once(tmp_path, trainings):
     assert list(progress.parts) == ["pretraining/early", "pretraining/look", "pretraining/run"]
     assert run_pretrain(tmp_path).parts == progress.parts and trainings == [2, 20]
     assert early_comparison(progress) == {"early": "accuracy 0.2"}
+    (tmp_path / "short").mkdir()
+    progress = run_pretrain(tmp_path / "short", steps=4)
+    assert trainings[2:] == [4] and early_comparison(progress) == {}
 
 
 def test_worse_backbone_stops_unless_forced(tmp_path, trainings):
@@ -55,11 +58,6 @@ def test_worse_backbone_stops_unless_forced(tmp_path, trainings):
     assert trainings == [2]
     run_pretrain(tmp_path, force=True)
     assert trainings == [2, 20]
-
-
-def test_short_pretraining_has_no_early_look(tmp_path, trainings):
-    progress = run_pretrain(tmp_path, steps=4)
-    assert trainings == [4] and early_comparison(progress) == {}
 
 
 def test_failed_pretraining_is_not_a_finished_part(tmp_path, trainings, monkeypatch):
