@@ -121,11 +121,6 @@ def test_first_box_is_scored():
     assert scores["answers_with_box"].tolist() == [1, 1, 1, 0, 0]
 
 
-def test_map_cells_are_scored_in_order():
-    answers, references = ["a b c d e", "a b", "abXd", ""], [["a b x d"], ["a b c d"], ["abcd"], ["abcd"]]
-    assert score_answers("map", [""] * 4, answers, references)["accuracy"].tolist() == [0.75, 0.5, 0.75, 0]
-
-
 # Example of aac-metrics 0.6 with its values.
 ANSWERS = ["a man is speaking", "rain falls"]
 REFERENCES = [
@@ -243,11 +238,6 @@ def test_counts_match_loop():
     assert scores["mean_error"].tolist() == errors
     assert scores["accuracy"].tolist() == are_right
     assert 0.05 < np.mean(are_right) < 0.9
-
-
-def test_answer_without_number_counts_as_zero_but_is_wrong():
-    scores = score_answers("count", [""], ["many"], [["0"]])
-    assert scores["mean_error"].tolist() == [0] and scores["accuracy"].tolist() == [0]
 
 
 def test_map_scores_match_loops():
