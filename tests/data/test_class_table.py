@@ -141,6 +141,7 @@ def labels_read(settings, root, splits):
     read = {}
     for split in splits:
         data = ClassificationData.from_dict(settings)
+        data.find_classes(["train"])
         samples = data.open([split])
         read[split] = {}
         for sample, label in zip(samples.samples, samples.labels.tolist()):
@@ -164,8 +165,9 @@ def test_classification_and_adapt_read_table(case, tmp_path):
     assert data.find_classes(["train"]) == sorted(CLASSES)
     data.check_disjoint([*data.splits])
     recorded = data.describe(["train"], "test", None)[1]["data"]
-    for settings in ({"root": str(root)}, recorded, found.data):
-        read = labels_read(settings, root, found.lists if settings is found.data else data.splits)
+    assert len(ClassificationData.from_dict(recorded).open(["test"])) == len(data.open(["test"]))
+    for settings, names in (({"root": str(root)}, data.splits), (found.data, found.lists)):
+        read = labels_read(settings, root, names)
         for split, of_split in read.items():
             assert of_split and (case == "no split" or sorted(of_split) == splits[split])
         together = [*read.values()]

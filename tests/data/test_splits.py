@@ -239,8 +239,8 @@ def test_copies_within_a_split_are_allowed(data, tmp_path):
     shutil.copyfile(tmp_path / "train/2.png", tmp_path / "train/again.png")
     for split in SPLITS:
         dense_data.save(Image.new("RGB", (8, 6), (10, 20, 30)), tmp_path / split / "blank.png")
-        for mode, color in (("L", 7), ("1", 0), ("I;16", 700), ("RGBA", (1, 2, 3, 4))):
-            dense_data.save(Image.new(mode, (8, 6), color), tmp_path / split / f"{mode.replace(';', '')}.png")
+        for index, (mode, color) in enumerate((("L", 7), ("1", 0), ("I;16", 700), ("RGBA", (1, 2, 3, 4)))):
+            dense_data.save(Image.new(mode, (8, 6), color), tmp_path / split / f"blank{index}.png")
     data.check_disjoint(list(SPLITS))
     Image.new("RGB", (8, 6), (10, 20, 30)).save(tmp_path / "train/odd.png", compress_level=0)
     almost = Image.new("RGB", (8, 6), (10, 20, 30))

@@ -87,7 +87,7 @@ def instructions(root, kind, on_error="raise"):
     return images
 
 
-def alter_one_of(files, read, names, number):
+def alter_one_of(files, read, names_of, number):
     """Alter a file a number of times, and check that it is read, named, or left out; return the results."""
     rng = random.Random(number)
     results = []
@@ -96,8 +96,8 @@ def alter_one_of(files, read, names, number):
             path = rng.choice(files)
             before = path.read_bytes()
             alter_file(rng, path)
-            found = outcome(lambda: read("raise"), *(names or [str(path)]), "'train'")
-            remaining = outcome(lambda: read("skip"), *(names or [str(path)]), "'train'")
+            found = outcome(lambda: read("raise"), *names_of(path))
+            remaining = outcome(lambda: read("skip"), *names_of(path))
             results.append(found)
             is_error = isinstance(remaining, ValueError) or isinstance(found, ValueError)
             assert is_error or len(remaining) == len(found)
@@ -112,7 +112,8 @@ def test_malformed_objects_are_named_or_skipped(tmp_path, kind):
     sound = samples(tmp_path, kind)
     place = tmp_path / annotations
     files = [place] if place.is_file() else sorted(place.rglob("*.*"))
-    results = alter_one_of(files, lambda way: samples(tmp_path, kind, way), [], 125)
+    names_of = lambda path: (str(path), "'train'")  # noqa: E731
+    results = alter_one_of(files, lambda way: samples(tmp_path, kind, way), names_of, 125)
     check_outcomes(results, 7)
     for item, before in zip(samples(tmp_path, kind), sound, strict=True):
         assert all(torch.equal(item[name], before[name]) for name in ("image", "labels", "corners"))
@@ -124,7 +125,7 @@ def test_malformed_annotation_is_named_or_skipped(tmp_path, kind):
     write(kind, root)
     sound = len(instructions(root, kind))
     files = sorted(path for path in root.rglob(f"*{INSTRUCTIONS[kind]}") if path.parent.name != "images")
-    results = alter_one_of(files, lambda way: instructions(root, kind, way), [str(root)], 100)
+    results = alter_one_of(files, lambda way: instructions(root, kind, way), lambda path: (str(root),), 100)
     check_outcomes(results, 2)
     assert len(instructions(root, kind)) == sound
 
