@@ -15,6 +15,7 @@ from modeling_vitp import ViTPImageProcessor, export_backbone
 from modeling_vitp.adaptation.labels import read_labels
 from modeling_vitp.data.layouts import recognize_layout
 from modeling_vitp.evaluation import pretraining
+from modeling_vitp.instructions.from_annotations import labeled_views
 from modeling_vitp.recipes import finetune_detection, make_instructions, pretrain, probe
 
 COLORS = {"ship": (230, 60, 60), "plane": (60, 60, 230)}
@@ -57,7 +58,7 @@ def write_labels(root):
     return boxes
 
 
-def test_five_commands_read_layout_of_plugin(tmp_path, plugin, monkeypatch):
+def test_five_commands_read_layout_of_plugin(tmp_path, plugin, monkeypatch, quick_probe):
     boxes = write_labels(tmp_path / "labels")
     root = str(tmp_path / "labels")
     assert recognize_layout(root) is None
@@ -76,6 +77,9 @@ def test_five_commands_read_layout_of_plugin(tmp_path, plugin, monkeypatch):
         assert int(answer) == sum(found == label for found, _ in boxes[row["id"].rpartition("/")[2]])
 
     monkeypatch.setattr(pretraining, "MOST_QUESTIONS", 2)
+    monkeypatch.setattr(pretraining, "SAMPLES", {"count": 3, "fine_map": 2})
+    monkeypatch.setattr(pretraining, "MOST_NEW_TOKENS", 3)
+    monkeypatch.setattr(labeled_views, "MOST_VIEWS", 6)
     words = ["--annotations", root, "--plugins", plugin, "--from_scratch", json.dumps(FROM_SCRATCH)]
     words += ["--annotation_options", '{"kinds": ["counting"]}', "--dataset_test_split", "", "--eval_strategy", "no"]
     assert pretrain.main([*words, *TRAINING.split(), "--output_dir", str(tmp_path / "pretrained")]) == 0
