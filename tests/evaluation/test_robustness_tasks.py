@@ -168,7 +168,7 @@ def test_corruption_scores_match_loop(runs, tmp_path, corruption, severity):
     assert condition["score"] == pytest.approx(np.nanmean(iou))
 
 
-@pytest.mark.parametrize(("corruption", "severity"), [("scale", 2), ("cloud", 3)])
+@pytest.mark.parametrize(("corruption", "severity"), [("translation", 2), ("cloud", 3)])
 def test_pair_scores_match_loop(runs, tmp_path, corruption, severity):
     settings = {"stride": 16, "per_device_eval_batch_size": 1, "test_flip": False}
     settings |= {"corruptions": corruption, "severities": severity, "output_dir": tmp_path / "out"}
