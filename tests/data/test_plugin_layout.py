@@ -20,6 +20,7 @@ from modeling_vitp.recipes import finetune_detection, make_instructions, pretrai
 
 COLORS = {"ship": (230, 60, 60), "plane": (60, 60, 230)}
 SIDE = 64
+HEAD = {"neck_channels": 16, "head_hidden_size": 32, "rpn_candidates_train": 50, "rpn_candidates_eval": 50}
 TRAINING = "--max_steps 2 --per_device_train_batch_size 2 --dataloader_num_workers 0 --report_to none --bf16 false"
 TRAINING += " --save_strategy no --watch_samples 0 --logging_steps 1"
 
@@ -86,6 +87,7 @@ def test_five_commands_read_layout_of_plugin(tmp_path, plugin, monkeypatch, quic
 
     words = ["--data_root", root, "--plugins", plugin, "--from_scratch", json.dumps(TINY)]
     words += ["--backbone", json.dumps(BACKBONE), "--image_size", "64", "--num_pictures", "0", *TRAINING.split()]
+    words += ["--head", json.dumps(HEAD)]
     assert finetune_detection.main([*words, "--output_dir", str(tmp_path / "tuned")]) == 0
     metrics = json.loads((tmp_path / "tuned" / "metrics.json").read_text())
     assert metrics["train_images"] == 16

@@ -75,7 +75,7 @@ def test_damaged_checkpoint_without_record_is_named(run, tmp_path):
     sound, options, _ = run
     results = []
     with limits():
-        for number in range(8):
+        for number in range(10):
             folder = tmp_path / "damaged"
             shutil.copytree(sound, folder)
             checkpoint = folder / "checkpoint-2"
