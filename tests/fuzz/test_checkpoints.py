@@ -125,6 +125,10 @@ def converted(**options):
     return convert
 
 
+def build_dense(folder):
+    return ViTPForSemanticSegmentation.from_backbone(folder, "pyramid", **HEAD)
+
+
 WAYS = {
     "the vision-language model": ("vitp", opened(ViTPForConditionalGeneration), None),
     "shards": ("sharded", opened(ViTPForConditionalGeneration), None),
@@ -132,11 +136,7 @@ WAYS = {
     "a dense model": ("dense", opened(ViTPForSemanticSegmentation), ("config.json", "model.safetensors")),
     "a detector": ("detector", opened(ViTPForInstanceSegmentation), ("config.json", "model.safetensors")),
     "a detector's image processor": ("detector", ViTPDetectionImageProcessor.from_pretrained, (PREPROCESSOR,)),
-    "a dense model on a ViT": (
-        "backbone",
-        lambda folder: ViTPForSemanticSegmentation.from_backbone(folder, "pyramid"),
-        None,
-    ),
+    "a dense model on a ViT": ("backbone", build_dense, None),
     "the processor": ("vitp", ViTPProcessor.from_pretrained, PROCESSOR),
     "the image processor": ("backbone", ViTPImageProcessor.from_pretrained, (PREPROCESSOR,)),
     "the start of a training": ("vitp", load_checkpoint, None),
