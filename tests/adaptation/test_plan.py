@@ -9,7 +9,6 @@ from modeling_vitp import ViTPImageProcessor
 from modeling_vitp.adaptation import plan
 from modeling_vitp.adaptation.arguments import AdaptArguments, read_budget
 from modeling_vitp.adaptation.plan import Costs, choose_samples, choose_steps, choose_tiling
-from modeling_vitp.adaptation.runs import describe_seconds
 from modeling_vitp.evaluation.comparison import Progress
 
 GIVEN = {"data": "folder", "start": "vit", "output_dir": "out"}
@@ -25,14 +24,9 @@ def test_budget_is_read(text, seconds):
     [
         ({"budget": "24"}, "budget"),
         ({"budget": "0h"}, "budget"),
-        ({"data": None}, "data"),
-        ({"output_dir": None}, "output_dir"),
         ({"start": None}, "start"),
         ({"baselines": []}, "baselines"),
         ({"baselines": ["mae", "mae"]}, "baselines"),
-        ({"label_fractions": [0.0]}, "label_fractions"),
-        ({"learning_rates": [-1.0]}, "learning_rates"),
-        ({"pretraining": "no_such_configuration"}, "no_such_configuration"),
     ],
 )
 def test_bad_arguments_are_named(changes, name):
@@ -40,15 +34,12 @@ def test_bad_arguments_are_named(changes, name):
         AdaptArguments(**GIVEN | changes)
 
 
-def test_configuration_gives_the_start_without_its_data():
-    args = AdaptArguments(data="folder", output_dir="out", pretraining="quickstart", label_fractions=[0.1])
+def test_settings_of_a_configuration_exclude_data_and_steps():
+    settings = {"pretraining": "quickstart", "fine_tuning": "rsar", "label_fractions": [0.1]}
+    args = AdaptArguments(data="folder", output_dir="out", **settings)
     assert args.pretraining["from_scratch"]["vision_config"]["hidden_size"] == 192
     assert not {"task", "dataset_name", "max_steps", "output_dir"} & args.pretraining.keys()
     assert args.label_fractions == [1.0, 0.1]
-
-
-def test_configuration_gives_the_fine_tuning_without_its_splits():
-    args = AdaptArguments(**GIVEN, fine_tuning="rsar")
     assert args.fine_tuning["layer_decay"] == 0.95
     assert not {"test_split", "train_splits", "learning_rate"} & args.fine_tuning.keys()
 
@@ -82,7 +73,7 @@ def test_seeds_are_fewer_before_steps_are_too_few():
     costs = Costs(1.0, 1.0, 0.0)
     assert choose_steps(1500, costs, 100, 40, False, runs)["seeds"] == [0, 1]
     assert choose_steps(10**9, costs, 100, 40, False, runs)["steps"] == plan.MOST_EPOCHS * 100
-    with pytest.raises(ValueError, match="budget: 20 s are too short.*9 fine-tunings.*at least 1min"):
+    with pytest.raises(ValueError, match="budget: .*9 fine-tunings"):
         choose_steps(20, costs, 100, 40, False, runs)
 
 
@@ -104,14 +95,10 @@ def test_finished_parts_are_not_run_again(tmp_path):
         progress = Progress(tmp_path / "progress.json")
         assert progress.result("fine_tuning/a", run) == {"score": 0.5}
     assert calls == [1]
-    assert (
-        progress.seconds("fine_tuning")
-        == json.loads((tmp_path / "progress.json").read_text())["fine_tuning/a"]["seconds"]
-    )
+    stored = json.loads((tmp_path / "progress.json").read_text())
+    assert progress.seconds("fine_tuning") == stored["fine_tuning/a"]["seconds"]
     with pytest.raises(RuntimeError):
         progress.result("mae", lambda: torch.zeros(2) @ torch.zeros(3))
     assert "mae" not in Progress(tmp_path / "progress.json").parts
-
-
-def test_durations_are_readable():
-    assert [describe_seconds(seconds) for seconds in (5, 600, 7800)] == ["1 min", "10 min", "2 h 10 min"]
+    progress.forget("fine_tuning/a")
+    assert Progress(tmp_path / "progress.json").result("fine_tuning/a", lambda: 2) == 2

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import rasterio
 import yaml
 from classification_data import write_folders
 from detection_data import write_coco, write_dota, write_voc
@@ -39,7 +38,6 @@ from modeling_vitp.command.errors import TrainingDiverged
 from modeling_vitp.evaluation import vlm
 from modeling_vitp.evaluation.comparison import Progress
 from modeling_vitp.images.reading import has_8_bits
-from modeling_vitp.instructions.arguments import AnnotationOptions
 from modeling_vitp.pretraining.plan import config_of_start
 from modeling_vitp.tasks import TASKS
 from modeling_vitp.tasks.detection.data import DetectionData
@@ -79,19 +77,11 @@ def pretraining_of(args: AdaptArguments) -> Pretraining:
         ({"start": "dinov2"}, "start: 'dinov2' not found"),
         ({"output_dir": "data/out"}, "must not contain each other"),
         ({"output_dir": "."}, "must not contain each other"),
-        ({"fine_tuning": {"learning_rate": 1e-3}}, "fine_tuning must not set learning_rate: set learning_rates"),
-        ({"fine_tuning": {"num_train_epochs": 3}}, "fine_tuning must not set num_train_epochs: set fine_tuning_steps"),
-        ({"pretraining": {"num_train_epochs": 3}}, "pretraining must not set num_train_epochs: set steps"),
-        ({"language_model": "a/b"}, "language_model .*'a/b'"),
         ({"start": QUICKSTART, "language_model": "a/b"}, "language_model .*'a/b'"),
-        ({"pretraining": {"from_scratch": {"vision_config": {}}}}, "from_scratch: text_config and vocab_size missing"),
-        ({"fine_tuning": {"test_split": "val"}}, "fine_tuning must not set test_split: set data"),
-        ({"fine_tuning": {"eval_split": "test"}}, "fine_tuning must not set eval_split: set data"),
-        ({"fine_tuning": {"report_to": "wandb"}}, "fine_tuning must not set report_to: remove"),
-        ({"pretraining": {"max_steps": 10}}, "pretraining must not set max_steps: set steps"),
-        ({"pretraining": {"mixture": {"a": {}}}}, "pretraining must not set mixture: set instructions"),
-        ({"start": QUICKSTART, "pretraining": {"language_model": "a"}}, "must not set language_model: set language_m"),
-        ({"pretraining": {"probe_data": "loveda"}}, "pretraining must not set probe_data: remove"),
+        ({"pretraining": {"from_scratch": {"vision_config": {}}}}, "from_scratch: text_config and vocab_size"),
+        ({"fine_tuning": {"eval_split": "test"}}, "fine_tuning must not set eval_split"),
+        ({"pretraining": {"max_steps": 10}}, "pretraining must not set max_steps"),
+        ({"start": QUICKSTART, "pretraining": {"language_model": "a"}}, "must not set language_model"),
     ],
 )
 def test_wrong_setting_is_reported_before_the_labels(tmp_path, monkeypatch, settings, message):
@@ -127,13 +117,10 @@ def test_fine_tuning_has_at_most_50_epochs(tmp_path, settings, batch):
 def test_settings_of_the_trainings_are_checked_before_questions_are_made(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "logged", None)
     write_folders(tmp_path / "data", {"": 6}, ("field", "forest"))
-    with pytest.raises(ValueError, match="fine_tuning: unknown option 'foo'.*finetune_classification --help_all"):
+    with pytest.raises(ValueError, match="fine_tuning: unknown option 'foo'"):
         run_adaptation(arguments(tmp_path, fine_tuning={"foo": 1}))
-    with pytest.raises(ValueError, match="pretraining: unknown option 'foo'.*pretrain --help_all"):
+    with pytest.raises(ValueError, match="pretraining: unknown option 'foo'"):
         run_adaptation(arguments(tmp_path, pretraining={"from_scratch": FROM_SCRATCH, "foo": 1}))
-    save_vit(tmp_path / "vit", "dinov2")
-    with pytest.raises(ValueError, match="language_model='lm'"):
-        run_adaptation(arguments(tmp_path, start=str(tmp_path / "vit"), language_model="lm", pretraining=None))
 
 
 def test_missing_package_of_the_controls_is_reported_before_the_checks(tmp_path, monkeypatch):
@@ -148,7 +135,7 @@ def test_missing_package_of_the_controls_is_reported_before_the_checks(tmp_path,
 
 def test_controls_of_boxes_ask_for_no_captions(tmp_path):
     """In training, a box is described as `a cargo ship, the largest of 2`."""
-    write_dota(tmp_path / "data", [f"s{scene}_{tile:03}" for scene in range(10) for tile in range(3)])
+    write_dota(tmp_path / "data", [f"s{scene}_{tile:03}" for scene in range(10) for tile in range(2)])
     for path in (tmp_path / "data" / "annfiles").iterdir():
         path.write_text("4 4 24 4 24 24 4 24 ship 0\n50 10 58 10 58 18 50 18 ship 0\n60 50 90 50 90 75 60 75 plane 0\n")
     found = read_labels(tmp_path / "data", tmp_path / "splits")
@@ -159,12 +146,6 @@ def test_controls_of_boxes_ask_for_no_captions(tmp_path):
         scored[split] = {question.kind for question in vlm.choose_questions(asked)[1]}
     kinds = {"vqa", "count", "grounding", "map", "fine_map"}
     assert scored == {"train": {"caption", *kinds}, "test": kinds}
-
-
-def test_phrase_of_an_unknown_class_is_an_error():
-    data = {"classes": [{"name": "class 1", "value": 1}]}
-    with pytest.raises(ValueError, match="class_names: class 'class 9' not found. Classes: class 1."):
-        TASKS["segmentation"].phrases({"class 9": "a tree"}, data)
 
 
 @pytest.mark.parametrize("is_deep", [False, True])  # collages need 8 bits
@@ -187,6 +168,8 @@ def test_black_of_color_masks_is_background():
     colors = [{"name": "rest", "color": [0, 0, 0]}, {"name": "roof", "color": [255, 255, 255]}]
     data = {"classes": colors, "mask_encoding": "color"}
     assert TASKS["segmentation"].phrases({}, data) == {"0,0,0": None, "255,255,255": "roof"}
+    with pytest.raises(ValueError, match="'wall'"):
+        TASKS["segmentation"].phrases({"wall": "a wall"}, data)
 
 
 def test_deep_and_four_band_images_have_no_collages(tmp_path):
@@ -194,6 +177,11 @@ def test_deep_and_four_band_images_have_no_collages(tmp_path):
     write_bands(tmp_path / "four.tif", np.zeros((4, 8, 8), np.uint8))
     Image.new("RGB", (8, 8)).save(tmp_path / "colors.png")
     assert [has_8_bits(tmp_path / name) for name in ("deep.png", "four.tif", "colors.png")] == [False, False, True]
+
+
+def test_model_as_start_replaces_from_scratch(tmp_path):
+    settings = pretraining_of(arguments(tmp_path, start=QUICKSTART)).settings()
+    assert settings["model_name_or_path"] == QUICKSTART and "from_scratch" not in settings
 
 
 def test_names_of_backbones_are_unique(tmp_path):
@@ -261,26 +249,6 @@ def test_large_images_with_boxes_are_cut_in_all_stages(tmp_path, monkeypatch):
     assert len(probed) == 8 < len(data.open(["train"], "oriented"))
     options = question_options(found, "train", {})
     assert (options["window"], options["overlap"]) == (64, 16)
-
-
-def test_questions_are_made_with_their_options(tmp_path, monkeypatch):
-    calls = []
-
-    def make_instructions(*values):
-        print("ten rows")
-        calls.append(values)
-
-    monkeypatch.setattr(runs, "make_instructions", make_instructions)
-    options = {"layout": "dota", "names": {"ship": "cargo ship"}, "kinds": ["vqa", "count"], "window": 64}
-    output = tmp_path / "out" / "train"
-    runs.store_instructions(tmp_path / "data", options, output, 3)
-    assert calls == [(tmp_path / "data", output, AnnotationOptions(**options), 3)]
-    assert (tmp_path / "out" / "train.log").read_text() == "ten rows\n"
-
-
-def test_model_as_start_replaces_from_scratch(tmp_path):
-    settings = pretraining_of(arguments(tmp_path, start=QUICKSTART)).settings()
-    assert settings["model_name_or_path"] == QUICKSTART and "from_scratch" not in settings
 
 
 def progress_of(args: AdaptArguments) -> Progress:
@@ -365,8 +333,7 @@ def test_checks_read_images_as_the_pretraining(tmp_path, monkeypatch):
     spec = {"bands": [4, 1, 0]}
     for index in range(2):
         bands = np.random.default_rng(index).integers(0, 256, (5, 40, 40), dtype=np.uint8)
-        with rasterio.open(tmp_path / f"{index}.tif", "w", "GTiff", 40, 40, 5, dtype="uint8") as file:
-            file.write(bands)
+        write_bands(tmp_path / f"{index}.tif", bands)
     settings = {"from_scratch": FROM_SCRATCH, "input_spec": spec, "bf16": False}
     found = SimpleNamespace(images={"test": [tmp_path / "0.tif", tmp_path / "1.tif"]})
     monkeypatch.setattr(controls, "load_sources", lambda name: None)
@@ -396,32 +363,31 @@ def test_test_images_of_one_scene_are_a_problem(tmp_path, monkeypatch, scenes):
     assert any("one scene" in problem for problem in problems) == (scenes == 1)
 
 
-def test_small_label_fractions_have_a_folder_each():
-    runs = Comparison(None, {}, 1, [1e-3], Path("runs"), None)
-    assert len({runs.run_folder("a", 1e-3, 0, fraction) for fraction in (0.001, 0.002, 0.1, 0.101, 1.0)}) == 5
+def comparison_of(folder: Path, rates: list[float], images: int = 6, batch: int = 4) -> Comparison:
+    """Return the fine-tunings of two classes with a number of images each."""
+    write_folders(folder / "data", {"": images}, ("field", "forest"))
+    labels = read_labels(folder / "data", folder / "splits")
+    progress = Progress(folder / "progress.json")
+    return Comparison(labels, {"per_device_train_batch_size": batch}, 1, rates, folder / "runs", progress)
 
 
 def test_batch_is_not_larger_than_the_fraction_of_the_labels(tmp_path, monkeypatch):
-    write_folders(tmp_path / "data", {"": 12}, ("field", "forest"))
-    labels, settings = read_labels(tmp_path / "data", tmp_path / "out" / "splits"), {"per_device_train_batch_size": 8}
-    runs = Comparison(labels, settings, 1, [1e-3], tmp_path / "runs", Progress(tmp_path / "progress.json"))
+    runs = comparison_of(tmp_path, [1e-3], images=12, batch=8)
     batches = []
 
     def run_fine_tuning(task, settings, folder):
-        batches.append(settings["per_device_train_batch_size"])
+        batches.append((settings["per_device_train_batch_size"], folder))
         return {"main_score": "accuracy", "greater_is_better": True, "eval": {"eval_accuracy": 1.0}}
 
     monkeypatch.setattr(comparison, "run_fine_tuning", run_fine_tuning)
-    for fraction in (1.0, 0.5, 0.2, 0.01):
+    for fraction in (1.0, 0.5, 0.2, 0.01, 0.012):
         runs.fine_tune("a", "backbone", 1e-3, 0, fraction)
-    assert batches == [8, 8, 3, 1]
+    assert [batch for batch, _ in batches] == [8, 8, 3, 1, 1]
+    assert len({folder for _, folder in batches}) == 5
 
 
 def test_learning_rate_that_diverges_is_left_out(tmp_path, monkeypatch):
-    write_folders(tmp_path / "data", {"": 6}, ("field", "forest"))
-    labels, settings = read_labels(tmp_path / "data", tmp_path / "splits"), {"per_device_train_batch_size": 4}
-    runs = Comparison(labels, settings, 1, [1e-4, 3e-4, 9.0], tmp_path / "runs", Progress(tmp_path / "progress.json"))
-
+    runs = comparison_of(tmp_path, [1e-4, 3e-4, 9.0])
     tried = []
 
     def run_fine_tuning(task, settings, folder):
@@ -435,18 +401,15 @@ def test_learning_rate_that_diverges_is_left_out(tmp_path, monkeypatch):
     assert runs.choose_rate("a", "backbone", 0) == 3e-4
     runs.progress = Progress(tmp_path / "progress.json")  # of a resumed run
     assert runs.choose_rate("a", "backbone", 0) == 3e-4 and tried == runs.learning_rates
-    with pytest.raises(TrainingDiverged, match="fine-tuning of b diverges with each of `learning_rates`: Step 1"):
+    with pytest.raises(TrainingDiverged, match="of b "):
         runs.choose_rate("b", "all", 0)
-    assert len(tried) == 6
     with pytest.raises(TrainingDiverged, match="Step 1"):
         runs.score("b", "all", 9.0, 0)  # recorded, not run again
     assert len(tried) == 6
 
 
 def test_learning_rate_has_lowest_error_rate(tmp_path, monkeypatch):
-    write_folders(tmp_path / "data", {"": 6}, ("field", "forest"))
-    labels, settings = read_labels(tmp_path / "data", tmp_path / "splits"), {"per_device_train_batch_size": 4}
-    runs = Comparison(labels, settings, 1, [1e-4, 3e-4, 1e-3], tmp_path / "runs", Progress(tmp_path / "progress.json"))
+    runs = comparison_of(tmp_path, [1e-4, 3e-4, 1e-3])
     errors = {1e-4: 0.3, 3e-4: 0.2, 1e-3: 0.4}
 
     def run_fine_tuning(task, settings, folder):
@@ -456,8 +419,6 @@ def test_learning_rate_has_lowest_error_rate(tmp_path, monkeypatch):
         return metrics | {"eval": {"eval_error_rate": errors[settings["learning_rate"]]}}
 
     monkeypatch.setattr(comparison, "run_fine_tuning", run_fine_tuning)
-    assert runs.choose_rate("a", "backbone", 0) == 3e-4
-    runs.progress = Progress(tmp_path / "progress.json")  # of a resumed run
     assert runs.choose_rate("a", "backbone", 0) == 3e-4
     scored = runs.score("a", "backbone", 3e-4, 0)
     assert scored["metric"] == "error_rate" and not scored["greater_is_better"]
@@ -475,20 +436,10 @@ def test_seed_that_diverges_is_left_out():
     scores, diverged = fine_tune_backbones(found, backbones, [0, 1], [1.0, 0.1])
     scored = [(run["model"], run["seed"], run["labels"]) for run in scores]
     assert scored == [("a", 0, 1.0), ("a", 1, 1.0), ("a", 0, 0.1), ("b", 0, 1.0), ("b", 0, 0.1), ("b", 1, 0.1)]
-    assert [text.split(" is left out")[0] for text in diverged] == [
-        "a with seed 1 and 10% of the labels",
-        "b with seed 1",
-    ]
+    assert [text[:13] for text in diverged] == ["a with seed 1", "b with seed 1"]
     bad = [("a", 0, 1.0)]
     with pytest.raises(TrainingDiverged):
         fine_tune_backbones(found, backbones, [0, 1], [1.0, 0.1])
-
-
-def test_forgotten_part_runs_again(tmp_path):
-    progress = Progress(tmp_path / "progress.json")
-    progress.result("checks", lambda: 1)
-    progress.forget("checks")
-    assert Progress(tmp_path / "progress.json").result("checks", lambda: 2) == 2
 
 
 def test_several_processes_are_refused(tmp_path, monkeypatch):

@@ -7,14 +7,12 @@ import numpy as np
 import pytest
 
 from modeling_vitp.adaptation import pretraining, probing, runs
-from modeling_vitp.adaptation.adapt import Stages
 from modeling_vitp.adaptation.backbones import Start
 from modeling_vitp.adaptation.pretraining import Pretraining, early_comparison, pretrain
 from modeling_vitp.adaptation.probing import Prober, compare_with_start
 from modeling_vitp.adaptation.report import untested
 from modeling_vitp.command.errors import RunStopped
 from modeling_vitp.evaluation.comparison import Progress
-from modeling_vitp.tasks import TASKS, find_task
 
 
 @pytest.fixture
@@ -48,6 +46,9 @@ def test_pretraining_looks_early_and_is_run_once(tmp_path, trainings):
     assert list(progress.parts) == ["pretraining/early", "pretraining/look", "pretraining/run"]
     assert run_pretrain(tmp_path).parts == progress.parts and trainings == [2, 20]
     assert early_comparison(progress) == {"early": "accuracy 0.2"}
+    (tmp_path / "short").mkdir()
+    progress = run_pretrain(tmp_path / "short", steps=4)
+    assert trainings[2:] == [4] and early_comparison(progress) == {}
 
 
 def test_worse_backbone_stops_unless_forced(tmp_path, trainings):
@@ -57,11 +58,6 @@ def test_worse_backbone_stops_unless_forced(tmp_path, trainings):
     assert trainings == [2]
     run_pretrain(tmp_path, force=True)
     assert trainings == [2, 20]
-
-
-def test_short_pretraining_has_no_early_look(tmp_path, trainings):
-    progress = run_pretrain(tmp_path, steps=4)
-    assert trainings == [4] and early_comparison(progress) == {}
 
 
 def test_failed_pretraining_is_not_a_finished_part(tmp_path, trainings, monkeypatch):
@@ -94,31 +90,7 @@ def test_backbone_is_compared_with_its_start(tmp_path, monkeypatch, score, is_wo
     assert comparison["text"].startswith(f"mIoU {score:.3f} instead of 0.500 (95% interval")
 
 
-def test_stage_has_the_time_that_is_left(tmp_path, capsys):
-    progress = Progress(tmp_path / "progress.json")
-    progress.parts["pretraining/run"] = {"seconds": 1200.0, "result": None}
-    stages = Stages(progress)
-    stages.begin("plan")
-    stages.planned_seconds = {"pretraining": 1800.0, "fine_tuning": 7200.0}
-    stages.begin("pretraining")
-    stages.begin("fine_tuning")
-    stages.begin("fine_tuning")
-    assert capsys.readouterr().out.split("\n\n") == [
-        "\n[3/9] Measuring steps",
-        "[4/9] Pretraining; about 2 h 10 min left",
-        "[7/9] Fine-tuning; about 2 h 0 min left\n",
-    ]
-    assert stages.used_seconds() == {"pretraining": 1200.0}
-
-
 def test_missing_controls_are_noted():
     plan = {"seeds": [0]}
     assert len(untested(plan, {"answers": {}}, ["mae with seed 1 is left out"])) == 4
     assert len(untested({"seeds": [0, 1]}, {"answers": {"count": {}}}, [])) == 1
-
-
-@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
-def test_tasks_are_found_by_name_and_variant(task):
-    for name in (task.name, *task.variants):
-        assert find_task(name) is task
-    assert find_task("panoptic") is None

@@ -70,8 +70,10 @@ def test_boxes_equal_those_of_affine_transform(transform, tmp_path):
         assert file.crs == UTM
 
 
-@pytest.mark.parametrize("transform", [NORTH_UP, ROTATED])
-@pytest.mark.parametrize("crs", ["EPSG:4326", UTM, "EPSG:3857", "EPSG:25832"])
+@pytest.mark.parametrize(
+    ("crs", "transform"),
+    [("EPSG:4326", NORTH_UP), (UTM, ROTATED), ("EPSG:3857", NORTH_UP), ("EPSG:25832", ROTATED)],
+)
 def test_geopackage_equals_written_shapes(crs, transform, tmp_path):
     save_geotiff(tmp_path / "a.tif", PIXELS, transform)
     ground = [shapely.force_3d(to_ground(shape, transform, target=crs), 7) for shape in SHAPES]
@@ -123,7 +125,7 @@ def mask_of(item):
     return run_lengths.decode([run_lengths.segmToRle(item.segmentation, WIDTH, HEIGHT)])[..., 0]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(stars())
 @example(star(np.array([5, 4]), [5, 5, 26, 5, 18, 5]).reverse())  # touches the border of the image at a vertex
 @example(star(np.array([60, 40]), [30] * 6))  # a whole polygon, with a hole of the same direction
@@ -193,10 +195,8 @@ def label_names(root, **options):
     [
         ({"name": "a", "class": "b"}, ["b"]),
         ({"Type": "a", "id": 3}, ["a"]),
-        ({"category": 3}, ["3"]),
         ({"category": 3.0}, ["3"]),
         ({"id": 3}, ["object"]),
-        ({}, ["object"]),
     ],
 )
 def test_class_property_is_found(properties, expected, tmp_path):
@@ -294,11 +294,9 @@ def geometry(kind, coordinates):
 def swap(root):
     contents = json.loads((root / "a.geojson").read_text())
     for entry in contents["features"]:
-        entry["geometry"] = json.loads(
-            shapely.to_geojson(
-                shapely.transform(shapely.from_geojson(json.dumps(entry["geometry"])), lambda points: points[:, ::-1])
-            )
-        )
+        shape = shapely.from_geojson(json.dumps(entry["geometry"]))
+        swapped = shapely.transform(shape, lambda points: points[:, ::-1])
+        entry["geometry"] = json.loads(shapely.to_geojson(swapped))
     save_geojson(root / "a.geojson", contents["features"])
 
 
@@ -329,47 +327,23 @@ def other_format(root):
     (root / "a.gpkg").write_text(f'<OGRVRTDataSource><OGRVRTLayer name="b">{source}</OGRVRTLayer></OGRVRTDataSource>')
 
 
-def geopackage_of(shape):
-    def apply(root):
-        (root / "a.geojson").unlink()
-        save_geopackage(root / "a.gpkg", [to_ground(SHAPES[0]), shape], LABELS[:2])
-
-    return apply
-
-
 RING = [[15, 50], [16, 50], [16, 51], [15, 50]]
 WRONG = {
-    "no CRS": (
-        lambda root: save_geotiff(root / "a.tif", PIXELS, crs=None),
-        r"a\.tif.*coordinate reference system.*gdal",
-    ),
+    "no CRS": (lambda root: save_geotiff(root / "a.tif", PIXELS, crs=None), r"a\.tif.*coordinate reference system"),
     "no transform": (lambda root: save_geotiff(root / "a.tif", PIXELS, None), r"a\.tif.*geotransform.*gdal"),
-    "no image": (lambda root: (root / "a.tif").write_bytes(b"no"), r"a\.tif"),
     "no JSON": (lambda root: (root / "a.geojson").write_text("{"), r"a\.geojson"),
-    "no collection": (lambda root: (root / "a.geojson").write_text('{"type": "Topology"}'), r"a\.geojson.*Topology"),
-    "no list": (lambda root: save_geojson(root / "a.geojson", 3), r"a\.geojson.*features"),
-    "no feature": (lambda root: save_geojson(root / "a.geojson", [3]), r"a\.geojson, feature 0"),
     "crs": (lambda root: save_geojson(root / "a.geojson", [], crs=None), r"a\.geojson.*`crs`"),
-    "point": (geometry("Point", [15, 50]), r"a\.geojson, feature 1.*Polygon.*'Point'.*Buffer"),
-    "line": (geometry("LineString", RING), r"a\.geojson, feature 1.*Polygon.*'LineString'"),
+    "point": (geometry("Point", [15, 50]), r"a\.geojson, feature 1.*'Point'"),
     "no geometry": (change(geometry=None), r"a\.geojson, feature 1.*no geometry"),
-    "empty": (geometry("Polygon", []), r"a\.geojson, feature 1.*four points"),
-    "short": (geometry("Polygon", [RING[:3]]), r"a\.geojson, feature 1.*four points"),
     "not finite": (geometry("Polygon", [[*RING, [float("nan"), 3]]]), r"a\.geojson, feature 1.*finite"),
-    "text": (geometry("MultiPolygon", [[["abcde"]]]), r"a\.geojson, feature 1.*finite"),
     "no class": (change(properties={"other": 1}), r"a\.geojson, feature 1.*'class'.*other.*`class_property`"),
-    "null class": (change(properties={"class": None}), r"a\.geojson, feature 1.*'class'.*None.*`class_property`"),
     "list class": (change(properties={"class": [1]}), r"a\.geojson, feature 1.*'class'.*\[1\]"),
     "swapped": (swap, r"a\.geojson.*a\.tif.*latitude"),
     "layers": (two_layers, r"a\.gpkg.*houses, roads"),
-    "no database": (geopackage("DROP TABLE gpkg_geometry_columns"), r"a\.gpkg"),
     "other format": (other_format, r"a\.gpkg.*SQLite"),
     "no CRS of a layer": (geopackage("UPDATE gpkg_geometry_columns SET srs_id = -1"), r"a\.gpkg.*'labels'.*a_srs"),
-    "blob": (geopackage("UPDATE labels SET geom = x'4750' WHERE fid = 2"), r"a\.gpkg, feature 2"),
     "cut blob": (geopackage("UPDATE labels SET geom = substr(geom, 1, 80) WHERE fid = 2"), r"a\.gpkg, feature 2"),
     "null": (geopackage("UPDATE labels SET geom = NULL WHERE fid = 2"), r"a\.gpkg, feature 2.*no geometry"),
-    "GeoPackage point": (geopackage_of(shapely.Point(1, 2)), r"a\.gpkg, feature 2.*'Point'"),
-    "several points": (geopackage_of(shapely.MultiPoint([(1, 2)])), r"a\.gpkg, feature 2.*'MultiPoint'"),
 }
 
 

@@ -11,13 +11,16 @@ from paths import ROOT
 from PIL import Image
 from tiny_models import FROM_SCRATCH
 
-from modeling_vitp import ViTPImageProcessor, adapt, export_backbone
+from modeling_vitp import ViTPImageProcessor, export_backbone
+from modeling_vitp.adaptation.labels import read_labels
 from modeling_vitp.data.layouts import recognize_layout
 from modeling_vitp.evaluation import pretraining
+from modeling_vitp.instructions.from_annotations import labeled_views
 from modeling_vitp.recipes import finetune_detection, make_instructions, pretrain, probe
 
 COLORS = {"ship": (230, 60, 60), "plane": (60, 60, 230)}
 SIDE = 64
+HEAD = {"neck_channels": 16, "head_hidden_size": 32, "rpn_candidates_train": 50, "rpn_candidates_eval": 50}
 TRAINING = "--max_steps 2 --per_device_train_batch_size 2 --dataloader_num_workers 0 --report_to none --bf16 false"
 TRAINING += " --save_strategy no --watch_samples 0 --logging_steps 1"
 
@@ -56,7 +59,7 @@ def write_labels(root):
     return boxes
 
 
-def test_five_commands_read_layout_of_plugin(tmp_path, plugin, monkeypatch):
+def test_five_commands_read_layout_of_plugin(tmp_path, plugin, monkeypatch, quick_probe):
     boxes = write_labels(tmp_path / "labels")
     root = str(tmp_path / "labels")
     assert recognize_layout(root) is None
@@ -65,22 +68,26 @@ def test_five_commands_read_layout_of_plugin(tmp_path, plugin, monkeypatch):
     words = ["labelme", root, "--plugins", plugin, "--kinds", "counting", "--output_dir", str(out)]
     assert make_instructions.main(words) == 0
     assert recognize_layout(root) == "labelme"
+    found = read_labels(root, tmp_path / "splits")
+    assert (found.task, found.layout, sum(map(len, found.images.values()))) == ("detection", "labelme", 22)
     rows = load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
-    counted = 0
+    assert len(rows) == 16
     for row in rows:
         question, answer = (message["content"] for message in row["messages"])
         label = next((label for label in COLORS if label in question), None)
-        counted += 1
         assert int(answer) == sum(found == label for found, _ in boxes[row["id"].rpartition("/")[2]])
-    assert counted == 16
 
     monkeypatch.setattr(pretraining, "MOST_QUESTIONS", 2)
+    monkeypatch.setattr(pretraining, "SAMPLES", {"count": 3, "fine_map": 2})
+    monkeypatch.setattr(pretraining, "MOST_NEW_TOKENS", 3)
+    monkeypatch.setattr(labeled_views, "MOST_VIEWS", 6)
     words = ["--annotations", root, "--plugins", plugin, "--from_scratch", json.dumps(FROM_SCRATCH)]
     words += ["--annotation_options", '{"kinds": ["counting"]}', "--dataset_test_split", "", "--eval_strategy", "no"]
     assert pretrain.main([*words, *TRAINING.split(), "--output_dir", str(tmp_path / "pretrained")]) == 0
 
     words = ["--data_root", root, "--plugins", plugin, "--from_scratch", json.dumps(TINY)]
     words += ["--backbone", json.dumps(BACKBONE), "--image_size", "64", "--num_pictures", "0", *TRAINING.split()]
+    words += ["--head", json.dumps(HEAD)]
     assert finetune_detection.main([*words, "--output_dir", str(tmp_path / "tuned")]) == 0
     metrics = json.loads((tmp_path / "tuned" / "metrics.json").read_text())
     assert metrics["train_images"] == 16
@@ -90,23 +97,3 @@ def test_five_commands_read_layout_of_plugin(tmp_path, plugin, monkeypatch):
     words = ["--backbones", str(backbone), "--data_root", root, "--task", "detection", "--plugins", plugin]
     assert probe.main([*words, "--seeds", "0", "--output_dir", str(tmp_path / "probed")]) == 0
     assert json.loads((tmp_path / "probed" / "metrics.json").read_text())["classes"] == ["plane", "ship"]
-
-
-@pytest.mark.slow
-def test_adapt_reads_layout_of_plugin(tmp_path, plugin):
-    write_labels(tmp_path / "labels")
-    report = adapt(
-        tmp_path / "labels",
-        baselines=["random"],
-        output_dir=tmp_path / "adapted",
-        plugins=[plugin],
-        pretraining={"from_scratch": FROM_SCRATCH, "bf16": False, "watch_samples": 0},
-        fine_tuning={"bf16": False, "backbone": BACKBONE, "image_size": 64},
-        steps=4,
-        fine_tuning_steps=2,
-        seeds=[0],
-        learning_rates=[1e-3],
-        force=True,
-    )
-    assert {entry["model"] for entry in report.fine_tuned} == {"adapted", "random"}
-    assert sum(report.data["images"].values()) == 22

@@ -15,7 +15,6 @@ from PIL import Image
 from modeling_vitp.data import leaks
 from modeling_vitp.data.files import SplitFiles, fill, find_samples
 from modeling_vitp.data.leaks import PIECE
-from modeling_vitp.images.reading import read_picture
 from modeling_vitp.tasks.classification.data import ClassificationData
 from modeling_vitp.tasks.detection.data import DetectionData
 from modeling_vitp.tasks.segmentation.data import DenseData
@@ -174,7 +173,9 @@ def test_rows_of_splits_are_compared_and_not_copied(tmp_path, data_class):
     data.check_disjoint(["train", "test"], *task)
     with pytest.raises(ValueError, match="'train' and 'more' share rows of 'train'"):
         data.check_disjoint(["train", "more"], *task)
-    files = [Path(file["filename"]).name for file in data.open(["train"], *task).rows.cache_files]
+    samples = data.open(["train"], *task)
+    assert [sample["case"] for sample in samples] == ["7", "8", "9"]  # the patients
+    files = [Path(file["filename"]).name for file in samples.rows.cache_files]
     assert files and not [name for name in files if name.startswith("cache-")]  # results of `Dataset.map`
 
 
@@ -193,12 +194,6 @@ def test_changed_rows_of_folder_with_card_are_read(tmp_path, data_class):
     for number in (2, 3):
         data = data_class(**rows_of(data_class, tmp_path, [noise(index) for index in range(number)]))
         assert len(data.open(["train"], *TASKS[data_class])) == number
-
-
-@pytest.mark.parametrize("data_class", TASKS)
-def test_patient_of_row_is_its_case(tmp_path, data_class):
-    samples = data_class(**rows_of(data_class, tmp_path, [noise(0), noise(1)])).open(["train"], *TASKS[data_class])
-    assert [sample["case"] for sample in samples] == ["7", "8"]
 
 
 @pytest.mark.parametrize("data_class", TASKS)
@@ -231,9 +226,8 @@ def data(tmp_path):
 def test_copied_image_is_named_with_its_source(data, tmp_path, caplog):
     data.check_disjoint(list(SPLITS))
     shutil.copyfile(tmp_path / "train/2.png", tmp_path / "test/renamed.png")
-    with pytest.raises(ValueError, match="test/renamed.png .*train/2.png .*allow_shared_images") as caught:
+    with pytest.raises(ValueError, match="test/renamed.png .*train/2.png "):
         data.check_disjoint(list(SPLITS))
-    assert len(str(caught.value).splitlines()) == 1
     data.check_disjoint(["train", "val"])
     data.check_disjoint(["val", "test"])
     data.allow_shared_images = True
@@ -245,7 +239,8 @@ def test_copies_within_a_split_are_allowed(data, tmp_path):
     shutil.copyfile(tmp_path / "train/2.png", tmp_path / "train/again.png")
     for split in SPLITS:
         dense_data.save(Image.new("RGB", (8, 6), (10, 20, 30)), tmp_path / split / "blank.png")
-        dense_data.save(Image.new("L", (8, 6), 7), tmp_path / split / "gray.png")
+        for index, (mode, color) in enumerate((("L", 7), ("1", 0), ("I;16", 700), ("RGBA", (1, 2, 3, 4)))):
+            dense_data.save(Image.new(mode, (8, 6), color), tmp_path / split / f"blank{index}.png")
     data.check_disjoint(list(SPLITS))
     Image.new("RGB", (8, 6), (10, 20, 30)).save(tmp_path / "train/odd.png", compress_level=0)
     almost = Image.new("RGB", (8, 6), (10, 20, 30))
@@ -323,15 +318,3 @@ def test_rows_are_compared_by_size_first(data, tmp_path, opened, is_embedded):
     columns = {key: value[:4] for key, value in columns.items()}
     Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "rows/test.parquet")
     rows.check_disjoint(["train", "test"])
-
-
-def test_blank_image_has_one_color_in_every_mode():
-    blank = [Image.new("RGBA", (5, 4), (1, 2, 3, 4)), Image.new("I;16", (5, 4), 700), Image.new("1", (5, 4))]
-    for image in [*blank, noise(0), Image.linear_gradient("L")]:
-        buffer = leaks.io.BytesIO()
-        image.save(buffer, "PNG")
-        content = buffer.getvalue()
-        stored = leaks.StoredImage("train", "a", len(content), lambda c=content: leaks.io.BytesIO(c))
-        assert leaks.is_of_one_color(stored) == (image in blank), read_picture(content)
-    broken = leaks.StoredImage("train", "a", 3, lambda: leaks.io.BytesIO(b"abc"))
-    assert not leaks.is_of_one_color(broken)

@@ -13,7 +13,6 @@ from modeling_vitp.conversations import GIVEN
 from modeling_vitp.data.boxes import iou
 from modeling_vitp.evaluation import pretraining
 from modeling_vitp.evaluation.pretraining import (
-    answers_table,
     best_constants,
     candidates_of,
     compare,
@@ -122,22 +121,6 @@ def test_split_turns_have_one_question_each():
     assert [row["messages"] for row in rows] == [turn(HOW_MANY, "3"), turn(IS_THERE, "yes")]
     assert len({row["id"] for row in rows}) == 2
     assert all(row["images"] == images for row in rows)
-
-
-def test_scores_by_hand():
-    """Four counts of 2, 4, 6 and 8: errors of 1 and 0 with own images, and of 4 with others; the constant is 5."""
-    questions = [Question(str(n), n, 1, HOW_MANY, (str(2 * n + 2),), "count", (f"{n}.png",)) for n in range(4)]
-    scores = compare("count", questions, ["3", "4", "6", "7"], ["6", "8", "2", "4"], ["5"] * 4, seed=0)
-    error, accuracy = scores["mean_error"], scores["accuracy"]
-    assert (error["own"], error["other_images"], error["constant"]) == (0.5, 4.0, 2.0)
-    assert (error["ratio_to_other_images"], error["ratio_to_constant"]) == (0.125, 0.25)
-    assert error["least_gain"] == 1.5 and error["questions"] == 4
-    assert (accuracy["own"], accuracy["other_images"], accuracy["constant"]) == (0.5, 0.0, 0.0)
-    assert accuracy["least_gain"] == 0.5 and "ratio_to_constant" not in accuracy
-    assert (
-        -4 <= error["difference"][0] <= -3.5 <= error["difference"][1] <= -3
-    )  # between the differences of single questions
-    assert answers_table({"count": scores}).count("\n") == 3
 
 
 def test_worse_answers_have_negative_gain():

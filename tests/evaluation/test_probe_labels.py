@@ -11,7 +11,6 @@ from PIL import Image
 
 from modeling_vitp import ViTPImageProcessor, ViTPVisionConfig, ViTPVisionModel, export_backbone
 from modeling_vitp.data.annotations import AnnotatedImage, LabelMap, Region, regions_of
-from modeling_vitp.data.splits import spread
 from modeling_vitp.evaluation.gains import BACKBONE, PIXELS, RANDOM, START
 from modeling_vitp.evaluation.pretraining import probe_labels
 from modeling_vitp.evaluation.run_probes import views_data
@@ -66,11 +65,6 @@ def test_class_mask_matches_loop():
     assert seen == {0, 1, 2, 255}
 
 
-def test_boxes_of_one_class_overlap_without_loss():
-    regions = [Region("tree", (0, 0, 9, 9), 81.0), Region("tree", (5, 5, 20, 20), 225.0)]
-    assert set(class_mask(view_of(regions), NAMES_OF_CLASSES).flat) == {0, 2}
-
-
 def test_class_mask_of_label_map_has_names_of_training():
     """Phrases of a mask are in the order of its names, and a tiny region of a mask is clear."""
     numbers = np.random.default_rng(0).integers(0, 3, (200, 150), dtype=np.int32)
@@ -95,11 +89,6 @@ def test_most_frequent_classes_are_named(coco, tmp_path, monkeypatch):
     assert sorted(drawn.asker.vocabulary[name] for name in names[1:]) == counts[-2:]
     values = {int(value) for sample in data.open(["test"]) for value in sample["mask"].unique()}
     assert 255 in values and values <= {0, 1, 2, 255}
-
-
-def test_spread_is_even():
-    assert spread(range(100), 4) == [0, 33, 66, 99]
-    assert spread(range(3), 4) == [0, 1, 2]
 
 
 @pytest.fixture(scope="module")

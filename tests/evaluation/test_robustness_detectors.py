@@ -165,12 +165,11 @@ def test_unsupported_detectors_are_named(tmp_path):
 
     def says(message, *words, models=("model",), **data):
         changed = configuration | {"data": configuration["data"] | data}
-        with pytest.raises(ValueError, match=message) as caught:
+        with pytest.raises(ValueError, match=message):
             evaluate(tmp_path, changed, "--corruptions", "haze", *words, models=models)
-        assert len(str(caught.value).splitlines()) == 1
 
     says("window: not supported for .*model", "--window", "64")
-    says(r"1 classes .*\['boat'\], got 2 classes of .*model", classes=["boat"], leave_out=[*NAMES])
+    says("'boat'.*2 classes of .*model", classes=["boat"], leave_out=[*NAMES])
     says("'test' needs annotations", splits={"test": {"images": "images"}})
     says("other and .*model differ in their .*task", models=("model", "other"))
     says("red, green and blue.*model", input_spec={"band_names": ["VV", "VH"]})

@@ -114,9 +114,8 @@ def test_command_writes_table_metrics_and_picture(place, tmp_path, capsys):
     printed = capsys.readouterr().out
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     answers = [json.loads(line) for line in (tmp_path / "answers_model.jsonl").read_text().splitlines()]
-    assert len(answers) == 5 == sum(metrics["questions"].values()) and {one["kind"] for one in answers} <= set(
-        metrics["models"][0]["scores"]
-    )
+    assert len(answers) == 5 == sum(metrics["questions"].values())
+    assert {one["kind"] for one in answers} <= metrics["models"][0]["scores"].keys()
     assert "| score | questions | model | with other images | gain, 95 % |" in printed
     assert Image.open(tmp_path / "answers_model.png").size == (1000, 310)
 
@@ -124,10 +123,8 @@ def test_command_writes_table_metrics_and_picture(place, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"split": "val"}, r"'val' not found .*\['test'\]\. Set split\."),
-        ({"models": ["no_model"]}, "no_model"),
+        ({"split": "val"}, "'val'"),
         ({"split": "test[:3]"}, "about the same image"),
-        ({"split": "test[:0]"}, r"test\[:0\] has no rows: test has 13"),
     ],
 )
 def test_invalid_options_are_named(place, options, said):
@@ -135,19 +132,13 @@ def test_invalid_options_are_named(place, options, said):
         vlm.evaluate_vlm(arguments(place, **options))
 
 
-def test_rows_without_images_raise_error(place, tmp_path):
+def test_rows_without_images_and_other_models_raise_error(place, tmp_path):
     (tmp_path / "test.jsonl").write_text(json.dumps({"question": "How many?", "answer": "3"}) + "\n")
     with pytest.raises(ValueError, match="No questions .*1 rows"):
         vlm.evaluate_vlm(arguments(place, dataset_name=str(tmp_path)))
-
-
-def test_model_of_other_type_raises_error(place, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "vitp_vision"}')
     with pytest.raises(ValueError, match="of type 'vitp_vision'"):
         vlm.evaluate_vlm(arguments(place, models=[str(tmp_path)]))
-    for wrong, said in (({"models": []}, "`models`"), ({"dataset_name": None}, "`dataset_name`")):
-        with pytest.raises(ValueError, match=said):
-            arguments(place, **wrong)
 
 
 CHOICES = "Which organ?\nA. left lung\nB. heart"
@@ -161,26 +152,21 @@ CHOICES = "Which organ?\nA. left lung\nB. heart"
         ("Where are ships?", "<box>[[1, 2, 3, 4], [5, 6, 7, 8]]</box>", None),
         ("Describe it.", "A ship at [1, 2, 3, 4] lies beside a long pier in the sun", None),
         (CHOICES, "B", "choice"),
-        (CHOICES, "B. heart", "choice"),
         (CHOICES, "left lung", "choice"),
-        (CHOICES, "Left lung.", "choice"),
         (CHOICES, "The answer is B because of its shape in the middle", "choice"),
         (CHOICES, "neither", "vqa"),
         (CHOICES, "Both A and B", "vqa"),
         (CHOICES, "All of the above are seen here, one beside another", "caption"),
         (f"{CHOICES}\nC. Both A and B", "A and B", "choice"),
-        ("How many?", "between 0 and 10", "vqa"),
         ("What is the number of ships?", "12", "count"),
         ("How many ships are in each quarter of the image?", "top left 2, top right 0, bottom left 1", "vqa"),
         ("Map the trees in 2 x 2 cells, with a letter for the covered quarters of each.", "a P c a", "fine_map"),
         ("[caption] What is it?", "a road", "caption"),
-        ("Describe the image in detail.", "a road", "caption"),
         ("Describe the object at [1, 2, 3, 4].", "tree", "vqa"),
         ("Map the image in 3 x 3 cells.", "tree tree road tree road road tree tree tree", "map"),
         ("Map the trees.", "aaBbcdaaAaaBbcdaaAaaBbcdaaA", "map"),
         ("What covers each cell? Write A for dry land, B for sea or none.", "A B A none A B none A B", "map"),
         ("Map the image in 3 x 3 cells. Write a, b, c, d, e, f, g, h or i.", "c a b d e h i g f", "map"),
-        ("What does the map show?", "residential", "vqa"),
         ("Which cells are visible?", "Lymphocytes and plasma cells are visible in the stroma", "caption"),
         ("Which cells are these?", "polymorphonuclearneutrophils", "vqa"),
         ("Describe the cells.", "Some cells, the cells of the stroma, the cells of the gland, the cells.", "caption"),
@@ -207,9 +193,9 @@ def turns(*texts: str) -> list[dict]:
 def rows_of(*rows) -> Dataset:
     text = {"role": Value("string"), "content": Value("string")}
     features = Features({"id": Value("string"), "images": List(ImageFeature()), "messages": List(text)})
-    stored = [
-        {"id": str(place), "images": images, "messages": messages} for place, (images, messages) in enumerate(rows)
-    ]
+    stored = []
+    for place, (images, messages) in enumerate(rows):
+        stored.append({"id": str(place), "images": images, "messages": messages})
     return prepare_rows(Dataset.from_list(stored, features=features))
 
 
@@ -252,9 +238,6 @@ def test_conversation_ends_at_question(processor):
         messages = conversation_of(collator, rows, question, partner)
         assert [message["role"] for message in messages] == ["user", "assistant", "user"]
         assert messages[0]["content"][0]["image"].size == size
-    broken = [{**rows[0], "images": [{"bytes": b"no", "path": None}]}]
-    with pytest.raises(ValueError, match="Sample '0': image 0 cannot be read"):
-        conversation_of(collator, broken, question)
     broken = [rows[0], {**rows[1], "images": [{"bytes": b"no", "path": None}]}]
     with pytest.raises(ValueError, match="Sample '0' with the images of '1': image 0 cannot be read"):
         conversation_of(collator, broken, question, other)

@@ -1,24 +1,20 @@
 """Damaged checkpoints and configurations of models are opened as they are, or an error names the file."""
 
-import json
 import random
 import shutil
 
 import pytest
 import torch
-from fuzzing import damage, limits, mutate, outcome
+from fuzzing import alter_file, check_outcomes, limits, outcome
 from internvl_checkpoints import FIXTURE
 from safetensors.torch import load_file, save_file
 from tiny_models import HEAD, adapter_config, vivid_model
 from transformers.utils import logging
 
 from modeling_vitp import (
-    ViTPBackbone,
     ViTPDetectionImageProcessor,
     ViTPForConditionalGeneration,
     ViTPForInstanceSegmentation,
-    ViTPForObjectDetection,
-    ViTPForOrientedObjectDetection,
     ViTPForSemanticSegmentation,
     ViTPImageProcessor,
     ViTPProcessor,
@@ -31,12 +27,8 @@ from modeling_vitp import (
 from modeling_vitp.pretraining.loading import load_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-DETECTORS = {
-    "a detector": ViTPForObjectDetection,
-    "a detector of oriented boxes": ViTPForOrientedObjectDetection,
-    "a detector of instances": ViTPForInstanceSegmentation,
-}
 DETECTOR = {"neck_channels": 16, "head_hidden_size": 32, "num_labels": 3}
+PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = ("chat_template.jinja", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -52,9 +44,9 @@ def sound(tokenizer, tmp_path_factory):
     dense = ViTPForSemanticSegmentation(ViTPSegmentationConfig(backbone_config=adapter_config(), **HEAD))
     dense.save_pretrained(folder / "dense")
     ViTPSegmentationImageProcessor().save_pretrained(folder / "dense")
-    for name, cls in DETECTORS.items():
-        cls(cls.config_class(backbone_config=adapter_config(), **DETECTOR)).save_pretrained(folder / name)
-        ViTPDetectionImageProcessor().save_pretrained(folder / name)
+    config = ViTPForInstanceSegmentation.config_class(backbone_config=adapter_config(), **DETECTOR)
+    ViTPForInstanceSegmentation(config).save_pretrained(folder / "detector")
+    ViTPDetectionImageProcessor().save_pretrained(folder / "detector")
     (folder / "original").mkdir()
     for name in ("config.json", "model.safetensors"):
         shutil.copy(FIXTURE / name, folder / "original")
@@ -97,12 +89,10 @@ def alter(rng, folder, names):
         path.unlink()
         if way < 0.03:
             path.mkdir()
-    elif path.suffix == ".json" and way < 0.7:
-        path.write_text(json.dumps(mutate(rng, json.loads(path.read_text()), rng.choice([1, 1, 2]))))
     elif path.suffix == ".safetensors" and way < 0.5:
         alter_tensors(rng, path)
     else:
-        path.write_bytes(damage(rng, path.read_bytes()))
+        alter_file(rng, path)
 
 
 def opened(cls):
@@ -117,11 +107,8 @@ def opened(cls):
             if name in held:
                 assert torch.equal(tensor, held[name].to(tensor.dtype)) or held[name].isnan().any()
             else:
-                assert (
-                    name in report["missing_keys"]
-                    or name in tied
-                    or name.endswith(("cls_token", "num_batches_tracked"))
-                )
+                is_created = name.endswith(("cls_token", "num_batches_tracked"))
+                assert name in report["missing_keys"] or name in tied or is_created
 
     return open_it
 
@@ -138,26 +125,20 @@ def converted(**options):
     return convert
 
 
+def build_dense(folder):
+    return ViTPForSemanticSegmentation.from_backbone(folder, "pyramid", **HEAD)
+
+
 WAYS = {
     "the vision-language model": ("vitp", opened(ViTPForConditionalGeneration), None),
     "shards": ("sharded", opened(ViTPForConditionalGeneration), None),
     "the ViT": ("backbone", opened(ViTPVisionModel), ("config.json", "model.safetensors")),
-    "the backbone": ("backbone", opened(ViTPBackbone), ("config.json", "model.safetensors")),
     "a dense model": ("dense", opened(ViTPForSemanticSegmentation), ("config.json", "model.safetensors")),
-    **{name: (name, opened(cls), ("config.json", "model.safetensors")) for name, cls in DETECTORS.items()},
-    "a detector on a ViT": ("backbone", lambda folder: ViTPForObjectDetection.from_backbone(folder, "pyramid"), None),
-    "a detector's image processor": (
-        "a detector",
-        ViTPDetectionImageProcessor.from_pretrained,
-        ("preprocessor_config.json",),
-    ),
-    "a dense model on a ViT": (
-        "backbone",
-        lambda folder: ViTPForSemanticSegmentation.from_backbone(folder, "pyramid"),
-        None,
-    ),
+    "a detector": ("detector", opened(ViTPForInstanceSegmentation), ("config.json", "model.safetensors")),
+    "a detector's image processor": ("detector", ViTPDetectionImageProcessor.from_pretrained, (PREPROCESSOR,)),
+    "a dense model on a ViT": ("backbone", build_dense, None),
     "the processor": ("vitp", ViTPProcessor.from_pretrained, PROCESSOR),
-    "the image processor": ("backbone", ViTPImageProcessor.from_pretrained, ("preprocessor_config.json",)),
+    "the image processor": ("backbone", ViTPImageProcessor.from_pretrained, (PREPROCESSOR,)),
     "the start of a training": ("vitp", load_checkpoint, None),
     "convert, original": ("original", converted(), None),
     "convert, to internvl": ("vitp", converted(to="internvl"), None),
@@ -170,13 +151,13 @@ WAYS = {
 def test_damaged_checkpoint_is_named(way, sound, tmp_path):
     source, load, names = WAYS[way]
     load(shutil.copytree(sound / source, tmp_path / "as it was"))
-    counts = {"error": 0, "right": 0}
+    results = []
     with limits():
-        for number in range(60):
+        for number in range(40):
             folder = tmp_path / "damaged"
             shutil.copytree(sound / source, folder)
             alter(random.Random(f"{way} {number}"), folder, names)
-            found = outcome(lambda: load(folder), str(folder), kinds=(ValueError, OSError))  # noqa: B023 called at once
-            counts["error" if isinstance(found, Exception) else "right"] += 1
+            kinds = (ValueError, OSError)
+            results.append(outcome(lambda: load(folder), str(folder), kinds=kinds))  # noqa: B023 called at once
             shutil.rmtree(folder)
-    assert min(counts.values()) > 8, counts
+    check_outcomes(results, 5)

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from dense_data import TWO
-from fuzzing import damage, limits, outcome
+from fuzzing import check_outcomes, damage, limits, outcome
 from pictures import picture, write_bands
 
 from modeling_vitp import InputSpec
@@ -56,9 +56,9 @@ def test_damaged_image_is_read_or_named(tmp_path):
     (tmp_path / "sound").mkdir()
     files = originals(tmp_path / "sound")
     square = SourceSettings(image_size=16)
-    counts = {"error": 0, "right": 0}
+    results = []
     with limits():
-        for number in range(2000):
+        for number in range(1000):
             original = rng.choice(files)
             path = tmp_path / f"{number}{original.suffix}"
             content = original.read_bytes()
@@ -74,7 +74,7 @@ def test_damaged_image_is_read_or_named(tmp_path):
                 outcome(lambda: image_size(str(path)), "an image"),  # noqa: B023
                 outcome(lambda: stored_size(path), str(path)),  # noqa: B023
             ]
-            counts["error" if isinstance(ways[0], ValueError) else "right"] += 1
+            results.append(ways[0])
             for found in ways[:2]:
                 if not isinstance(found, ValueError):
                     outcome(lambda: square.apply([found], None), "")  # noqa: B023
@@ -87,7 +87,7 @@ def test_damaged_image_is_read_or_named(tmp_path):
                 height, width = (np.asarray(ways[2]).shape)[:2]
                 assert (height, width) == sizes[1]
             path.unlink()
-    assert min(counts.values()) > 200, counts
+    check_outcomes(results, 100)
 
 
 def test_damaged_mask_is_read_or_named(tmp_path):
@@ -101,9 +101,9 @@ def test_damaged_mask_is_read_or_named(tmp_path):
     for dtype in ("uint8", "int16", "uint32", "float32", "float64", "complex64"):
         write_bands(tmp_path / f"{dtype}.tif", labels[None].astype(dtype))
     files = sorted(path for path in tmp_path.iterdir() if path.is_file())
-    counts = {"error": 0, "right": 0}
+    results = []
     with limits():
-        for number in range(800):
+        for number in range(400):
             original = rng.choice(files)
             suffix, content = original.suffix, original.read_bytes()
             picture(40, 30).save(tmp_path / "images" / f"{number}.png")
@@ -112,11 +112,11 @@ def test_damaged_mask_is_read_or_named(tmp_path):
             split = {"image": f"images/{{name:{number}}}.png", "mask": f"masks/{{name}}{suffix}"}
             data = DenseData(classes=TWO, splits={"train": split}, root=str(tmp_path))
             found = outcome(lambda: data.open(["train"])[0]["mask"], str(mask))  # noqa: B023
-            counts["error" if isinstance(found, ValueError) else "right"] += 1
+            results.append(found)
             if not isinstance(found, ValueError):
                 assert found.shape == labels.shape and set(np.unique(found)) <= {0, 1}
             mask.unlink()
-    assert min(counts.values()) > 100, counts
+    check_outcomes(results, 50)
 
 
 def test_damaged_encoded_image_is_named(tmp_path):
@@ -127,6 +127,6 @@ def test_damaged_encoded_image_is_named(tmp_path):
     for content in (b"", b"\0", b"GIF89a", b"II*\0", b"MM\0*" + bytes(20), b"\x89PNG\r\n\x1a\n" + bytes(18), b"text"):
         outcome(lambda: load_images({"images": [{"bytes": content, "path": None}]}), "image 0 ")  # noqa: B023
         outcome(lambda: image_size({"bytes": content, "path": None}), "an image")  # noqa: B023
-    for _ in range(300):
+    for _ in range(150):
         content = damage(rng, file.getvalue())
         outcome(lambda: load_images({"images": [{"bytes": content, "path": None}]}), "image 0 ")  # noqa: B023

@@ -3,6 +3,7 @@
 import copy
 import ctypes
 import gc
+import json
 import random
 import re
 import signal
@@ -16,6 +17,7 @@ BYTES = 1 << 30  # limit of the additional memory of all inputs of a test
 ODD = [None, True, False, 0, 1, -1, 3, 2.5, -0.0, 1e308, float("nan"), float("inf"), -float("inf"), 10**30, "", " "]
 ODD += ["x", "nan", "0", "-1", "\0", "\ud800", "é" * 40, "<image>", "<image>" * 3, "../x", "/etc/passwd", "a" * 5000]
 ODD += ["http://127.0.0.1:1/a.png", "file:///etc/passwd", "hf://datasets/a/b/c", "s3://b/a", "*", "[", "{", "%s", "{x}"]
+WORDS = ["nan", "x", "", "1e999", "-5", "0", "7", "<", "</a>", "&x;", "é", "1_0", "0x1"]
 ODD += [[], {}, [[]], [None], {"a": 1}, [1, 2, 3], [1, 2, 3, 4], ["x"], {"type": "text"}, {"": None}, [{}], [[1, 2]]]
 
 
@@ -74,6 +76,26 @@ def damage(rng: random.Random, content: bytes) -> bytes:
         "swap": content[place:] + content[:place],
         "repeat": content[:place] + content[max(place - length, 0) :],
     }[way]
+
+
+def alter_file(rng: random.Random, path: Path) -> None:
+    """Mutate the items of a JSON file, replace a word of a text or XML file, or damage the bytes of any file."""
+    content = path.read_bytes()
+    is_edited = rng.random() < 0.7
+    if path.suffix.endswith("json") and is_edited:
+        path.write_text(json.dumps(mutate(rng, json.loads(content), rng.choice([1, 1, 2]))))
+    elif path.suffix in (".xml", ".txt") and is_edited:
+        words = content.decode().replace("<", " <").replace(">", "> ").split(" ")
+        words[rng.randrange(len(words))] = rng.choice(WORDS)
+        path.write_text(" ".join(words))
+    else:
+        path.write_bytes(damage(rng, content))
+
+
+def check_outcomes(results: list, least: int) -> None:
+    """Fail the test if too few inputs ended in an error, or too few in a result."""
+    errors = sum(isinstance(result, Exception) for result in results)
+    assert min(errors, len(results) - errors) > least, f"{errors} errors of {len(results)}"
 
 
 def peak_memory() -> int:

@@ -4,7 +4,6 @@ import io
 import math
 
 import cv2
-import dense_data
 import numpy as np
 import pytest
 import torch
@@ -14,14 +13,11 @@ from PIL import Image
 
 from modeling_vitp.images.corruptions import (
     SEVERITIES,
-    CorruptedImages,
     corrupt,
     motion,
     move_labels,
-    parameters,
     undo_motion,
 )
-from modeling_vitp.tasks.segmentation.data import DenseData
 
 GEOMETRIC = ("rotation", "scale", "translation")
 RANDOM = ("cloud", "data_gaps", "gaussian_noise", "salt_and_pepper", "translation")
@@ -34,12 +30,6 @@ def noise_image(height=120, width=150, low=0, high=256, seed=0):
 
 def gray(value, height=400, width=500):
     return np.full((height, width, 3), value, dtype=np.uint8)
-
-
-def test_corruptions_have_five_severities():
-    assert len(SEVERITIES) == 12
-    assert all(len(values) == 5 for fields in SEVERITIES.values() for values in fields.values())
-    assert parameters("data_gaps", 3) == {"stripes": 4, "width": 5}
 
 
 @pytest.mark.parametrize("name", SEVERITIES)
@@ -170,13 +160,6 @@ def test_clouds_grow_with_severity():
     assert 0.02 < previous.mean() < 0.5
 
 
-def test_clouds_are_coarse():
-    """Check that pixels at a distance of 4 are nearly always equal in noise with a lattice of 200 pixels."""
-    opaque = corrupt(gray(0), "cloud", 5, seed=4)[..., 0] > 115
-    agreement = (opaque[:, 4:] == opaque[:, :-4]).mean()
-    assert agreement > 0.9 and 0.02 < opaque.mean() < 0.98
-
-
 def test_rotation_by_90_degrees_equals_rot90():
     for side in (1, 2, 63, 64):
         image = noise_image(side, side)
@@ -218,24 +201,6 @@ def test_translation_is_exact_shift_with_reflection(severity, shape):
 
 
 @pytest.mark.parametrize("name", GEOMETRIC)
-@pytest.mark.parametrize("severity", LEVELS)
-@pytest.mark.parametrize("shape", [(96, 96), (64, 144)])
-def test_motion_matrix_moves_marker(name, severity, shape):
-    height, width = shape
-    image = np.zeros((height, width, 3), dtype=np.uint8)
-    image[26:34, 44:52] = 255
-    center = np.array([48 / width * 2 - 1, 30 / height * 2 - 1, 1])
-    x, y = motion(name, severity, height, width, seed=2).numpy() @ center
-    corrupted = corrupt(image, name, severity, seed=2)[..., 0].astype(float)
-    rows, columns = np.indices(shape)
-    at = lambda places, size: ((places + 0.5) * corrupted).sum() / corrupted.sum() / size * 2 - 1  # noqa: E731
-    mirrored = name != "scale" and (corrupted > 127).sum() > 80  # The image contains a reflection of the marker.
-    if not mirrored:
-        assert at(columns, width) == pytest.approx(x, abs=0.02)
-        assert at(rows, height) == pytest.approx(y, abs=0.02)
-
-
-@pytest.mark.parametrize("name", GEOMETRIC)
 @given(
     rows=st.integers(1, 30),
     columns=st.integers(1, 30),
@@ -270,37 +235,11 @@ def test_undo_motion_restores_image():
 
 
 OUTSIDE = 255
-COLORS = np.array([(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)], dtype=np.uint8)
-
-
-def block_labels(height, width, block=17, seed=0):
-    """Return class indices in squares of `block` pixels."""
-    blocks = np.random.default_rng(seed).integers(0, len(COLORS), (height // block + 1, width // block + 1))
-    return blocks.repeat(block, 0).repeat(block, 1)[:height, :width].astype(np.uint8)
 
 
 def moved(labels, name, severity, seed):
     matrix = motion(name, severity, *labels.shape, seed=seed)
     return move_labels(torch.from_numpy(labels), matrix, OUTSIDE).numpy()
-
-
-@pytest.mark.parametrize("name", GEOMETRIC)
-@pytest.mark.parametrize("severity", LEVELS)
-@pytest.mark.parametrize("shape", [(96, 96), (83, 140)])
-def test_labels_move_with_image(name, severity, shape):
-    """Check moved labels against the colors of the corrupted image, except where colors are mixed."""
-    labels = block_labels(*shape)
-    picture = corrupt(COLORS[labels], name, severity, seed=3).astype(int)
-    painted = np.abs(picture[:, :, None] - COLORS.astype(int)).sum(-1).argmin(-1)
-    found = moved(labels, name, severity, seed=3)
-    assert found.dtype == np.uint8
-    kernel = np.ones((3, 3), np.uint8)
-    is_pure = cv2.dilate(found, kernel) == cv2.erode(found, kernel)
-    if name == "translation":  # A shift by whole pixels does not mix colors.
-        is_pure[:] = True
-    is_pure &= found != OUTSIDE
-    assert is_pure.mean() > 0.12
-    np.testing.assert_array_equal(painted[is_pure], found[is_pure])
 
 
 @pytest.mark.parametrize("name", GEOMETRIC)
@@ -331,66 +270,15 @@ def test_moved_labels_equal_loop(name, height, width, severity, seed):
 
 def test_rotated_labels_equal_rot90():
     for side in (1, 2, 63, 64):
-        labels = block_labels(side, side, block=4)
+        labels = noise_image(side, side, high=200)[..., 0]
         np.testing.assert_array_equal(moved(labels, "rotation", 5, 0), np.rot90(labels))
 
 
 def test_bad_arguments_are_refused():
     image = noise_image(8, 8)
-    with pytest.raises(ValueError, match="'snow'.*brightness_contrast, cloud"):
-        corrupt(image, "snow", 1)
-    with pytest.raises(ValueError, match="severity.*6"):
-        corrupt(image, "haze", 6)
+    for name, severity, named in (("snow", 1, "'snow'"), ("haze", 6, "severity.*6")):
+        with pytest.raises(ValueError, match=named):
+            corrupt(image, name, severity)
     for wrong in (image.astype(np.float32), image[..., 0], image[:, :0], torch.from_numpy(image)):
-        with pytest.raises(ValueError, match=r"uint8 array \(height, width, 3\)"):
+        with pytest.raises(ValueError, match="uint8"):
             corrupt(wrong, "haze", 1)
-
-
-@pytest.fixture(scope="module")
-def loveda(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("loveda")
-    dense_data.make_loveda(folder, size=64)
-    return folder
-
-
-class Painted(torch.utils.data.Dataset):
-    """Data set of image pairs with one color per class, and their mask."""
-
-    def __init__(self, samples):
-        self.samples = samples
-        self.colors = torch.tensor([[0, 0, 0], [0, 0, 255], [0, 255, 0], [255, 0, 0], *[[255, 255, 255]] * 252])
-
-    def __len__(self):
-        return len(self.samples)
-
-    def __getitem__(self, index):
-        sample = self.samples[index]
-        mask = sample["mask"] % 4
-        painted = self.colors[mask.long()].to(torch.uint8).permute(2, 0, 1)
-        return sample | {"mask": mask, "images": [painted, painted.clone()]}
-
-    def mask(self, index):
-        return self[index]["mask"]
-
-
-@pytest.mark.parametrize("corruption", SEVERITIES)
-def test_mask_moves_with_corrupted_pair(loveda, corruption):
-    """Check that the mask matches the nearest colors after a motion, except for mixed colors, and else is unchanged."""
-    data = DenseData.from_dict(dense_data.read_config("loveda")["data"] | {"root": str(loveda)})
-    painted = Painted(data.open(["val"]))
-    for severity in range(1, 6):
-        corrupted = CorruptedImages(painted, corruption, severity, seed=3)
-        for index, (sample, clean) in enumerate(zip(corrupted, painted)):
-            assert sample["mask"].shape == clean["mask"].shape and sample["mask"].dtype == torch.uint8
-            before, after = sample["images"]
-            known = sample["mask"] != 255
-            shown = (before.permute(1, 2, 0)[:, :, None].int() - painted.colors[:4]).abs().sum(-1).argmin(-1)
-            agreement = (shown == sample["mask"])[known].float().mean().item()
-            if motion(corruption, severity, 64, 64) is None:
-                assert torch.equal(sample["mask"], clean["mask"])
-            else:
-                assert torch.equal(before, after)
-                assert agreement > (0.999 if corruption == "translation" else 0.93) and known.float().mean() > 0.15
-            is_random = corruption in ("cloud", "data_gaps", "gaussian_noise", "salt_and_pepper")
-            assert torch.equal(before, after) != is_random
-            assert torch.equal(corrupted.mask(index), sample["mask"])

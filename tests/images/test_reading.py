@@ -65,21 +65,11 @@ def test_multi_band_tiff_is_read_in_windows(tmp_path):
     assert np.array_equal(sample["mask"], labels[0, 4:, 8:])
 
 
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_broken_image_is_refused(tmp_path, suffix):
-    data = labelled_folder(tmp_path, {"a": small_mask(0, 1)})
-    (tmp_path / "images/a.png").unlink()
-    data.splits["train"]["image"] = f"images/{{name}}.{suffix}"
-    (tmp_path / f"images/a.{suffix}").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=f"images/a.{suffix} cannot be read"):
-        data.open(["train"])[0]
-
-
 def test_too_large_image_is_refused_with_remedy(tmp_path, monkeypatch):
     picture(60, 40).save(tmp_path / "a.png")
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 60 * 40 // 4)
-    for read in (lambda path: read_image(path, None), stored_size, check_file):
-        with pytest.raises(ValueError, match="a.png cannot be read: .*2400 pixels.*gdal_translate"):
+    for read in (lambda path: read_image(path, None), stored_size, check_file, ViTPSegmentationImageProcessor()):
+        with pytest.raises(ValueError, match="a.png.*2400 pixels"):
             read(tmp_path / "a.png")
 
 
@@ -135,8 +125,10 @@ def test_16_bit_png_keeps_bits(tmp_path, processor):
     assert np.array_equal(read_image(tmp_path / "b.png", None), flat)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
-@pytest.mark.parametrize("count", [1, 3, 4, 13])
+@pytest.mark.parametrize(
+    ("dtype", "count"),
+    [("uint8", 1), ("uint8", 4), ("uint16", 3), ("uint16", 13), ("int16", 1), ("int16", 4), ("float32", 3)],
+)
 def test_tiff_of_any_type_reaches_input_spec(tmp_path, processor, dtype, count):
     bands = RNG.integers(0, 120, (count, 40, 60)).astype(dtype)
     if dtype == "float32":
@@ -147,9 +139,8 @@ def test_tiff_of_any_type_reaches_input_spec(tmp_path, processor, dtype, count):
     tiles = encode(processor, path, spec)
     assert (tiles - expected(processor, bands, spec)).abs().max() < (0.02 if dtype == "uint8" else 1e-6)
     assert image_size(str(path)) == stored_size(path) == (40, 60)
-    square = SourceSettings(image_size=28).apply(
-        load_images({"images": [str(path)]}, InputSpec(bands=(0, 1, 2))), None
-    )[0]
+    images = load_images({"images": [str(path)]}, InputSpec(bands=(0, 1, 2)))
+    (square,) = SourceSettings(image_size=28).apply(images, None)
     assert image_size(square) == (28, 28)
     if count > 4:
         with pytest.raises(ValueError, match="13 bands"):
@@ -207,17 +198,16 @@ def test_images_in_rows_keep_bits(tmp_path):
     assert np.array_equal(data[0]["images"][0].permute(1, 2, 0).numpy(), pixels - 20000)
 
 
-@pytest.mark.parametrize("value", [0.5, float("nan"), -1.0, 3e9])
-def test_float_mask_must_have_integers(tmp_path, value):
-    for suffix in ("tif", "tiff"):
-        data = labelled_folder(tmp_path, {"a": None})
-        data.splits["train"]["mask"] = f"masks/{{name}}.{suffix}"
-        mask = small_mask(0, 1, 1).astype(np.float32)
-        dense_data.save(PIL.Image.fromarray(mask), tmp_path / f"masks/a.{suffix}")
-        assert np.array_equal(data.open(["train"])[0]["mask"], mask)
+def test_float_mask_must_have_integers(tmp_path):
+    data = labelled_folder(tmp_path, {"a": None})
+    data.splits["train"]["mask"] = "masks/{name}.tiff"
+    mask = small_mask(0, 1, 1).astype(np.float32)
+    dense_data.save(PIL.Image.fromarray(mask), tmp_path / "masks/a.tiff")
+    assert np.array_equal(data.open(["train"])[0]["mask"], mask)
+    for value in (0.5, float("nan"), -1.0, 3e9):
         mask[0, 1] = value
-        dense_data.save(PIL.Image.fromarray(mask), tmp_path / f"masks/a.{suffix}")
-        with pytest.raises(ValueError, match=f"masks/a.{suffix} "):
+        dense_data.save(PIL.Image.fromarray(mask), tmp_path / "masks/a.tiff")
+        with pytest.raises(ValueError, match="masks/a.tiff "):
             data.open(["train"])[0]
 
 
@@ -255,65 +245,50 @@ def test_tiff_equals_pillow_in_rows_and_files(tmp_path, kind):
 
 
 @pytest.mark.parametrize("bits", [8, 12, 15, 16])
-@pytest.mark.parametrize("count", [1, 4])
-def test_jpeg_2000_keeps_units(tmp_path, bits, count):
-    """Check JPEG 2000 of Sentinel-2 with 15 bits, which Pillow doubles."""
-    dtype = "uint8" if bits == 8 else "uint16"
-    bands = RNG.integers(0, 200, (count, 64, 72)).astype(dtype)
-    path = tmp_path / "a.jp2"
-    profile = {"driver": "JP2OpenJPEG", "count": count, "height": 64, "width": 72, "dtype": dtype}
-    with rasterio.open(path, "w", **profile, NBITS=bits, REVERSIBLE="YES", QUALITY=100) as file:
-        file.write(bands)
-    assert image_files(tmp_path) == [path]
-    if bits == 8 and count == 4:
-        return  # Pillow reads the fourth band as transparency.
-    wanted = bands[0] if count == 1 else bands.transpose(1, 2, 0)
-    for window in (None, (8, 4, 40, 36)):
-        left, top, right, bottom = window or (0, 0, 72, 64)
-        assert np.array_equal(np.asarray(read_image(path, window)), wanted[top:bottom, left:right])
-    if count == 1:
-        processor = ViTPSegmentationImageProcessor(input_spec={"window": [0, 200]}, do_normalize=False)
-        found = processor(str(path), return_tensors="pt")["pixel_values"][0, 0]
-        assert np.allclose(found, bands[0] / 200, atol=1e-3)
-
-
-@pytest.mark.parametrize("bits", [8, 12, 16])
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
-@pytest.mark.parametrize("has_colors", [False, True])
-def test_processor_reads_jpeg_2000_like_training(tmp_path, bits, count, has_colors):
-    """Check that near infrared is not transparency, and that 16 bits of color are kept."""
-    if has_colors and count < 3:
-        return
+@pytest.mark.parametrize(("count", "has_colors"), [(1, False), (2, False), (3, True), (4, False), (4, True)])
+def test_jpeg_2000_keeps_units(tmp_path, bits, count, has_colors):
+    """Check that near infrared is not transparency, and that 16 bits, and 15 as in Sentinel-2, are kept."""
     dtype = "uint8" if bits == 8 else "uint16"
     bands = RNG.integers(0, 200, (count, 24, 32)).astype(dtype)
+    path = tmp_path / "a.jp2"
     profile = {"driver": "JP2OpenJPEG", "count": count, "height": 24, "width": 32, "dtype": dtype}
-    with rasterio.open(tmp_path / "a.jp2", "w", **profile, NBITS=bits, REVERSIBLE="YES", QUALITY=100) as file:
+    with rasterio.open(path, "w", **profile, NBITS=bits, REVERSIBLE="YES", QUALITY=100) as file:
         file.write(bands)
         if has_colors:
             names = ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.undefined
             file.colorinterp = names[:count]
+    assert image_files(tmp_path) == [path]
+    if count == 1 or (count == 4 and bits > 8):  # Pillow reads the fourth band of 8 bits as transparency.
+        stored = bands[0] if count == 1 else bands.transpose(1, 2, 0)
+        assert np.array_equal(np.asarray(read_image(path, None)), stored)
+        assert np.array_equal(np.asarray(read_image(path, (8, 4, 30, 20))), stored[4:20, 8:30])
     for chosen in [[count - 1], [min(count - 1, 2), 0, count - 1]]:
         spec = {"window": [0, 200], "bands": chosen}
         wanted = bands[chosen] / 200
         processor = ViTPSegmentationImageProcessor(input_spec=spec, do_normalize=False)
-        found = processor(str(tmp_path / "a.jp2"), return_tensors="pt")["pixel_values"][0]
+        found = processor(str(path), return_tensors="pt")["pixel_values"][0]
         assert np.allclose(found, np.broadcast_to(wanted, found.shape), atol=1e-3)
-        trained = to_pixels(read_image(tmp_path / "a.jp2", None, InputSpec.from_dict(spec)), InputSpec.from_dict(spec))
+        trained = to_pixels(read_image(path, None, InputSpec.from_dict(spec)), InputSpec.from_dict(spec))
         assert np.abs(trained.numpy() - 255 * wanted).max() <= 0.51
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 13])
-@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
-@pytest.mark.parametrize("interleave", ["band", "pixel"])
-@pytest.mark.parametrize("alpha", ["NO", "YES"])
+@pytest.mark.parametrize(
+    ("dtype", "interleave", "alpha"),
+    [("uint8", "band", "YES"), ("uint8", "pixel", "NO"), ("uint16", "pixel", "YES"), ("float32", "band", "YES")]
+    + [("int8", "band", "NO"), ("int16", "band", "NO"), ("int32", "pixel", "NO"), ("uint32", "pixel", "NO")],
+)
 def test_processor_reads_tiff_like_training(tmp_path, count, dtype, interleave, alpha):
-    """Check that a TIFF is read like its array."""
-    bands = RNG.integers(0, 200, (count, 24, 32)).astype(dtype)
+    """Check that a TIFF is read like its array, also with values of the whole range of a type."""
+    lowest, highest = 0, 200
+    if dtype in ("int8", "int16", "int32", "uint32"):
+        lowest, highest = np.iinfo(dtype).min, np.iinfo(dtype).max
+    bands = RNG.integers(lowest, highest, (count, 24, 32)).astype(dtype)
     path = tmp_path / "a.tif"
     write_bands(path, bands, compress="deflate", interleave=interleave, alpha=alpha)
-    spec = {"window": [0, 200], "bands": [0] if count == 1 else [count - 1, 0, 1]}
+    spec = {"window": [float(lowest), float(highest)], "bands": [0] if count == 1 else [count - 1, 0, 1]}
     processor = ViTPSegmentationImageProcessor(input_spec=spec, do_normalize=False)
-    wanted = bands[spec["bands"]] / 200
+    wanted = (bands[spec["bands"]].astype(float) - lowest) / (highest - lowest)
     found = processor(str(path), return_tensors="pt")["pixel_values"][0]
     assert np.allclose(found, np.broadcast_to(wanted, found.shape), atol=1e-3)
     trained = to_pixels(read_image(path, None, InputSpec.from_dict(spec)), InputSpec.from_dict(spec))
@@ -335,25 +310,14 @@ def test_processor_reads_png_like_training(tmp_path, has_alpha):
         assert np.allclose(found, pixels.transpose(2, 0, 1) / 3000 * 255, atol=0.01)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("spec", [None, {"bands": [0]}, {"band_names": ["VV"]}])
-def test_processor_turns_deep_tiff_like_training(tmp_path, orientation, spec):
-    pixels = RNG.integers(0, 65536, (20, 30), dtype=np.uint16)
-    PIL.Image.fromarray(pixels).save(tmp_path / "a.tif", tiffinfo={274: orientation})
+def test_processor_turns_deep_tiff_like_training(tmp_path, spec):
     processor = ViTPSegmentationImageProcessor(input_spec=spec, do_normalize=False)
-    found = processor(str(tmp_path / "a.tif"), return_tensors="pt")["pixel_values"][0, 0]
-    assert np.allclose(found, turn(pixels, orientation) / 65535, atol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "uint32"])
-def test_processor_reads_signs_like_training(tmp_path, dtype):
-    limits = np.iinfo(dtype)
-    bands = RNG.integers(limits.min, limits.max, (1, 24, 32), dtype=dtype)
-    write_bands(tmp_path / "a.tif", bands)
-    spec = {"window": [float(limits.min), float(limits.max)]}
-    processor = ViTPSegmentationImageProcessor(input_spec=spec, do_normalize=False)
-    found = processor(str(tmp_path / "a.tif"), return_tensors="pt")["pixel_values"][0, 0]
-    assert np.allclose(found, (bands[0].astype(float) - limits.min) / (limits.max - limits.min), atol=1e-6)
+    for orientation in range(1, 9):
+        pixels = RNG.integers(0, 65536, (20, 30), dtype=np.uint16)
+        PIL.Image.fromarray(pixels).save(tmp_path / "a.tif", tiffinfo={274: orientation})
+        found = processor(str(tmp_path / "a.tif"), return_tensors="pt")["pixel_values"][0, 0]
+        assert np.allclose(found, turn(pixels, orientation) / 65535, atol=1e-6)
 
 
 def test_named_bands_use_spec_of_call(tmp_path):
@@ -416,21 +380,13 @@ def test_too_many_bands_are_refused_before_decoding(tmp_path):
         assert time.process_time() - start < 0.5
 
 
-def test_too_large_png_is_named(tmp_path, monkeypatch):
-    picture(40, 30).save(tmp_path / "a.png")
-    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 500)
-    with pytest.raises(ValueError, match="a.png.*1200 pixels"):
-        ViTPSegmentationImageProcessor()(str(tmp_path / "a.png"))
-
-
 def test_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     pipe = {"path": str(tmp_path / "a.png"), "bytes": None}
-    for read in (lambda: read_image(tmp_path / "a.png", None), lambda: load_images({"images": [pipe]})):
+    readers = (lambda path: read_image(path, None), lambda _: load_images({"images": [pipe]}), check_file)
+    for read in readers:
         with pytest.raises(ValueError, match="a.png.* pipe"):
-            read()
-    with pytest.raises(ValueError, match="a.png.* pipe"):
-        check_file(tmp_path / "a.png")
+            read(tmp_path / "a.png")
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.data())
@@ -511,18 +467,12 @@ def rows_of(url):
     part = {"type": "image"}
     answer = {"role": "assistant", "content": "3"}
     messages = [{"role": "user", "content": [part, {"type": "text", "text": "How many?"}]}, answer]
-    return [
-        {"images": [url], "messages": messages},
-        {"image": {"path": url, "bytes": None}, "messages": messages},
-        *(
-            {"images": [], "messages": [{"role": "user", "content": [odd, {"type": "text", "text": "?"}]}, answer]}
-            for odd in (
-                {"type": "image_url", "image_url": {"url": url}},
-                {"type": "image", "url": url},
-                {"type": "image", "image": url},
-            )
-        ),
-    ]
+    rows = [{"images": [url], "messages": messages}, {"image": {"path": url, "bytes": None}, "messages": messages}]
+    parts = ({"type": "image_url", "image_url": {"url": url}}, {"type": "image", "url": url})
+    for odd in (*parts, {"type": "image", "image": url}):
+        question = {"role": "user", "content": [odd, {"type": "text", "text": "?"}]}
+        rows.append({"images": [], "messages": [question, answer]})
+    return rows
 
 
 @pytest.mark.parametrize("offline", [False, True])
@@ -574,8 +524,7 @@ def test_image_path_in_part_is_refused(tmp_path, streaming):
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     source = Source("s", annotation=str(tmp_path / "a.jsonl"), streaming=streaming, rows=4)
     errors = [row["error"] for row in read_source(source)]
-    assert all("has a part that contains an image" in error for error in errors[:3])
-    assert "must be a path or an HTTP URL" in errors[3]
+    assert all("part" in error for error in errors[:3]) and "path or an HTTP URL" in errors[3]
 
 
 def test_threads_restore_the_limit_of_pillow(monkeypatch):
