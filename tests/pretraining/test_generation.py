@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Features, Image, List, Value
 from pictures import picture
 from PIL import Image as PILImage
 from tiny_models import vivid_model
@@ -13,7 +12,6 @@ from modeling_vitp.pretraining.generation import (
     MAX_NEW_TOKENS,
     answer_row,
     generate_answers,
-    rows_to_show,
 )
 
 
@@ -107,14 +105,3 @@ def test_features_are_of_the_whole_image(vivid_collator):
         assert torch.equal(answered.features[:, place // 4, place % 4], states[0, 1 + place])
     shown = np.asarray(image.resize((56, 56), PILImage.Resampling.BICUBIC)).astype(int)
     assert np.abs(answered.image - shown).max() <= 2
-
-
-def test_rows_with_an_image_come_first():
-    features = Features({"id": Value("string"), "images": List(Image())})
-    rows = [{"id": str(index), "images": [picture(8, 8, index)] * (index % 2)} for index in range(8)]
-    dataset = Dataset.from_list(rows, features=features)
-    chosen = [row["id"] for row in rows_to_show(dataset, 3, seed=0)]
-    assert chosen == sorted(chosen) and all(int(name) % 2 for name in chosen)
-    assert [row["id"] for row in rows_to_show({"one": dataset, "two": dataset}, 3, seed=0)] == chosen
-    assert [row["id"] for row in rows_to_show(dataset.to_iterable_dataset(), 1, seed=0)] == ["1"]
-    assert [row["id"] for row in rows_to_show(dataset, 8, seed=0)] == ["1", "3", "5", "7", "0", "2", "4", "6"]

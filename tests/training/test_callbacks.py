@@ -366,13 +366,6 @@ def test_failing_picture_changes_no_state(tmp_path, caplog):
     assert torch.equal(states[0], torch.get_rng_state()) and np.array_equal(states[1], np.random.get_state()[1])
 
 
-@pytest.mark.parametrize(("strategy", "steps"), [("no", [2]), ("steps", [])])
-def test_pictures_at_checkpoints_without_evaluation(tmp_path, strategy, steps):
-    watcher = watcher_of(tmp_path, eval_strategy=strategy)
-    watcher.on_save(watcher.trainer.args, SimpleNamespace(global_step=2), None)
-    assert [path.name for path in tmp_path.rglob("*.png")] == [f"step-{step:06d}.png" for step in steps]
-
-
 def test_sharded_model_is_not_drawn(tmp_path, caplog):
     watcher = watcher_of(tmp_path, distributed_type=DistributedType.FSDP)
     watcher.on_train_begin(watcher.trainer.args, SimpleNamespace(global_step=0), None)
