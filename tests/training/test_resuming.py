@@ -118,6 +118,12 @@ def test_changed_loss_is_a_warning(stopped, caplog, change, named):
     assert (named in caplog.text) if named else ("changed settings" not in caplog.text)
 
 
+def test_tuples_equal_recorded_lists(caplog):
+    recorded, settings = {"fixed": {"spec": [1, 2]}, "free": {}}, {"fixed": {"spec": (1, 2)}, "free": {}}
+    check_resume_settings("checkpoint-1", recorded, settings)
+    assert not caplog.records
+
+
 def test_extra_settings_are_compared_if_both_exist():
     """A recipe knows its initial weights, but a trainer in Python may not."""
 
