@@ -6,9 +6,11 @@ import hashlib
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -237,6 +239,46 @@ def run(folder, kill=None, **options) -> dict | None:
     process.join()
     assert process.exitcode == (0 if kill is None else -signal.SIGKILL), process.exitcode
     return None if kill is not None else json.loads((Path(folder) / "summary.json").read_text())
+
+
+def kill_at_random_moments(root: Path, world: int = 1, number: int = 10, **options) -> list[Path]:
+    """Kill runs at random moments and resume them until they end, and return their folders.
+
+    Check that their summary is the one of an uninterrupted run.
+    """
+
+    def train_for(seconds: float, folder: str) -> list[int]:
+        end = time.monotonic() + seconds
+        if world > 1:
+            ranks = start_ranks(world, root / folder, **options)
+        else:
+            ranks = [processes().Process(target=train, args=(str(root / folder),), kwargs=options)]
+            ranks[0].start()
+        for rank in ranks:
+            rank.join(max(0, end - time.monotonic()))
+        for rank in ranks:
+            rank.kill()
+        for rank in ranks:
+            rank.join()
+        return [rank.exitcode for rank in ranks]
+
+    server = processes().Process(target=time.monotonic)
+    server.start()
+    server.join()  # the imports of the server do not count as time of a run
+    started = time.monotonic()
+    ended, killed = [0] * world, [-signal.SIGKILL] * world
+    assert train_for(600, "whole") == ended
+    duration = time.monotonic() - started
+    whole = json.loads((root / "whole" / "summary.json").read_text())
+    delays, codes = random.Random(0), []
+    while len(codes) < 2 * number or codes.count(killed) < number:
+        codes.append(train_for(delays.uniform(0, duration / 3), f"killed-{codes.count(ended)}"))
+    folders = list(root.glob("killed-*"))
+    for folder in folders:
+        assert train_for(600, folder.name) == ended
+        assert json.loads((folder / "summary.json").read_text()) == whole
+    assert folders and whole["step"] == options["max_steps"]
+    return folders
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
 """Loading of the model to pretrain."""
 
 import json
-import re
 
 import pytest
 import torch
 import yaml
-from datasets import Dataset, Features, Image, List, Value
 from huggingface_hub.errors import StrictDataclassError
 from paths import ROOT
 from pictures import picture
+from pushed_runs import train
 from safetensors.torch import load_file
 from tiny_models import FROM_SCRATCH, TEXT, VISION, VISION_16
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -17,7 +16,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     DFineConfig,
-    Gemma2Config,
     GotOcr2ImageProcessor,
     InternVLConfig,
     InternVLForConditionalGeneration,
@@ -55,9 +53,14 @@ from modeling_vitp.pretraining.loading import (
     load_start,
     tiling,
 )
-from modeling_vitp.recipes import pretrain
 from modeling_vitp.tasks.arguments import BackboneArguments
 from modeling_vitp.tasks.loading import check_start
+
+
+def assert_same_weights(found: dict, expected: dict) -> None:
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert torch.equal(found[name], weight), name
 
 
 def load(model_args=None, texts=(), **arguments):
@@ -88,20 +91,17 @@ def test_internvl_checkpoint_is_loaded(tmp_path):
     assert not any(parameter.is_meta for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_model_from_scratch_has_requested_attention(implementation):
-    model, _ = load(ModelConfig(attn_implementation=implementation), ["How many? 3 trees"], from_scratch=FROM_SCRATCH)
-    parts = (model.config, model.config.vision_config, model.config.text_config)
-    assert {part._attn_implementation for part in parts} == {implementation}
+def test_model_from_scratch_has_requested_attention():
+    for implementation in ("eager", "sdpa"):
+        model, _ = load(ModelConfig(attn_implementation=implementation), ["How many?"], from_scratch=FROM_SCRATCH)
+        configs = (model.config, model.config.vision_config, model.config.text_config)
+        assert {config._attn_implementation for config in configs} == {implementation}
 
 
-def test_other_model_type_is_refused(tmp_path):
+def test_unsuitable_checkpoint_is_refused(model_and_processor, tmp_path):
     Qwen2Config(**TEXT).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="'qwen2' model"):
+    with pytest.raises(ValueError, match="'qwen2'"):
         load(ModelConfig(model_name_or_path=str(tmp_path)))
-
-
-def test_checkpoint_with_missing_weights_is_refused(model_and_processor, tmp_path):
     model, processor = model_and_processor
     del model.model.vision_tower.encoder.layer[0].lambda_1
     model.save_pretrained(tmp_path)
@@ -111,22 +111,20 @@ def test_checkpoint_with_missing_weights_is_refused(model_and_processor, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("options", "from_scratch", "kwargs", "message"),
+    ("options", "from_scratch", "kwargs", "name"),
     [
-        ({"load_in_4bit": True}, None, None, "load_in_4bit: .*use_peft"),
-        ({"load_in_8bit": True, "use_peft": True}, None, None, "load_in_8bit"),
+        ({"load_in_4bit": True}, None, None, "load_in_4bit"),
         ({"bnb_4bit_quant_type": "fp4"}, None, None, "bnb_4bit_quant_type"),
-        ({"use_bnb_nested_quant": True}, None, None, "use_bnb_nested_quant"),
-        ({"dtype": "bfloat16"}, FROM_SCRATCH, None, "dtype='bfloat16'.*from_scratch"),
-        ({}, None, {"attn_implementation": "eager"}, "model_init_kwargs .*dtype, attn_implementation and"),
+        ({"lora_r": 3}, None, None, "lora_r"),
+        ({"dtype": "bfloat16"}, FROM_SCRATCH, None, "dtype"),
+        ({}, None, {"attn_implementation": "eager"}, "model_init_kwargs"),
     ],
     ids=str,
 )
-def test_options_without_effect_are_refused(options, from_scratch, kwargs, message):
-    with pytest.raises(ValueError, match=message):
+def test_options_without_effect_are_refused(options, from_scratch, kwargs, name):
+    with pytest.raises(ValueError, match=name):
         check_options(ModelConfig(**options), from_scratch, kwargs)
     check_options(ModelConfig(dtype="bfloat16", use_peft=True), None)
-    check_options(ModelConfig(), FROM_SCRATCH, None)
 
 
 SMALL_TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -172,16 +170,14 @@ def composed(vision_folder, language_folder, **kwargs):
 
 @pytest.mark.parametrize(
     ("model_type", "tied"),
-    [("llama", True), ("llama", False), ("qwen2", True), ("qwen3", False), ("mistral", True), ("gpt_neox", False)],
+    [("llama", True), ("qwen3", False), ("gpt_neox", False)],
 )
 @torch.no_grad()
 def test_composed_parts_keep_weights_and_outputs(vision_folder, tmp_path, model_type, tied):
     language = save_language_model(tmp_path / "lm", model_type, tie_word_embeddings=tied)
     model, processor = composed(vision_folder, tmp_path / "lm", drop_path_rate=0.1)
     vision = InternVLVisionModel.from_pretrained(vision_folder)
-    assert all(
-        torch.equal(value, vision.state_dict()[name]) for name, value in model.model.vision_tower.state_dict().items()
-    )
+    assert_same_weights(model.model.vision_tower.state_dict(), vision.state_dict())
     assert [layer.drop_path.drop_prob for layer in model.model.vision_tower.encoder.layer] == [0.0, 0.05, 0.1]
     assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
     assert not any(parameter.is_meta for parameter in model.parameters())
@@ -271,45 +267,15 @@ def test_composed_model_is_saved_and_reloaded(vision_folder, tmp_path):
     )
     assert torch.equal(again.eval()(**inputs).logits, model.eval()(**inputs).logits)
     backbone = convert_checkpoint(tmp_path / "whole", tmp_path / "backbone", "backbone")
-    wanted = load_file(vision_folder / "model.safetensors")
-    found = load_file(backbone / "model.safetensors")
-    assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
+    assert_same_weights(load_file(backbone / "model.safetensors"), load_file(vision_folder / "model.safetensors"))
 
 
-def test_projector_depends_on_seed(vision_folder, tmp_path):
+def test_composed_model_trains(vision_folder, data_folder, tmp_path):
     save_language_model(tmp_path / "lm")
-    weights = []
-    for seed in (5, 5, 6):
-        torch.manual_seed(seed)
-        weights.append(composed(vision_folder, tmp_path / "lm")[0].model.multi_modal_projector.linear_1.weight)
-    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
-
-
-def test_composed_model_trains(vision_folder, tmp_path):
-    save_language_model(tmp_path / "lm")
-    messages = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "3 trees"}]
-    part = List({"role": Value("string"), "content": Value("string")})
-    rows = [{"images": [picture(60, 56, seed)], "messages": messages} for seed in range(4)]
-    (tmp_path / "data").mkdir()
-    Dataset.from_list(rows, features=Features({"images": List(Image()), "messages": part})).to_parquet(
-        tmp_path / "data" / "train.parquet"
-    )
-    config = {
-        "output_dir": str(tmp_path / "run"),
-        "dataset_name": str(tmp_path / "data"),
-        "vision_model": str(vision_folder),
-        "language_model": str(tmp_path / "lm"),
-        "max_steps": 2,
-        "per_device_train_batch_size": 2,
-        "report_to": "none",
-        "watch_samples": 0,
-        "learning_rate": 1e-2,
-        "bf16": False,
-    }
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(config))
-    assert pretrain.main(["--config", str(tmp_path / "recipe.yaml")]) == 0
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["train"]["train_loss"] > 0
-    trained = load_file(tmp_path / "run" / "backbone" / "model.safetensors")
+    parts = {"vision_model": str(vision_folder), "language_model": str(tmp_path / "lm")}
+    assert train(tmp_path, **parts, dataset_name=str(data_folder), learning_rate=1e-2) == 0
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["train"]["train_loss"] > 0
+    trained = load_file(tmp_path / "out" / "backbone" / "model.safetensors")
     start = load_file(vision_folder / "model.safetensors")
     assert trained.keys() == start.keys()
     assert all(not torch.equal(trained[key], start[key]) for key in start)
@@ -317,11 +283,9 @@ def test_composed_model_trains(vision_folder, tmp_path):
 
 def test_from_scratch_loads_weights_of_backbone(vision_folder):
     model, _ = load(from_scratch=FROM_SCRATCH, vision_model=str(vision_folder))
-    given = load_file(vision_folder / "model.safetensors")
-    found = model.model.vision_tower.state_dict()
-    assert given.keys() == found.keys() and all(torch.equal(given[key], found[key]) for key in given)
+    assert_same_weights(model.model.vision_tower.state_dict(), load_file(vision_folder / "model.safetensors"))
     other = FROM_SCRATCH | {"vision_config": VISION | {"intermediate_size": 24}}
-    with pytest.raises(ValueError, match="do not fit from_scratch.vision_config: size mismatch"):
+    with pytest.raises(ValueError, match="from_scratch.vision_config.*size mismatch"):
         load(from_scratch=other, vision_model=str(vision_folder))
 
 
@@ -348,11 +312,6 @@ def test_tiling_equals_composed_image_processor(vision_folder, tmp_path):
     assert planned.size != ViTPImageProcessor().size
 
 
-def test_tiling_of_backbone_alone_is_refused(vision_folder):
-    with pytest.raises(ValueError, match="vit is a backbone without a language model"):
-        tiling(str(vision_folder), None)
-
-
 def test_composed_weights_are_float32(vision_folder, tmp_path):
     save_language_model(tmp_path / "lm")
     for folder, model_class in ((vision_folder, ViTPVisionModel), (tmp_path / "lm", AutoModelForCausalLM)):
@@ -368,32 +327,26 @@ def test_incompatible_starts_are_refused(vision_folder, tmp_path):
     for part in both:
         with pytest.raises(ValueError, match="vision_model and language_model"):
             load(**{part: both[part]})
-    with pytest.raises(ValueError, match="Give either model_name_or_path or from_scratch"):
+    with pytest.raises(ValueError, match="model_name_or_path"):
         load(ModelConfig(model_name_or_path="x"), **both)
     with pytest.raises(ValueError, match="vision_model .*'llama'"):
         composed(tmp_path / "lm", tmp_path / "lm")
+    with pytest.raises(ValueError, match="vit is a backbone"):
+        tiling(str(vision_folder), None)
 
 
-def test_scaled_logits_are_refused(vision_folder, tmp_path):
-    """The class of Gemma 2 caps its logits, which the combined model would not do."""
-    tokenizer = plain_tokenizer()
-    settings = {"head_dim": 8, "num_key_value_heads": 2, "final_logit_softcapping": 1e-3}
-    config = Gemma2Config(**SMALL_TEXT, **settings, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "lm")
-    tokenizer.save_pretrained(tmp_path / "lm")
-    with pytest.raises(ValueError, match="'gemma2', computes its logits"):
-        composed(vision_folder, tmp_path / "lm")
-
-
-def test_head_with_bias_is_refused(vision_folder, tmp_path):
-    save_language_model(tmp_path / "lm", "phi")
-    with pytest.raises(ValueError, match="linear LM head"):
-        composed(vision_folder, tmp_path / "lm")
-
-
-def test_head_tied_to_other_names_is_refused(vision_folder, tmp_path):
-    save_language_model(tmp_path / "lm", "gpt_neox", tie_word_embeddings=True)
-    with pytest.raises(ValueError, match="'gpt_neox'.*embed_tokens"):
+@pytest.mark.parametrize(
+    ("model_type", "settings", "named"),
+    [
+        ("gemma2", {"final_logit_softcapping": 1e-3}, "'gemma2', computes its logits"),
+        ("phi", {}, "linear LM head"),
+        ("gpt_neox", {"tie_word_embeddings": True}, "'gpt_neox'.*embed_tokens"),
+    ],
+)
+def test_other_heads_are_refused(vision_folder, tmp_path, model_type, settings, named):
+    """The combined model would not cap logits, as Gemma 2 does, and its linear head has no bias."""
+    save_language_model(tmp_path / "lm", model_type, **settings)
+    with pytest.raises(ValueError, match=named):
         composed(vision_folder, tmp_path / "lm")
 
 
@@ -417,14 +370,11 @@ def test_saved_configuration_has_known_keys(config_class, tmp_path):
     check_config("head", saved, config_class)
 
 
-@pytest.mark.parametrize("key", ["id2label", "num_labels", "torch_dtype", "hidden_size", "out_features", "model_type"])
-def test_inherited_and_derived_field_names_are_accepted(key):
-    check_config("backbone", {key: None}, ViTPAdapterConfig)
-    if key != "out_features":
+def test_names_of_configuration_fields():
+    for key in ("id2label", "num_labels", "torch_dtype", "hidden_size", "model_type"):
+        check_config("backbone", {key: None}, ViTPAdapterConfig)
         check_config("head", {key: None}, DFineConfig)
-
-
-def test_nested_configuration_is_checked():
+    check_config("backbone", {"out_features": None}, ViTPAdapterConfig)
     part = {"text_config": {"model_type": "qwen2", "num_hiden_layers": 2}}
     with pytest.raises(ValueError, match=r"'num_hiden_layers'.*'num_hidden_layers'"):
         check_config("text", part, LlavaConfig)
@@ -434,13 +384,10 @@ def test_nested_configuration_is_checked():
     ("changed", "named"),
     [
         ({"vision_config": VISION | {"num_hiden_layers": 2}}, "'num_hiden_layers'.*'num_hidden_layers'"),
-        ({"text_config": TEXT | {"num_hiden_layers": 2}}, "'num_hiden_layers'.*'num_hidden_layers'"),
         ({"text_config": {"model_type": "qwn2"}}, "'qwn2'.*'qwen2'"),
         ({"text_config": TEXT | {"zzz": 2}}, "'zzz'.*Qwen2Config"),
         ({"image_processor": {"max_patch": 1}}, "'max_patch'.*'max_patches'"),
-        ({"image_processor": {"size": 1}}, "'size'"),
         ({"vision_config": 24}, "vision_config.*24"),
-        ({"vision_config": None}, "vision_config"),
     ],
 )
 def test_mistyped_key_from_scratch_is_refused(changed, named):
@@ -453,9 +400,8 @@ def test_mistyped_key_from_scratch_is_refused(changed, named):
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"from_scratch": {"num_hiden_layers": 4}}, "'num_hiden_layers'.*'num_hidden_layers'"),
         ({"backbone": {"deformable_head": 4}}, "'deformable_head'.*'deformable_heads'"),
-        ({"backbone": {"deformable_heads": 4}, "neck": "pyramid"}, "'deformable_heads'.*adapter.*--backbone '{}'"),
+        ({"backbone": {"deformable_heads": 4}, "neck": "pyramid"}, "'deformable_heads'.*adapter"),
         ({"head": {"neck_chanels": 32}}, "'neck_chanels'.*'neck_channels'"),
         ({"head": {"id2label": {0: "tree"}}}, "'id2label'"),
     ],
@@ -473,21 +419,13 @@ def test_random_weights_are_not_scored():
         check_start(ViTPForSemanticSegmentation, args, do_train=False)
 
 
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        ({"deformable_heads": 5}, r"deformable_heads.*5.*deformable_heads: 4"),
-        ({"deformable_heads": 0}, r"deformable_heads.*0.*deformable_heads: 1"),
-        ({"spatial_prior_norm": "none"}, "spatial_prior_norm.*'none'"),
-        ({"hidden_size": "wide"}, "'hidden_size' expected int, got str"),
-    ],
-)
-def test_invalid_configuration_value_is_a_mistake(settings, named):
+@pytest.mark.parametrize("settings", [{"deformable_heads": 5}, {"hidden_size": "wide"}])
+def test_invalid_configuration_value_is_a_mistake(settings):
     with pytest.raises(StrictDataclassError) as caught:
         ViTPAdapterConfig(**VISION_16 | {"deformable_heads": 4} | settings)
     what, remedy, status = explain_error(caught.value)
     assert status == MISTAKE and remedy is None
-    assert re.search(named, what), what
+    assert next(iter(settings)) in what
 
 
 def test_package_configurations_have_known_keys():

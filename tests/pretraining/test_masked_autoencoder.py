@@ -106,44 +106,6 @@ def test_mae_loss_equals_loop_over_masked_patches(pixels, noise):
     torch.testing.assert_close(outputs.loss, torch.stack(errors).mean())
 
 
-def test_masked_patches_do_not_reach_the_encoder(pixels, noise):
-    model = MaskedAutoencoder(vit())
-    pixels.requires_grad_()
-    outputs = model.vit(pixels, noise)
-    assert outputs.last_hidden_state.shape == (2, 1 + SIDE**2 // 4, 16)
-    outputs.last_hidden_state.square().sum().backward()
-    moved = [[patch_at(grad, index).abs().max() for index in range(SIDE**2)] for grad in pixels.grad]
-    assert ((torch.tensor(moved) == 0) == outputs.mask.bool()).all()
-
-
-def test_small_budget_is_one_step():
-    assert mae_steps(vit().config, 2, 1.0) == 1
-
-
-def test_masks_are_drawn_by_the_seed(pixels):
-    model = MaskedAutoencoder(vit())
-
-    def loss(seed):
-        torch.manual_seed(seed)
-        return model(pixels).loss.item()
-
-    assert loss(3) == loss(3) != loss(4)
-
-
-def test_trainer_updates_given_weights(pixels):
-    backbone = vit()
-    before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    model = MaskedAutoencoder(backbone)
-    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    model(pixels).loss.backward()
-    optimizer.step()
-    unmoved = {name for name, value in backbone.state_dict().items() if torch.equal(value, before[name])}
-    assert not {name for name in unmoved if "weight" in name}
-    places = model.decoder.decoder_pos_embed[0, 1:]
-    assert len(places.unique(dim=0)) == SIDE**2
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["vit", "vit_mae"])
 def test_loss_equals_transformers_masked_autoencoder(family, tmp_path):
@@ -197,20 +159,20 @@ def test_visible_patches_see_only_each_other(family, tmp_path):
     assert ((changed - features).abs().amax(2)[:, 1:] > 1e-4).all()
 
 
-@pytest.mark.parametrize("start", ["internvl_vision", "vit"])
-def test_resumed_run_equals_undisturbed_run(start, images, tmp_path):
-    save_vit(tmp_path / "vit", start) if start in NAMES else save_internvit(tmp_path / "vit", drop_path_rate=0.3)
-    metrics = train(tmp_path / "vit", images, tmp_path / "whole")
+def test_resumed_run_equals_undisturbed_run(images, tmp_path):
+    start = save_internvit(tmp_path / "vit", drop_path_rate=0.3)
+    metrics = train(start, images, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "stopped" / "checkpoint-2")
-    resumed = train(tmp_path / "vit", images, tmp_path / "stopped")
-    whole, stopped, before = (
-        load_file(tmp_path / name / "model.safetensors") for name in ("whole/backbone", "stopped/backbone", "vit")
-    )
-    assert whole.keys() == stopped.keys() and all(torch.equal(whole[name], stopped[name]) for name in whole)
-    assert not torch.equal(whole[kernel := next(name for name in whole if "projection.weight" in name)], before[kernel])
+    resumed = train(start, images, tmp_path / "stopped")
+    folders = (tmp_path / "whole" / "backbone", tmp_path / "stopped" / "backbone", start)
+    whole, stopped, before = (load_file(folder / "model.safetensors") for folder in folders)
+    assert whole.keys() == stopped.keys()
+    for name, weight in whole.items():
+        assert torch.equal(weight, stopped[name])
+        assert "projection.weight" not in name or not torch.equal(weight, before[name])
     assert resumed["train"]["train_loss"] == metrics["train"]["train_loss"] > 0
     with pytest.raises(ValueError, match="vertical_flip"):
-        train(tmp_path / "vit", images, tmp_path / "stopped", vertical_flip=0.0, max_steps=6)
+        train(start, images, tmp_path / "stopped", vertical_flip=0.0, max_steps=6)
 
 
 def test_trained_backbone_opens_in_transformers(images, tmp_path):
@@ -222,8 +184,8 @@ def test_trained_backbone_opens_in_transformers(images, tmp_path):
     assert all(torch.equal(weight, trained[f"vit.vit.{name}"]) for name, weight in opened.state_dict().items())
     assert [*processor.image_mean, *processor.image_std] == [*MEAN, *STD]
     card = (backbone / "README.md").read_text()
-    assert "trained as a masked autoencoder" in card and "pretrained with" not in card
-    assert (tmp_path / "run" / "watch" / "step-000002.png").stat().st_size > 1000
+    assert "masked autoencoder" in card and "pretrained with" not in card
+    assert (tmp_path / "run" / "watch" / "step-000002.png").is_file()
 
 
 @pytest.mark.slow
@@ -278,9 +240,22 @@ def test_steps_have_the_given_operations(family):
     assert mae_steps(config, 8, 1000 * one_step) == 1000
 
 
-def test_mae_rejects_non_square_images():
+def test_unsuitable_starts_and_images_are_named(images, tmp_path, monkeypatch):
+    class RotaryTower(type(TOWERS["dinov3_vit"])):
+        select_patches = VisionTower.select_patches
+
     with pytest.raises(ValueError, match="24 x 48 and 4 x 8"):
         MaskedAutoencoder(vit(image_size=[24, 48], patch_size=[4, 8]))
+    (tmp_path / "broken.png").write_bytes(images[0].read_bytes()[:200])
+    for name in ("broken.png", "missing.png"):
+        with pytest.raises(ValueError, match=name):
+            train(save_internvit(tmp_path / "vit"), [*images, tmp_path / name], tmp_path / "run")
+    SwinModel(SwinConfig(image_size=64, embed_dim=8, depths=[1, 1], num_heads=[1, 1])).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="swin"):
+        train(tmp_path, [tmp_path], tmp_path / "run")
+    monkeypatch.setitem(TOWERS, "dinov3_vit", RotaryTower())
+    with pytest.raises(ValueError, match="RotaryTower.*position_embeddings"):
+        mae_steps(FAMILIES["dinov3_vit"][1], 2, 1e9)
 
 
 def test_images_of_one_name_are_told_apart(tmp_path):
@@ -289,26 +264,3 @@ def test_images_of_one_name_are_told_apart(tmp_path):
         picture(8, 8).save(tmp_path / name)
     files = ImageFiles([tmp_path / "a" / "1" / "image.png", tmp_path / "a" / "2" / "image.png", tmp_path / "b"])
     assert [sample["id"] for sample in files] == ["a/1/image.png", "a/2/image.png", "b/image.png"]
-    with pytest.raises(ValueError, match="none"):
-        ImageFiles([])
-
-
-def test_images_that_cannot_be_read_are_named(images, tmp_path):
-    start = save_internvit(tmp_path / "vit")
-    (tmp_path / "broken.png").write_bytes(images[0].read_bytes()[:200])
-    with pytest.raises(ValueError, match="broken.png"):
-        train(start, [*images, tmp_path / "broken.png"], tmp_path / "run")
-    with pytest.raises(ValueError, match="missing.png"):
-        train(start, [*images, tmp_path / "missing.png"], tmp_path / "run")
-
-
-def test_families_that_cannot_leave_out_patches_are_named(tmp_path, monkeypatch):
-    class RotaryTower(type(TOWERS["dinov3_vit"])):
-        select_patches = VisionTower.select_patches
-
-    SwinModel(SwinConfig(image_size=64, embed_dim=8, depths=[1, 1], num_heads=[1, 1])).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="swin"):
-        train(tmp_path, [tmp_path], tmp_path / "run")
-    monkeypatch.setitem(TOWERS, "dinov3_vit", RotaryTower())
-    with pytest.raises(ValueError, match="RotaryTower.*position_embeddings"):
-        mae_steps(FAMILIES["dinov3_vit"][1], 2, 1e9)

@@ -1,11 +1,8 @@
 """Cost estimate of a run, compared with costs that are computed independently."""
 
-import contextlib
 import copy
 import dataclasses
-import io
 import json
-import re
 import shlex
 from types import SimpleNamespace
 
@@ -45,16 +42,6 @@ from modeling_vitp.training.costs import DEVICES, Device, StepCost, count_operat
 ARGUMENTS = ["--config", "remote_sensing_paper", "--dry_run"]
 
 
-@pytest.fixture(scope="module")
-def rows():
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text):
-        assert pretrain.main([*ARGUMENTS, "--plan_utilization", "0.5"]) == 0
-    lines = [line for line in text.getvalue().splitlines() if line.startswith("| ")]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
-    return text.getvalue(), {name: values for name, *values in cells}
-
-
 def test_start_keeps_its_ratio_and_tied_weights(tmp_path):
     parts = {"vision_config": VISION, "text_config": TEXT}
     ViTPConfig(**parts, downsample_ratio=0.25, tie_word_embeddings=True).save_pretrained(tmp_path)
@@ -63,58 +50,38 @@ def test_start_keeps_its_ratio_and_tied_weights(tmp_path):
 
 
 @pytest.mark.slow
-def test_memory_and_hours_follow_the_samples(rows):
-    text, table = rows
-    assert "128 in all" in text and "8,000 steps of 128 samples take 19.4 hours" in text
-    assert "8 device(s), a40, 48 GiB, at 50% of 150 TFLOP/s; 8,000 steps" in text
-    assert "in each of 8 process(es)" in text
-    assert "InternVL2.5-1B is assumed" in text and "(13 tiles, 200 text tokens)" in text
+def test_memory_and_hours_follow_the_samples(capsys):
+    assert pretrain.main([*ARGUMENTS, "--plan_utilization", "0.5"]) == 0
+    text = capsys.readouterr().out
+    assert "8,000 steps of 128 samples take 19.4 hours" in text
     assert "each device receives 6.57 GB with DDP and 50.2 GB with FSDP2 per step" in text
-    config = ViTPConfig(**INTERNVL2_5_1B)
-    peak = step_cost(config, BatchShape(1, 13, 200, 0.75), 1).with_buckets(8)
-    weights, gradients, optimizer, activations, total, room, tera, hours, device_hours = table["as configured"]
+    peak = step_cost(ViTPConfig(**INTERNVL2_5_1B), BatchShape(1, 13, 200, 0.75), 1).with_buckets(8)
+    row = next(line for line in text.splitlines() if line.startswith("| as configured"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    *memory, room, tera, hours, device_hours = cells[1:]
     parts = [peak.weights, peak.gradients, peak.optimizer, peak.activations, peak.memory]
-    assert [weights, gradients, optimizer, activations, total] == [f"{part / 2**30:.2f}" for part in parts]
+    assert memory == [f"{part / 2**30:.2f}" for part in parts]
     assert room == f"{48 - peak.memory / 2**30:.1f} free"
     assert float(hours) == pytest.approx(8000 * float(tera) / (0.5 * 149.7) / 3600, rel=0.01)
     assert float(device_hours) == pytest.approx(8 * float(hours), rel=0.01)
 
 
-@pytest.mark.slow
-def test_plan_compares_single_changes(rows):
-    table = {name: [float(re.match(r"[\d.e+]+", cell).group()) for cell in cells] for name, cells in rows[1].items()}
-    assert list(table) == [
-        "as configured",
-        "r = 0",
-        "without activation checkpointing",
-        "activation checkpointing of every 4th layer",
-        "activation checkpointing of every 2nd layer",
-        "LoRA on the language model",
-    ]
-    configured, full, kept, fourth, half, lora = table.values()
-    assert kept[3] > fourth[3] > half[3] > configured[3] and kept[6] < fourth[6] < half[6] < configured[6]
-    assert full[3] > configured[3] and full[6] > configured[6] and full[:3] == configured[:3]
-    assert kept[3] > 3 * configured[3] and kept[6] < configured[6]
-    assert lora[1] < configured[1] / 2 and lora[2] < configured[2] / 2
-
-
 @pytest.mark.skipif(not HAS_ACTIVATION_CHECKPOINTING, reason="every_n_layers needs transformers 5.23")
 def test_plan_inverts_each_setting():
-    assert list(changes(Setup(0.9, 0, True), False)) == [
-        "as configured",
-        "r = 0",
-        "r = 0.75",
-        "activation checkpointing of every 4th layer",
-        "activation checkpointing of every 2nd layer",
-        "activation checkpointing",
-        "without LoRA on the language model",
+    compared = changes(Setup(0.9, 0, True), False)
+    assert [(setup.drop_ratio, setup.checkpoint_every, setup.lora) for setup in compared.values()] == [
+        (0.9, 0, True),
+        (0.0, 0, True),
+        (0.75, 0, True),
+        (0.9, 4, True),
+        (0.9, 2, True),
+        (0.9, 1, True),
+        (0.9, 0, False),
     ]
     assert not any("LoRA" in name for name in changes(Setup(0.0, 0, False), True))
-    padded, free = (
-        changes(Setup(0.75, 0, False, padding_free), False, is_padded=True) for padding_free in (False, True)
-    )
-    assert padded["without padding (padding_free)"] == Setup(0.75, 0, False, True)
-    assert free["with padding"] == Setup(0.75, 0, False, False)
+    for padding_free in (False, True):
+        compared = changes(Setup(0.75, 0, False, padding_free), False, is_padded=True)
+        assert Setup(0.75, 0, False, not padding_free) in compared.values()
 
 
 def test_unknown_device_is_named():
@@ -123,44 +90,24 @@ def test_unknown_device_is_named():
     with pytest.raises(ValueError, match="'24gib,0tflop/s'"):
         describe_device("24GiB,0TFLOP/s")
     assert describe_device("H100")[1] == DEVICES["h100"]
+    assert describe_device(" 24.0 gib, 71.5 tflop/s") == ("custom", Device(24.0, 71.5e12))
 
 
-@pytest.mark.parametrize(
-    ("name", "memory", "known"),
-    [
-        ("NVIDIA A40", 45, "a40"),
-        ("NVIDIA H100 80GB HBM3", 79, "h100"),
+def test_default_device_has_memory_of_this_machine(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for name, memory, known in [
         ("NVIDIA A100-SXM4-40GB", 40, "a100"),
         ("NVIDIA GeForce RTX 4090", 24, "rtx4090"),
         ("NVIDIA RTX A4000", 16, None),
-        ("NVIDIA GeForce RTX 3090", 24, None),
-        ("Tesla V100-SXM2-32GB", 32, None),
-    ],
-)
-def test_default_device_has_memory_of_this_machine(monkeypatch, name, memory, known):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    properties = SimpleNamespace(name=name, total_memory=memory * 2**30)
-    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: properties)
-    description, device = describe_device(None)
-    assert device == dataclasses.replace(DEVICES[known or "a40"], memory=memory)
-    assert description.startswith(name) and ("--plan_device" in description) == (known is None)
+    ]:
+        properties = SimpleNamespace(name=name, total_memory=memory * 2**30)
+        monkeypatch.setattr("torch.cuda.get_device_properties", lambda index, properties=properties: properties)
+        description, device = describe_device(None)
+        assert device == dataclasses.replace(DEVICES[known or "a40"], memory=memory)
+        assert description.startswith(name) and ("--plan_device" in description) == (known is None)
 
 
-@pytest.mark.parametrize(
-    ("settings", "from_scratch", "undropped"),
-    [
-        ({}, False, 0),
-        ({}, True, 0.5),
-        ({"vrl_warmup_steps": 25}, True, 0.25),
-        ({"vrl_warmup_steps": 0}, True, 0),
-        ({"vrl_warmup_steps": 500}, False, 1),
-        ({"vrl_apply_prob": 0.25}, False, 0.75),
-        ({"vrl_warmup_steps": 50, "vrl_apply_prob": 0.5}, False, 0.75),
-        ({"vrl_drop_ratio": 0.0}, True, 0),
-    ],
-    ids=str,
-)
-def test_work_counts_longest_and_undropped_rows(tmp_path, processor, settings, from_scratch, undropped):
+def test_work_counts_longest_and_undropped_rows(tmp_path, processor):
     """Rows have four images, which have more tiles than one image; one row has a long text."""
     pictures = [str(tmp_path / f"{index}.png") for index in range(4)]
     for index, path in enumerate(pictures):
@@ -172,15 +119,23 @@ def test_work_counts_longest_and_undropped_rows(tmp_path, processor, settings, f
     source = {"name": "four", "annotation": str(tmp_path / "rows.jsonl"), "image_root": str(tmp_path)}
     (tmp_path / "mixture.yaml").write_text(yaml.safe_dump({"sources": [source]}))
     summaries = summarize_sources(load_mixture(str(tmp_path / "mixture.yaml")), processor.image_processor)
-    settings = {"max_steps": 100, "max_length": 700, "vrl_drop_ratio": 0.75, **settings}
-    args = ViTPTrainingConfig(str(tmp_path), **settings)
-    work = work_of(args, 1, summaries, from_scratch)
     tiles = sum(processor.image_processor.num_tiles([(56, 56)] * 4))
-    assert (work.longest.tiles, work.mean.tiles) == (max(tiles, 7), tiles)
     characters = [len(question) + size for size in lengths]
-    assert work.mean.text_tokens == round(sum(characters) / 3 / 4)
-    assert work.longest.text_tokens == 700 < max(characters) / 4
-    assert work.undropped == pytest.approx(undropped)
+    for settings, from_scratch, undropped in [
+        ({}, False, 0),
+        ({}, True, 0.5),
+        ({"vrl_warmup_steps": 25}, True, 0.25),
+        ({"vrl_warmup_steps": 0}, True, 0),
+        ({"vrl_warmup_steps": 500}, False, 1),
+        ({"vrl_warmup_steps": 50, "vrl_apply_prob": 0.5}, False, 0.75),
+        ({"vrl_drop_ratio": 0.0}, True, 0),
+    ]:
+        settings = {"max_steps": 100, "max_length": 700, "vrl_drop_ratio": 0.75, **settings}
+        work = work_of(ViTPTrainingConfig(str(tmp_path), **settings), 1, summaries, from_scratch)
+        assert (work.longest.tiles, work.mean.tiles) == (max(tiles, 7), tiles)
+        assert work.mean.text_tokens == round(sum(characters) / 3 / 4)
+        assert work.longest.text_tokens == 700 < max(characters) / 4
+        assert work.undropped == pytest.approx(undropped), settings
 
 
 @pytest.mark.parametrize(("drop_last", "steps"), [(False, 9), (True, 6)])
@@ -248,39 +203,15 @@ def test_padding_has_no_labels():
     assert batch["input_ids"].shape == (2, 64 + 30 + 8) and batch["answer_labels"].shape == (2, 64 + 30 + 8)
 
 
-@pytest.mark.parametrize("name", ["24GiB,71.5TFLOP/s", " 24.0 gib, 71.5 tflop/s"])
-def test_custom_device_has_memory_and_speed(name):
-    assert describe_device(name) == ("custom", Device(24.0, 71.5e12))
-
-
 @pytest.mark.slow
-def test_missing_memory_is_printed(capsys):
-    device = ["--plan_device", "8GiB,10TFLOP/s", "--plan_devices", "1"]
-    arguments = [*ARGUMENTS, *device, "--activation_checkpointing", "false"]
-    assert pretrain.main(arguments) == 0
-    cells = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| as configured")).split("|")
-    peak = step_cost(ViTPConfig(**INTERNVL2_5_1B), BatchShape(1, 13, 200, 0.75))
-    assert cells[7].strip() == f"{peak.memory / 2**30 - 8:.1f} missing"
-
-
-# The configured run needs 19.2 GiB; checkpointing of every second layer 26.6, every fourth 30.4, and none 34.2.
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("memory", "options"),
-    [
-        (48, "--activation_checkpointing false"),
-        (35, "--activation_checkpointing true --activation_checkpointing_kwargs '{\"every_n_layers\": 4}'"),
-        (31, "--activation_checkpointing true --activation_checkpointing_kwargs '{\"every_n_layers\": 2}'"),
-        (24, None),
-    ],
-)
-def test_fastest_checkpointing_that_fits_is_printed(capsys, memory, options):
-    assert pretrain.main([*ARGUMENTS, "--plan_device", f"{memory}GiB,10TFLOP/s"]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Fastest setting")]
-    assert lines == ([] if options is None else [f"Fastest setting with 10% of the device free: {options}"])
-    if options is not None:  # the printed options are valid, and then no faster setting is printed
-        assert pretrain.main([*ARGUMENTS, "--plan_device", f"{memory}GiB,10TFLOP/s", *shlex.split(options)]) == 0
-        assert "Fastest setting" not in capsys.readouterr().out
+def test_fastest_checkpointing_that_fits_is_printed(capsys):
+    """The configured run needs 19.2 GiB, checkpointing of every fourth layer 30.4."""
+    device = ["--plan_device", "35GiB,10TFLOP/s"]
+    options = "--activation_checkpointing true --activation_checkpointing_kwargs '{\"every_n_layers\": 4}'"
+    assert pretrain.main([*ARGUMENTS, *device]) == 0
+    assert f"Fastest setting with 10% of the device free: {options}\n" in capsys.readouterr().out
+    assert pretrain.main([*ARGUMENTS, *device, *shlex.split(options)]) == 0
+    assert "Fastest setting" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -316,6 +247,11 @@ def config():
     text = {"model_type": "qwen2", **FROM_SCRATCH["text_config"], "num_hidden_layers": 3, "vocab_size": 300}
     vision = FROM_SCRATCH["vision_config"] | {"num_hidden_layers": 4}
     return ViTPConfig(vision_config=vision, text_config=text, image_token_id=7)
+
+
+@pytest.fixture(scope="module")
+def plain_step(config):
+    return real_step(config)
 
 
 def real_step(config, every=0):
@@ -362,8 +298,8 @@ def real_step(config, every=0):
     return model, step, forward
 
 
-def test_step_cost_equals_a_real_step(config):
-    model, step, operations = real_step(config)
+def test_step_cost_equals_a_real_step(config, plain_step):
+    model, step, operations = plain_step
     cost = step_cost(config, SHAPE, bf16=False)
     number = sum(weight.numel() for weight in model.parameters())
     assert (cost.weights, cost.gradients, cost.optimizer) == (4 * number, 4 * number, 8 * number)
@@ -382,15 +318,14 @@ def test_step_cost_equals_a_real_step(config):
     assert cost.forward["head"] == 2 * 2 * 12 * 300 * config.text_config.hidden_size
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_tied_embeddings_and_eager_attention(config, attention):
+def test_tied_embeddings_and_eager_attention(config, plain_step):
     text = config.text_config.to_dict() | {"tie_word_embeddings": True}
     vision = config.vision_config.to_dict()
     tied = ViTPConfig(vision_config=vision, text_config=text, image_token_id=7, tie_word_embeddings=True)
-    tied._attn_implementation = attention
+    tied._attn_implementation = "eager"
     model, step, _ = real_step(tied)
     number = sum(weight.numel() for weight in model.parameters())
-    assert number == sum(weight.numel() for weight in real_step(config)[0].parameters()) - model.lm_head.weight.numel()
+    assert number == sum(weight.numel() for weight in plain_step[0].parameters()) - model.lm_head.weight.numel()
     cost = step_cost(tied, SHAPE, bf16=False)
     assert (cost.weights, cost.gradients, cost.optimizer) == (4 * number, 4 * number, 8 * number)
     assert cost.activations == pytest.approx(step.kept, rel=0.05)
@@ -408,13 +343,13 @@ def with_depth(config, vision_layers, text_layers):
 
 @pytest.mark.skipif(not HAS_ACTIVATION_CHECKPOINTING, reason="every_n_layers needs transformers 5.23")
 @pytest.mark.parametrize("every", [1, 2, 4])
-def test_checkpointing_equals_a_real_step(config, every):
+def test_checkpointing_equals_a_real_step(config, plain_step, every):
     """In a model of seven layers, the last one is recomputed while the inputs of all layers are kept."""
     _, step, _ = real_step(config, every)
     expected = step.kept
     if every < 4:
         inputs = 4 * SHAPE.samples * (SHAPE.tiles * 4 // 2 + SHAPE.text_tokens) * config.text_config.hidden_size
-        layer = real_step(config)[1].kept - real_step(with_depth(config, 4, 2))[1].kept
+        layer = plain_step[1].kept - real_step(with_depth(config, 4, 2))[1].kept
         expected = max(expected, step.after_layers + layer - inputs)
     cost = step_cost(config, SHAPE, every, bf16=False)
     assert cost.activations == pytest.approx(expected, rel=0.05)
@@ -432,18 +367,8 @@ def test_step_cost_of_one_layer_equals_a_real_step(config):
 def test_layers_that_are_alike_stand_for_all(config):
     """The costs of two layers of each kind, extended to all layers, equal those of the whole model."""
     step, whole = (measure_pretraining(config, SHAPE, layers_are_alike=alike) for alike in (True, False))
-    for every in range(5):
+    for every in (0, 1, 2, 4):
         assert step.cost(every) == whole.cost(every)
-
-
-@pytest.mark.slow
-def test_checkpointing_and_drop_ratio_save_memory(config):
-    plain, checkpointed = step_cost(config, SHAPE), step_cost(config, SHAPE, 1)
-    assert checkpointed.activations < plain.activations / 2
-    assert checkpointed.backward > plain.backward and checkpointed.forward == plain.forward
-    full = step_cost(config, BatchShape(2, 3, 20))
-    assert full.activations > plain.activations and full.forward["language model"] > plain.forward["language model"]
-    assert full.forward["ViT"] == plain.forward["ViT"]
 
 
 def test_frozen_parts_and_lora_cost_less(config):
@@ -461,12 +386,11 @@ def test_frozen_parts_and_lora_cost_less(config):
     assert cost.weights > 100 * cost.gradients
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "share"), [("adamw_torch_fused", 2), ("adamw_bnb_8bit", 0.5), ("adafactor", 0), ("lion_32bit", 1)]
-)
-def test_optimizer_state_depends_on_optimizer(config, optimizer, share):
-    cost = step_cost(config, SHAPE, optimizer=optimizer)
-    assert cost.optimizer == share * cost.weights
+def test_optimizer_state_depends_on_optimizer(config):
+    shares = {"adamw_bnb_8bit": 0.5, "adafactor": 0, "lion_32bit": 1}
+    for optimizer, share in shares.items():
+        cost = step_cost(config, SHAPE, optimizer=optimizer)
+        assert cost.optimizer == share * cost.weights, optimizer
 
 
 def test_internvl_shape_has_published_weights():

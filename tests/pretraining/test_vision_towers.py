@@ -27,8 +27,8 @@ def test_ten_steps_change_every_trained_tensor(family, tmp_path):
         assert torch.equal(weight, before[name]) != weight.requires_grad, name
     export_backbone(trainer.model, tmp_path / "backbone", trainer.processing_class.image_processor)
     opened, family_of = AutoModel.from_pretrained(tmp_path / "backbone").eval(), tower_of(tower.config)
-    pixels = torch.randn(2, 3, 64, 64) if family.startswith(("siglip", "timm", "vit", "clip", "dinov3")) else None
-    pixels = torch.randn(2, 3, 56, 56) if pixels is None else pixels
+    side = 64 if family.startswith(("siglip", "timm", "vit", "clip", "dinov3")) else 56
+    pixels = torch.randn(2, 3, side, side)
     with torch.no_grad():
         assert torch.equal(family_of.patch_tokens(opened, pixels), family_of.patch_tokens(tower.eval(), pixels))
 

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import logging
 import multiprocessing
 import os
 import signal
@@ -13,7 +12,6 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import dense_data
 import numpy as np
 import pytest
 import torch
@@ -30,17 +28,14 @@ from transformers.trainer_callback import ExportableState
 from trl import ModelConfig
 
 from modeling_vitp.command.errors import RunStopped, TrainingDiverged
-from modeling_vitp.images.pixels import colors_of, principal_scores
 from modeling_vitp.pretraining.arguments import PretrainArguments
 from modeling_vitp.pretraining.loading import load_start
 from modeling_vitp.pretraining.trainer import ViTPTrainer
-from modeling_vitp.recipes import finetune_segmentation
 from modeling_vitp.training.callbacks import (
     TAG,
     LogPredictionsCallback,
     StopAtNotFinite,
     choose,
-    component_colors,
     ignore_signals_in_worker,
 )
 from modeling_vitp.training.checkpointing import last_checkpoint
@@ -63,8 +58,7 @@ def poison(trainer, what: str, step: int) -> list:
     return seen
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["map", "stream"])
-@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize(("stream", "what"), [(False, "loss"), (True, "gradient")])
 def test_step_not_finite_names_its_samples(tmp_path, stream, what):
     trainer = make_trainer(tmp_path, stream=stream, save_steps=1, eval_strategy="no", logging_steps=1)
     seen = poison(trainer, what, 3)
@@ -77,7 +71,7 @@ def test_step_not_finite_names_its_samples(tmp_path, stream, what):
 
 def test_diverging_run_exports_nothing(data_folder, tmp_path):
     settings = {"from_scratch": FROM_SCRATCH, "dataset_name": str(data_folder)}
-    with pytest.raises(RunStopped, match="Step 1 is not finite: weights are NaN or infinite, in "):
+    with pytest.raises(RunStopped, match="Step 1 is not finite: weights"):
         train(tmp_path, **settings, learning_rate=1e38, warmup_steps=0, max_steps=1)
     assert not (tmp_path / "out" / "backbone").exists() and not (tmp_path / "out" / "model.safetensors").exists()
     assert not (tmp_path / "out" / "metrics.json").exists() and last_checkpoint(tmp_path / "out") is None
@@ -96,16 +90,6 @@ def test_step_skipped_by_scaler_is_ignored(tmp_path):
     trainer.accelerator.scaler = SimpleNamespace(get_scale=lambda: 0.5)
     with pytest.raises(RunStopped, match="the loss is nan. .*'row-7'"):
         end_step()
-
-
-def test_diverging_segmentation_names_its_samples(tmp_path):
-    dense_data.make_loveda(tmp_path / "data")
-    settings = {"submission": None, "num_pictures": 0, "learning_rate": 1e38, "warmup_steps": 0}
-    with pytest.raises(RunStopped, match=r"Step 1 is not finite: weights .*'.*/"):
-        finetune_segmentation.main(
-            dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **settings)
-        )
-    assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
 def test_nan_weights_are_refused_as_start(model_and_processor, tmp_path):
@@ -127,8 +111,8 @@ def stopped(folder, number: int, step: int, **options) -> RunStopped:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [1, 3, 5])
-def test_run_stopped_by_signal_is_exact(tmp_path, step, monkeypatch, capfd):
+@pytest.mark.parametrize("step", [1, 3])
+def test_run_stopped_by_signal_is_exact(tmp_path, step, monkeypatch):
     """The third step has an evaluation."""
     monkeypatch.setattr(sys, "argv", ["vitp pretrain", "--config", "a b.yaml", "--hub_token", "hf_secret"])
     whole = run(tmp_path / "whole")
@@ -137,8 +121,7 @@ def test_run_stopped_by_signal_is_exact(tmp_path, step, monkeypatch, capfd):
     assert signal.getsignal(signal.SIGTERM) == before
     assert stop.status == 143 and "hf_secret" not in str(stop)
     assert f"stopped by SIGTERM: checkpoint-{step} of 8 steps" in str(stop)
-    assert str(stop).endswith("Resume with: vitp pretrain --config 'a b.yaml'")
-    assert "SIGTERM: saving at the end of this step." in capfd.readouterr().err
+    assert str(stop).endswith("vitp pretrain --config 'a b.yaml'")
     assert last_checkpoint(tmp_path / "run").endswith(f"checkpoint-{step}")
     assert run(tmp_path / "run") == whole
 
@@ -184,8 +167,9 @@ class SendToAll(TrainerCallback):
             subprocess.run(["kill", f"-{self.number}", *map(str, pids)], check=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("persistent", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("number", "persistent"), [(signal.SIGTERM, False), pytest.param(signal.SIGINT, True, marks=pytest.mark.slow)]
+)
 def test_signal_to_the_group_spares_workers(interruptible, tmp_path, number, persistent):
     options = {"dataloader_num_workers": 2, "dataloader_persistent_workers": persistent, "eval_strategy": "no"}
     trainer = make_trainer(tmp_path, save_on_signal=["SIGTERM", "SIGINT"], **options)
@@ -206,9 +190,7 @@ def wait_for_ever(names: list[str], ready) -> None:
     time.sleep(600)
 
 
-@pytest.mark.parametrize(
-    "method", ["fork", *(pytest.param(name, marks=pytest.mark.slow) for name in ("forkserver", "spawn"))]
-)
+@pytest.mark.parametrize("method", ["fork", pytest.param("forkserver", marks=pytest.mark.slow)])
 def test_worker_is_ended_only_by_its_parent(method):
     context = multiprocessing.get_context(method)
     ready = context.SimpleQueue()
@@ -269,23 +251,15 @@ class CountSteps(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"steps": self.steps}}
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_resumed_run_restores_other_callbacks(tmp_path, number):
+def test_resumed_run_restores_other_callbacks(tmp_path):
     options = {"eval_strategy": "no", "save_steps": 1, "max_steps": 3}
     for stop in (2, None):
-        trainer, counters = make_trainer(tmp_path, stop_at_step=stop, **options), [CountSteps() for _ in range(number)]
+        trainer, counters = make_trainer(tmp_path, stop_at_step=stop, **options), [CountSteps(), CountSteps()]
         for counter in counters:
             trainer.add_callback(counter)
         with pytest.raises(RunStopped) if stop else contextlib.nullcontext():
             trainer.train_or_resume()
-    assert [counter.steps for counter in counters] == [3] * number
-
-
-def test_signals_are_read_and_unknown_ones_refused(tmp_path):
-    with pytest.raises(ValueError, match="save_on_signal.*SIGUSR1"):
-        make_trainer(tmp_path, save_on_signal=["SIGUSR1"])
-    for names in (("SIGTERM", "SIGINT"), "SIGTERM SIGINT"):
-        assert make_trainer(tmp_path, save_on_signal=names).args.save_on_signal == ["SIGTERM", "SIGINT"]
+    assert [counter.steps for counter in counters] == [3, 3]
 
 
 @pytest.mark.slow
@@ -303,30 +277,22 @@ def test_two_processes_stop_at_the_same_step(tmp_path):
 EVERY_STEP = {"eval_steps": 1, "save_steps": 2, "max_steps": 4, "logging_steps": 1}
 
 
-class Stopped(Exception):
-    pass
-
-
-class StopAfter(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
+class StopAfterThird(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise Stopped
+        if state.global_step == 3:
+            raise KeyboardInterrupt
 
 
 def images_in(folder: Path) -> list[tuple[int, np.ndarray]]:
     """Return steps and images of all event files of TensorBoard."""
     from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
 
-    found = []
+    images = []
     for file in folder.rglob("events.out.tfevents.*"):
         events = EventAccumulator(str(file), size_guidance={IMAGES: 0}).Reload()
-        if TAG in events.Tags()["images"]:
-            read = [(event.step, Image.open(io.BytesIO(event.encoded_image_string))) for event in events.Images(TAG)]
-            found += [(step, np.asarray(image)) for step, image in read]
-    return sorted(found, key=lambda one: one[0])
+        for event in events.Images(TAG) if TAG in events.Tags()["images"] else []:
+            images.append((event.step, np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))))
+    return sorted(images, key=lambda image: image[0])
 
 
 @pytest.fixture(scope="module")
@@ -335,8 +301,8 @@ def stopped_and_resumed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("watched")
     options = {**EVERY_STEP, "watch_samples": 2, "report_to": "tensorboard"}
     first = make_trainer(folder, **options)
-    first.add_callback(StopAfter(3))
-    with contextlib.suppress(Stopped):
+    first.add_callback(StopAfterThird())
+    with pytest.raises(KeyboardInterrupt):
         first.train()
     before = (folder / "watch" / "step-000003.png").stat().st_mtime_ns
     second = make_trainer(folder, **options)
@@ -362,21 +328,12 @@ def test_every_step_has_one_picture(stopped_and_resumed):
         assert np.array_equal(image, np.asarray(Image.open(path).convert("RGB")))
 
 
-@pytest.mark.parametrize("bf16", [True, False])
-def test_pictures_are_drawn_in_the_precision_of_training(tmp_path, bf16):
-    trainer, found = make_trainer(tmp_path, bf16=bf16), []
-    layer, picture = trainer.model.model.vision_tower.encoder.layer[0].mlp.fc1, tmp_path / "step.png"
-    layer.register_forward_hook(lambda module, inputs, output: found.append(output.dtype))
-    trainer.draw_samples(trainer.watched_samples(1), picture)
-    assert {*found} == {torch.bfloat16 if bf16 else torch.float32} and picture.is_file()
-
-
-def test_new_run_removes_older_pictures(tmp_path):
-    (tmp_path / "watch").mkdir()
-    (tmp_path / "watch" / "step-000007.png").touch()
-    watcher = watcher_of(tmp_path)
-    watcher.on_train_begin(watcher.trainer.args, SimpleNamespace(global_step=0), None)
-    assert [path.name for path in (tmp_path / "watch").iterdir()] == ["step-000000.png"]
+def test_pictures_are_drawn_in_the_precision_of_training(tmp_path):
+    trainer, precisions = make_trainer(tmp_path, bf16=True), set()
+    layer = trainer.model.model.vision_tower.encoder.layer[0].mlp.fc1
+    layer.register_forward_hook(lambda module, inputs, output: precisions.add(output.dtype))
+    trainer.draw_samples(trainer.watched_samples(1), tmp_path / "step.png")
+    assert precisions == {torch.bfloat16} and (tmp_path / "step.png").is_file()
 
 
 def watcher_of(
@@ -395,38 +352,25 @@ def watcher_of(
     return LogPredictionsCallback(trainer, 2)
 
 
-def test_failing_picture_is_one_warning(tmp_path, caplog):
+def test_failing_picture_changes_no_state(tmp_path, caplog):
     def draw(samples, path):
         assert not any(module.training for module in watcher.trainer.model)
         torch.rand(3), np.random.rand(3)
-        raise RuntimeError("no ink\nTraceback …")
+        raise RuntimeError("no ink")
 
     watcher = watcher_of(tmp_path, draw)
     states = torch.get_rng_state(), np.random.get_state()[1].copy()
-    with caplog.at_level(logging.WARNING):
-        watcher.on_evaluate(watcher.trainer.args, SimpleNamespace(global_step=5), None)
-    (record,) = caplog.records
-    assert record.message.startswith("The picture of step 5 failed: RuntimeError: no ink")
-    assert "\n" not in record.message
-    assert not list((tmp_path / "watch").glob("*.png"))
+    watcher.on_evaluate(watcher.trainer.args, SimpleNamespace(global_step=5), None)
+    assert "no ink" in caplog.text and not list((tmp_path / "watch").glob("*.png"))
     assert [module.training for module in watcher.trainer.model] == [True, False]
     assert torch.equal(states[0], torch.get_rng_state()) and np.array_equal(states[1], np.random.get_state()[1])
-
-
-@pytest.mark.parametrize(("strategy", "steps"), [("no", [2]), ("steps", [])])
-def test_pictures_at_checkpoints_without_evaluation(tmp_path, strategy, steps):
-    watcher = watcher_of(tmp_path, eval_strategy=strategy)
-    watcher.on_save(watcher.trainer.args, SimpleNamespace(global_step=2), None)
-    assert [path.name for path in tmp_path.rglob("*.png")] == [f"step-{step:06d}.png" for step in steps]
 
 
 def test_sharded_model_is_not_drawn(tmp_path, caplog):
     watcher = watcher_of(tmp_path, distributed_type=DistributedType.FSDP)
     watcher.on_train_begin(watcher.trainer.args, SimpleNamespace(global_step=0), None)
     watcher.on_evaluate(watcher.trainer.args, SimpleNamespace(global_step=5), None)
-    (record,) = caplog.records
-    assert record.message.startswith("watch_samples: ")
-    assert not list(tmp_path.iterdir())
+    assert "watch_samples" in caplog.text and not list(tmp_path.iterdir())
 
 
 def test_samples_depend_on_the_seed():
@@ -435,24 +379,6 @@ def test_samples_depend_on_the_seed():
     assert chosen == choose(samples, 5, seed=3) == sorted(chosen) and len(set(chosen)) == 5
     assert chosen != choose(samples, 5, seed=4)
     assert choose(samples, 50, seed=3) == samples
-
-
-def test_component_colors_are_stable_over_steps(tmp_path):
-    features = torch.randn(8, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    (first,) = component_colors([features], tmp_path)
-    turned = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))[0]
-    (again,) = component_colors([torch.einsum("dc,crk->drk", turned, 3 * features)], tmp_path)
-    assert np.abs(first.astype(int) - again).max() <= 1
-    assert [path.name for path in tmp_path.iterdir()] == ["components.safetensors"]
-
-
-def test_components_are_aligned_per_sample(tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    features = [torch.randn(6, 3, 2 + number, generator=generator) for number in range(12)]
-    first = component_colors(features[:11], tmp_path)
-    turned = component_colors([-one for one in features], tmp_path)
-    assert all(np.abs(one.astype(int) - again).max() <= 1 for one, again in zip(first, turned[:11], strict=True))
-    assert np.abs(colors_of(principal_scores(-features[11])).astype(int) - turned[11]).max() <= 1
 
 
 @pytest.mark.slow

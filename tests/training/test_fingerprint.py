@@ -10,17 +10,16 @@ import numpy as np
 import PIL.Image
 import pytest
 import yaml
-from datasets import Dataset, Features, Image, List, Value, load_dataset
+from datasets import Dataset, Features, Image, List, load_dataset
 from pictures import picture
 from row_formats import FORMATS
-from tiny_models import FROM_SCRATCH
 from training_run import FEATURES, make_rows, make_trainer
 from trl import ScriptArguments
 
 from modeling_vitp.instructions.mixture import load_mixture, open_mixture
 from modeling_vitp.instructions.rows import prepare_rows
 from modeling_vitp.instructions.sources import open_splits
-from modeling_vitp.recipes import finetune_segmentation, pretrain
+from modeling_vitp.recipes import finetune_segmentation
 from modeling_vitp.training.resuming import fingerprint_data
 
 
@@ -37,29 +36,26 @@ def test_changed_answer_changes_fingerprint(tmp_path):
     rows.save_to_disk(tmp_path / "rows")
     assert fingerprint_data(Dataset.load_from_disk(tmp_path / "rows")) == known
     assert fingerprint_data(prepare_rows(rows)) == known
-    for index in range(30):
+    for index in (0, 4, 17, 29):
         other = changed(rows, index, "something else")
         assert fingerprint_data(other) != known
         assert fingerprint_data(other.to_iterable_dataset()) != fingerprint_data(rows.to_iterable_dataset())
     assert fingerprint_data(rows.select(range(29))) != known and fingerprint_data(rows.shuffle(seed=1)) != known
 
 
-@pytest.mark.parametrize(("format", "options"), [("PNG", {"compress_level": 0}), ("JPEG", {}), ("WEBP", {})])
-def test_changed_pixels_of_equal_size_change_fingerprint(format, options):
-    """Uncompressed PNG files have equal sizes; for other formats, files of equal size are searched."""
-    length, kept = None, []
-    for seed in range(400):
+def test_changed_pixels_of_equal_size_change_fingerprint():
+    """Uncompressed PNG files have equal sizes."""
+    features = Features({"images": List(Image())})
+    sizes, fingerprints = set(), set()
+    for seed in range(40):
         pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
         pixels[seed % 24, seed // 24] = 255 - pixels[seed % 24, seed // 24]
         buffer = io.BytesIO()
-        PIL.Image.fromarray(pixels).save(buffer, format, **options)
-        length = length or len(buffer.getvalue())
-        if len(buffer.getvalue()) == length:
-            kept.append(buffer.getvalue())
-    assert len(set(kept)) > 3
-    features = Features({"images": List(Image())})
-    rows = [Dataset.from_dict({"images": [[{"bytes": one, "path": None}]]}, features=features) for one in set(kept)]
-    assert len({json.dumps(fingerprint_data(each)) for each in rows}) == len(rows)
+        PIL.Image.fromarray(pixels).save(buffer, "PNG", compress_level=0)
+        sizes.add(len(buffer.getvalue()))
+        rows = {"images": [[{"bytes": buffer.getvalue(), "path": None}]]}
+        fingerprints.add(json.dumps(fingerprint_data(Dataset.from_dict(rows, features=features))))
+    assert len(sizes) == 1 and len(fingerprints) == 40
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["map", "stream"])
@@ -137,16 +133,10 @@ def test_stream_fingerprint_changes_with_files(data_folder):
     assert stream() != known
 
 
-@pytest.mark.parametrize("layout", ["JSON", "Parquet"])
-def test_stream_fingerprint_changes_with_reader(tmp_path, layout):
+def test_stream_fingerprint_changes_with_reader(tmp_path):
     picture(20, 20).save(tmp_path / "0.png")
-    row = {"photo": "0.png" if layout == "JSON" else {"path": None, "bytes": (tmp_path / "0.png").read_bytes()}}
-    row |= {"short": "a tree", "long": "a green tree"}
-    if layout == "JSON":
-        (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
-    else:
-        features = Features({"photo": Image(), "short": Value("string"), "long": Value("string")})
-        Dataset.from_list([row], features=features).to_parquet(tmp_path / "train.parquet")
+    row = {"photo": "0.png", "short": "a tree", "long": "a green tree"}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
     args = ScriptArguments(dataset_name=str(tmp_path), dataset_streaming=True)
 
     def known(caption="short", prompt=None):
@@ -166,15 +156,6 @@ def test_changed_masks_are_refused(tmp_path):
     os.utime(next((tmp_path / "data/Train").glob("*/masks_png/*.png")), ns=(1, 1))
     with pytest.raises(ValueError, match="'split 1, files' changed since"):
         finetune_segmentation.main(*arguments)
-
-
-def test_unchanged_rows_are_accepted_on_resume(data_folder, tmp_path, monkeypatch):
-    settings = {"output_dir": str(tmp_path / "out"), "dataset_name": str(data_folder), "from_scratch": FROM_SCRATCH}
-    settings |= {"max_steps": 1, "save_steps": 1, "per_device_train_batch_size": 2, "bf16": False, "report_to": "none"}
-    settings["watch_samples"] = 0
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
-    assert pretrain.main(["--config", str(tmp_path / "run.yaml")]) == 0
-    assert pretrain.main(["--config", str(tmp_path / "run.yaml")]) == 0
 
 
 @pytest.mark.parametrize("streaming", [False, True])

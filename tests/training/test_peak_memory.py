@@ -14,24 +14,10 @@ from modeling_vitp import ViTPTrainer, ViTPTrainingConfig
 from modeling_vitp.pretraining.loading import build_model, build_tokenizer
 from modeling_vitp.pretraining.plan import BatchShape, step_cost
 
-VISION = {
-    "image_size": [224, 224],
-    "num_hidden_layers": 6,
-    "hidden_size": 192,
-    "num_attention_heads": 3,
-    "intermediate_size": 768,
-    "patch_size": [14, 14],
-    "attention_bias": True,
-}
-TEXT = {
-    "num_hidden_layers": 8,
-    "hidden_size": 256,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 1024,
-    "vocab_size": 8192,
-    "tie_word_embeddings": False,
-}
+VISION = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 768}
+VISION |= {"image_size": [224, 224], "patch_size": [14, 14], "attention_bias": True}
+TEXT = {"hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4, "intermediate_size": 1024}
+TEXT |= {"num_key_value_heads": 2, "vocab_size": 8192, "tie_word_embeddings": False}
 SIDE = 224
 COLUMNS, ROWS = 2, 2
 
@@ -66,7 +52,7 @@ class Alive(TorchDispatchMode):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("ratio", "every", "batches"),
-    [(0.75, 0, 2), (0.0, 0, 2), (0.75, 1, 2), (0.0, 1, 2), (0.0, 2, 2), (0.0, 0, 1), (0.0, 1, 1)],
+    [(0.75, 0, 2), (0.0, 1, 2), (0.0, 2, 2), (0.0, 0, 1)],
 )
 def test_bf16_training_memory_equals_estimate(tmp_path, ratio, every, batches):
     """The error is at most a tenth, or a sixth with one batch, whose gradients replace its activations."""
@@ -99,5 +85,4 @@ def test_bf16_training_memory_equals_estimate(tmp_path, ratio, every, batches):
         trainer.train()
     cost = step_cost(model.config, shape, every)
     assert tiles == COLUMNS * ROWS + 1
-    print(f"r = {ratio}, one layer of {every}, {batches} batches: {cost.memory / alive.most:.3f}")
     assert 0.9 < cost.memory / alive.most < (1.1 if batches > 1 else 1.2)

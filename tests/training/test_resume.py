@@ -2,16 +2,12 @@
 
 import functools
 import json
-import random
 import shutil
-import signal
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from launching import processes
-from training_run import make_trainer, run, start_ranks, summary, train
+from training_run import kill_at_random_moments, make_trainer, run, summary
 
 from modeling_vitp.pretraining.loading import build_tokenizer
 from modeling_vitp.training.checkpointing import check_files, is_complete, last_checkpoint, publish_checkpoint
@@ -19,6 +15,7 @@ from modeling_vitp.training.checkpointing import check_files, is_complete, last_
 STAGES = ["model", "optimizer", "state", "before the record", "rotation"]
 PERSISTENT = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
 WORKERS = {"0": {}, "2": {"dataloader_num_workers": 2}, "2 persistent": PERSISTENT}
+LOADING = [(False, "0"), (False, "2 persistent"), (True, "2")]
 
 
 @pytest.fixture(scope="module")
@@ -32,24 +29,17 @@ def whole_runs(tmp_path_factory):
     return whole
 
 
-def start_server() -> None:
-    """Start the server that forks processes, and wait for its imports, which do not count as time of a run."""
-    process = processes().Process(target=time.monotonic)
-    process.start()
-    process.join()
-
-
 @pytest.mark.parametrize("stream", [pytest.param(False, marks=pytest.mark.slow), True], ids=["map", "stream"])
 def test_run_killed_again_and_again_is_exact(tmp_path, stream):
     options = {"stream": stream, **(PERSISTENT if stream else {})}
     whole = run(tmp_path / "whole", **options)
     folder = tmp_path / "killed"
     left = []
-    for kill in [("model", 2), ("optimizer", 2), ("step", 3), ("state", 4), ("before the record", 6), ("rotation", 8)]:
+    for kill in [("optimizer", 2), ("step", 3), ("before the record", 6), ("rotation", 8)]:
         run(folder, kill, **options)
         last = last_checkpoint(folder)
         left.append(last and Path(last).name)
-    assert left == [None, None, "checkpoint-2", "checkpoint-2", "checkpoint-4", "checkpoint-8"]
+    assert left == [None, "checkpoint-2", "checkpoint-4", "checkpoint-8"]
     assert run(folder, **options) == whole
     assert whole["step"] == 8
     assert [entry["step"] for entry in whole["log"] if "loss" in entry] == [3, 6]
@@ -60,7 +50,6 @@ def test_run_killed_again_and_again_is_exact(tmp_path, stream):
 @pytest.mark.parametrize(
     "options",
     [
-        {"activation_checkpointing": True},
         {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"every_n_layers": 2}},
         {"bf16": True},
         {"train_sampling_strategy": "group_by_length"},
@@ -68,7 +57,7 @@ def test_run_killed_again_and_again_is_exact(tmp_path, stream):
         {"vrl_warmup_steps": 5, "answer_mask_ratio": 0.5},
         {"optim": "adamw_torch"},
     ],
-    ids=lambda options: " ".join(options.values()) if "train_sampling_strategy" in options else " ".join(options),
+    ids=lambda options: " ".join(map(str, [*options, *options.values()])),
 )
 def test_options_for_speed_resume_exactly(tmp_path, options):
     whole = run(tmp_path / "whole", **options)
@@ -79,8 +68,7 @@ def test_options_for_speed_resume_exactly(tmp_path, options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", WORKERS)
-@pytest.mark.parametrize("stream", [False, True], ids=["map", "stream"])
+@pytest.mark.parametrize(("stream", "workers"), LOADING)
 def test_resume_at_end_of_epoch_is_exact(tmp_path, stream, workers):
     """An epoch has three steps. A stream has epochs too, but the trainer does not know their length."""
     options = {"stream": stream, "save_steps": 1, "save_total_limit": 20, **WORKERS[workers]}
@@ -93,8 +81,7 @@ def test_resume_at_end_of_epoch_is_exact(tmp_path, stream, workers):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", WORKERS)
-@pytest.mark.parametrize("stream", [False, True], ids=["map", "stream"])
+@pytest.mark.parametrize(("stream", "workers"), LOADING)
 @pytest.mark.parametrize("stage", STAGES)
 def test_run_killed_while_saving_is_exact(whole_runs, tmp_path, stream, workers, stage):
     run(tmp_path, (stage, 4), stream=stream, **WORKERS[workers])
@@ -102,54 +89,13 @@ def test_run_killed_while_saving_is_exact(whole_runs, tmp_path, stream, workers,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"stream": True}, {"lora": True}], ids=["map", "stream", "lora"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"stream": True}, {"lora": True}, {"world": 2, "max_steps": 40}],
+    ids=["map", "stream", "lora", "two processes"],
+)
 def test_run_killed_at_any_moment_is_exact(tmp_path, options):
-    options = {"save_steps": 1, "max_steps": 20, **options}
-    start_server()
-    started = time.monotonic()
-    whole = run(tmp_path / "whole", **options)
-    duration = time.monotonic() - started
-    delays, codes = random.Random(0), []
-    while len(codes) < 20 or codes.count(-signal.SIGKILL) < 10:
-        folder = tmp_path / f"killed-{codes.count(0)}"
-        process = processes().Process(target=train, args=(str(folder),), kwargs=options)
-        process.start()
-        process.join(delays.uniform(0, duration / 3))
-        process.kill()
-        process.join()
-        codes.append(process.exitcode)
-    for folder in tmp_path.glob("killed-*"):
-        assert run(folder, **options) == whole
-        manifest = json.loads((Path(last_checkpoint(folder)) / "checkpoint.json").read_text())
-        assert all(manifest["data"].values())
-
-
-@pytest.mark.slow
-def test_two_processes_killed_at_any_moment_are_exact(tmp_path):
-    options = {"save_steps": 1, "max_steps": 40}
-
-    def train(folder, seconds=600):
-        ranks = start_ranks(2, tmp_path / folder, **options)
-        end = time.monotonic() + seconds
-        for rank in ranks:
-            rank.join(max(0, end - time.monotonic()))
-        for rank in ranks:
-            rank.kill()
-        for rank in ranks:
-            rank.join()
-        return [rank.exitcode for rank in ranks]
-
-    start_server()
-    started = time.monotonic()
-    assert train("whole") == [0, 0]
-    duration = time.monotonic() - started
-    whole = json.loads((tmp_path / "whole" / "summary.json").read_text())
-    delays, codes, killed = random.Random(0), [], [-signal.SIGKILL] * 2
-    while len(codes) < 20 or codes.count(killed) < 10:
-        codes.append(train(f"killed-{codes.count([0, 0])}", delays.uniform(0, duration / 3)))
-    for folder in tmp_path.glob("killed-*"):
-        assert train(folder.name) == [0, 0]
-        assert json.loads((folder / "summary.json").read_text()) == whole
+    for folder in kill_at_random_moments(tmp_path, **{"save_steps": 1, "max_steps": 20} | options):
         manifest = json.loads((Path(last_checkpoint(folder)) / "checkpoint.json").read_text())
         assert all(manifest["data"].values())
 
@@ -184,11 +130,10 @@ def test_checkpoint_is_complete_with_all_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "named"),
     [
         ({"seed": 1}, "seed was 42 and is 1"),
         ({"vrl_drop_ratio": 0.5}, "vrl_drop_ratio was 0.75 and is 0.5"),
-        ({"vrl_warmup_steps": 1}, "vrl_warmup_steps was None and is 1"),
         ({"answer_mask_ratio": 0.5}, "answer_mask_ratio was None and is 0.5"),
         ({"color_jitter": {"gray": 0.2}}, "color_jitter was None"),
         ({"gradient_accumulation_steps": 1}, "global batch size was 4 and is 2"),
@@ -197,46 +142,34 @@ def test_checkpoint_is_complete_with_all_files(tmp_path):
     ],
     ids=str,
 )
-def test_changed_setting_is_refused(stopped, change, message):
-    with pytest.raises(ValueError, match=message):
+def test_changed_setting_is_refused(stopped, change, named):
+    with pytest.raises(ValueError, match=named):
         make_trainer(stopped, **change).train(resume_from_checkpoint=True)
 
 
-def test_changed_transform_is_refused(stopped):
+def test_changed_transform_or_tokenizer_is_refused(stopped):
+    """The tokenizer of a model from scratch is trained on texts that may change."""
     trainer = make_trainer(stopped)
     trainer.data_collator.sample_transform = SimpleNamespace(settings={"map_share": 0.1})
-    assert trainer.run_settings()["fixed"]["sample_transform"] == {"map_share": 0.1}
     with pytest.raises(ValueError, match=r"sample_transform was None and is \{'map_share': 0.1\}"):
         trainer.train(resume_from_checkpoint=True)
-
-
-def test_allowed_changed_data_is_a_warning(stopped, tmp_path, caplog):
-    shutil.copytree(stopped, tmp_path / "run")
-    trainer = make_trainer(tmp_path / "run", num_rows=12, allow_changed_data=True, max_steps=2)
-    trainer.train(resume_from_checkpoint=True)
-    assert trainer.state.global_step == 2
-    assert "Resuming with changed data" in caplog.text and "'rows' changed" in caplog.text
-
-
-def test_changed_tokenizer_is_refused(stopped):
-    """The tokenizer of a model from scratch is trained on texts that may change."""
     trainer = make_trainer(stopped)
     size = len(trainer.processing_class.tokenizer)
     trainer.processing_class.tokenizer = build_tokenizer(["Where do all the ships lie? In the harbor."], size)
-    with pytest.raises(ValueError, match=r"The tokenizer of .*checkpoint-1 \(\d+ tokens\)"):
+    with pytest.raises(ValueError, match="tokenizer"):
         trainer.train(resume_from_checkpoint=True)
 
 
-def test_checkpoint_of_weights_alone_is_refused(tmp_path):
+def test_unusable_checkpoint_is_refused(tmp_path):
     options = {"save_only_model": True, "save_steps": 1}
     make_trainer(tmp_path, max_steps=1, **options).train()
     with pytest.raises(ValueError, match="checkpoint-1 .*save_only_model"):
         make_trainer(tmp_path, max_steps=2, **options).train_or_resume()
-
-
-def test_ignore_data_skip_is_refused():
+    (tmp_path / "empty" / "checkpoint-3").mkdir(parents=True)
+    with pytest.raises(ValueError, match="No complete checkpoint"):
+        make_trainer(tmp_path / "empty").train(resume_from_checkpoint=True)
     with pytest.raises(ValueError, match="ignore_data_skip"):
-        make_trainer("unused", ignore_data_skip=True)
+        make_trainer(tmp_path, ignore_data_skip=True)
 
 
 def test_changed_steps_and_batches_are_a_warning(stopped, tmp_path, caplog):
@@ -265,34 +198,23 @@ def test_summed_loss_is_the_mean_of_processes(tmp_path):
     assert summary(going_on) == summary(whole)
 
 
-def test_no_complete_checkpoint_is_refused(tmp_path):
-    (tmp_path / "checkpoint-3").mkdir()
-    with pytest.raises(ValueError, match="No complete checkpoint"):
-        make_trainer(tmp_path).train(resume_from_checkpoint=True)
-
-
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("name", "content"),
     [
-        ("optimizer.pt", b"?", "checkpoint-1/optimizer.pt "),
-        ("trainer_state.json", None, "checkpoint-1 .*trainer_state.json"),
-        ("rng_state.pth", None, "checkpoint-1/rng_state.pth "),
-        ("checkpoint.json", b"{", "checkpoint-1/checkpoint.json"),
-        (
-            "checkpoint.json",
-            b'{"files": [], "hashes": {}, "data": {}, "settings": {"fixed": {}, "free": {}}}',
-            "checkpoint-1/checkpoint.json: files ",
-        ),
-        ("checkpoint.json", b'{"files": {}, "settings": {}}', "checkpoint-1/checkpoint.json .*hashes"),
+        ("optimizer.pt", b"?"),
+        ("trainer_state.json", None),
+        ("rng_state.pth", None),
+        ("checkpoint.json", b"{"),
+        ("checkpoint.json", b'{"files": {}, "settings": {}}'),
     ],
 )
-def test_damaged_checkpoint_file_is_named(stopped, tmp_path, name, content, message):
+def test_damaged_checkpoint_file_is_named(stopped, tmp_path, name, content):
     checkpoint = tmp_path / "checkpoint-1"
     shutil.copytree(stopped / "checkpoint-1", checkpoint)
     (checkpoint / name).unlink()
     if content is not None:
         (checkpoint / name).write_bytes(content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"checkpoint-1.*{name}"):
         make_trainer(tmp_path).train(resume_from_checkpoint=str(checkpoint))
 
 
