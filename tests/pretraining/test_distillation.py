@@ -301,3 +301,54 @@ def test_bad_input_is_refused(folder, tmp_path, monkeypatch, options, named):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=named):
         main(command(Path(), tmp_path / "out", **options))
+
+
+def write_scenes(folder: Path, number: int, seed: int) -> None:
+    """Write images of colored ellipses and stripes."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:80, :80]
+    folder.mkdir(parents=True)
+    for index in range(number):
+        pixels = np.ones((80, 80, 3)) * rng.uniform(0, 255, 3)
+        for _ in range(5):
+            center, radii = rng.uniform(0, 80, 2), rng.uniform(6, 30, 2)
+            inside = ((rows - center[0]) / radii[0]) ** 2 + ((columns - center[1]) / radii[1]) ** 2 < 1
+            stripes = np.sin((rows * rng.normal() + columns * rng.normal()) / 2)[..., None]
+            pixels = np.where(inside[..., None], rng.uniform(0, 255, 3) + 60 * stripes, pixels)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index}.png")
+
+
+@torch.no_grad()
+def similarity(trainer, is_constant: bool = False) -> float:
+    """Return the mean cosine similarity to the teacher's features, not standardized, of held-out images."""
+    model = trainer.distiller.eval()
+    values = []
+    for batch in trainer.get_eval_dataloader():
+        maps = trainer.teacher_maps(batch["pixel_values"])
+        mean = model.mean[:, None, None]
+        scale = model.variance.sqrt()[:, None, None]
+        target = F.interpolate(maps, (4, 4), mode="bilinear", antialias=True)
+        small = F.interpolate(batch["pixel_values"], (64, 64), mode="bicubic", antialias=True)
+        predicted = mean.expand_as(target) if is_constant else model.predict(small) * scale + mean
+        values += F.cosine_similarity(predicted, target, dim=1).flatten(1).mean(1).tolist()
+    return float(np.mean(values))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_student_learns_more_than_controls(folder, tmp_path, seed):
+    """Compare with a projection of the frozen random student, and with the mean feature of the teacher."""
+    write_scenes(tmp_path / "train", 96, seed)
+    write_scenes(tmp_path / "held_out", 32, 100 + seed)
+    similarities = {}
+    for name in ("student", "frozen"):
+        options = {"max_steps": 150, "per_device_train_batch_size": 16, "learning_rate": 3e-3, "seed": seed}
+        trainer = make_trainer(folder, tmp_path / name, tmp_path / "train", **options)
+        trainer.eval_dataset.samples = ImageFiles([tmp_path / "held_out"])
+        trainer.distiller.student.requires_grad_(name == "student")
+        trainer.train()
+        similarities[name] = similarity(trainer)
+        similarities[f"{name}, standardized"] = trainer.evaluate()["eval_cosine"]
+    similarities["constant"] = similarity(trainer, is_constant=True)
+    assert similarities["student"] > max(similarities["frozen"], similarities["constant"]) + 0.02
+    assert similarities["student, standardized"] > similarities["frozen, standardized"] + 0.05
