@@ -26,6 +26,7 @@ from tiny_models import TEXT, VISION
 
 from modeling_vitp.data.layouts import LAYOUTS
 from modeling_vitp.instructions import answer_prior
+from modeling_vitp.instructions.schemas import SCHEMAS
 from modeling_vitp.pretraining.loading import build_model, build_tokenizer
 from modeling_vitp.probing.heads import fit_nonlinear
 from modeling_vitp.tasks import TASKS
@@ -69,12 +70,15 @@ def processor(model_and_processor):
 
 @pytest.fixture
 def forget_plugins():
-    """Forget after a test the tasks and layouts that it registered."""
-    registered = {"tasks": dict(TASKS), "layouts": dict(LAYOUTS)}
+    """Forget after a test the tasks, layouts and schemas that it registered."""
+    tasks = dict(TASKS)
+    layouts = dict(LAYOUTS)
+    schemas = list(SCHEMAS)
     yield
-    for registry, before in ((TASKS, registered["tasks"]), (LAYOUTS, registered["layouts"])):
+    for registry, before in ((TASKS, tasks), (LAYOUTS, layouts)):
         registry.clear()
         registry.update(before)
+    SCHEMAS[:] = schemas
     for name in list(sys.modules):
         if name.startswith("vitp_plugin_"):
             del sys.modules[name]

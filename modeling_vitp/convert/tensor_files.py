@@ -141,9 +141,9 @@ def write_checkpoint(folder: Path, tensors: dict[str, list[StoredTensor]]) -> li
         if num_shards > 1:
             file_name = f"model-{number:05}-of-{num_shards:05}.safetensors"
         save_file(shard, folder / file_name, {"format": "pt"})
-        for key, tensor in shard.items():
-            weight_map[key] = file_name
-            total_size += tensor.nbytes
+        weight_map.update(dict.fromkeys(shard, file_name))
+        # Not a loop: its variable would keep one tensor, and with it the whole mapped file, until the next shard.
+        total_size += sum(tensor.nbytes for tensor in shard.values())
         del shard  # before the next one is loaded
     if num_shards > 1:
         index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}

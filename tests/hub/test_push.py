@@ -39,7 +39,7 @@ def test_model_is_pushed_without_run_files(hub, logged_in, folder):
     wanted = "README.md chat_template.jinja config.json configuration_vitp.py generation_config.json metrics.json "
     wanted += "image_processing_vitp.py model.safetensors modeling_vitp.py processing_vitp.py processor_config.json "
     wanted += "bands.py image_decoding.py input_spec.py opening.py tokenizer.json tokenizer_config.json "
-    wanted += "vision_towers.py vrl.py"
+    wanted += "conversations.py vision_towers.py vrl.py"
     assert set(files) == set(wanted.split())
     assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
 
