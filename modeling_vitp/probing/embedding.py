@@ -230,13 +230,7 @@ def embed_images(
         FileExistsError: If `output` exists.
     """
     output = Path(output)
-    if output.suffix != ".parquet":
-        raise ValueError(f"Expected an output with the suffix .parquet, got {output}.")
-    stride = window if stride is None else stride
-    if stride is not None and not 1 <= stride <= (window or 0):
-        raise ValueError(f"`stride` must be at least 1 and at most the window, got {stride=} and {window=}.")
-    if image_size is not None:
-        backbone.in_patches(image_size)
+    stride = check_embedding(backbone, output, window, stride, image_size)
     unfinished_rows = part_path([output])
     spec = backbone.reading(input_spec)
     fields = InputSpec.from_dict(spec)
@@ -258,16 +252,7 @@ def embed_images(
         "stride": stride,
         "input_spec": spec,
     }
-    stamps = [file_stamp(file.path) for file in files]
-    made_of = {
-        **settings,
-        "images": hashlib.sha256(json.dumps(stamps).encode()).hexdigest(),
-        "model": weights_digest(backbone.model),
-        "model_dtype": str(backbone.model.dtype),
-        "image processor": backbone.image_processor.to_json_string(),
-        "dtype": dtype,
-        "batch_size": batch_size,
-    }
+    made_of = {**settings, **digests_of(backbone, files), "dtype": dtype, "batch_size": batch_size}
     bytes_per_row = width * np.dtype(dtype).itemsize
     with RowFile(unfinished_rows, (bytes_per_row,), made_of) as rows:
         append_embeddings(
@@ -286,6 +271,35 @@ def embed_images(
             number = write_parquet(unfinished, data, rows, width, dtype, settings, root)
     rows.delete()
     return number
+
+
+def check_embedding(
+    backbone: Backbone,
+    output: Path,
+    window: int | None,
+    stride: int | None,
+    image_size: int | None,
+) -> int | None:
+    """Return the stride of the windows. Raise a `ValueError` if an argument of [`embed_images`] is wrong."""
+    if output.suffix != ".parquet":
+        raise ValueError(f"Expected an output with the suffix .parquet, got {output}.")
+    stride = window if stride is None else stride
+    if stride is not None and not 1 <= stride <= (window or 0):
+        raise ValueError(f"`stride` must be at least 1 and at most the window, got {stride=} and {window=}.")
+    if image_size is not None:
+        backbone.in_patches(image_size)
+    return stride
+
+
+def digests_of(backbone: Backbone, files: Sequence[ImageFile]) -> dict[str, str]:
+    """Return what embeddings depend on beside the settings, which must not change when a run is resumed."""
+    stamps = [file_stamp(file.path) for file in files]
+    return {
+        "images": hashlib.sha256(json.dumps(stamps).encode()).hexdigest(),
+        "model": weights_digest(backbone.model),
+        "model_dtype": str(backbone.model.dtype),
+        "image processor": backbone.image_processor.to_json_string(),
+    }
 
 
 def report_bad_image(message: str, bad_images: str) -> None:
