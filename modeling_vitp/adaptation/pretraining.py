@@ -90,7 +90,7 @@ class Pretraining:
         if self.start.settings.get("language_model"):
             settings["learning_rate"] = 5e-5
             if not self.user_settings.get("freeze_projector"):  # A frozen part has no learning rate.
-                settings["projector_learning_rate"] = 1e-3
+                settings["part_learning_rates"] = {"projector": 1e-3}
         settings.update(plan_settings)
         for name, value in self.user_settings.items():
             if name not in START_SETTINGS:

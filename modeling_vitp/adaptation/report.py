@@ -16,7 +16,7 @@ from .backbones import Backbones
 from .labels import TaskData
 from .pages import CHARTS, Block, Picture, to_html, to_markdown
 from .sections import make_sections
-from .verdict import find_verdict
+from .verdict import find_verdict, looks_at_images
 from .wording import label, points
 
 REPORT = "report.json"
@@ -105,6 +105,10 @@ class AdaptationReport:
     def verdict(self) -> str:
         """Advice on the backbone to use."""
         return find_verdict(self)
+
+    def looks_at_images(self) -> bool:
+        """Return false if the answers to no kind of question are clearly better with the own image."""
+        return looks_at_images(self)
 
     def sections(self) -> dict[str, list[Block]]:
         """Return the sections of the pages after the verdict, by title."""

@@ -295,7 +295,8 @@ def describe(declaration: Any) -> str:
     if is_mapping(declaration):
         if not arguments or arguments[1] is Any:
             return "a mapping"
-        return f"a mapping, each value {describe(arguments[1])}"
+        keys = f"each key {describe(arguments[0])}, " if get_origin(arguments[0]) is Literal else ""
+        return f"a mapping, {keys}each value {describe(arguments[1])}"
     if not issubclass(origin, Sequence):
         return origin.__name__
     if not arguments:

@@ -26,6 +26,8 @@ from .requirements import Requirement
 # Where the fields of TRL's `SFTConfig` are defined.
 SFT_MODULES = ("transformers.training_args", "trl.trainer.base_config", "trl.trainer.sft_config")
 
+Part = Literal["vision", "projector", "language_model"]  # of the model
+
 
 @dataclass
 class PretrainArguments(PlanArguments, ScriptArguments):
@@ -171,6 +173,11 @@ class PretrainArguments(PlanArguments, ScriptArguments):
             Requirement.parse(score, text)
         if self.columns:
             self.columns = {role: str(name) for role, name in self.columns.items()}
+        if self.dry_run and self.annotations is not None:
+            raise ValueError(
+                "dry_run needs a mixture, and the configuration has annotations. Store their questions with vitp "
+                "make_instructions, and name that folder in a mixture."
+            )
         if self.dry_run and self.mixture is None:
             raise ValueError(
                 "dry_run needs a mixture, and the configuration has dataset_name. Give the data set as a mixture: "
@@ -280,14 +287,12 @@ class VRLArguments(RunArguments):
             "help": "Maximum sequence length after VRL, in tokens. Answers beyond it are truncated with a warning."
         },
     )
-    vision_learning_rate: NonNegativeFloat | None = field(
-        default=None, metadata={"help": "Learning rate of the ViT. By default learning_rate."}
-    )
-    projector_learning_rate: NonNegativeFloat | None = field(
-        default=None, metadata={"help": "Learning rate of the projector. By default learning_rate."}
-    )
-    language_model_learning_rate: NonNegativeFloat | None = field(
-        default=None, metadata={"help": "Learning rate of the language model. By default learning_rate."}
+    part_learning_rates: dict[Part, NonNegativeFloat] | JsonText | None = field(
+        default=None,
+        metadata={
+            "help": 'Learning rates of parts of the model as JSON, such as \'{"vision": 1e-5, "projector": 1e-3}\'. '
+            "Parts: vision, projector, language_model. By default learning_rate for all."
+        },
     )
     projector_steps: NonNegativeInt = field(
         default=0,

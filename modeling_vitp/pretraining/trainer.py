@@ -62,7 +62,6 @@ from .results import draw_summary, save_parts
 
 logger = logging.getLogger(__name__)
 SHUFFLE_BUFFER = 1000  # rows of a stream, in each worker
-RATES = ("vision_learning_rate", "projector_learning_rate", "language_model_learning_rate")
 
 
 class ViTPTrainer(BaseTrainer, SFTTrainer):
@@ -103,7 +102,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
     trains_on_answers = True
 
     _tag_names = ["trl", "sft", "vitp"]
-    fixed = ("train_sampling_strategy", *RATES)
+    fixed = ("train_sampling_strategy", "part_learning_rates")
 
     def __init__(
         self,
@@ -211,11 +210,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             raise ValueError(
                 "projector_steps is not supported with DeepSpeed, which does not expose gradients. Use FSDP2."
             )
-        rates = {}
-        for option in RATES:
-            rate = getattr(args, option)
-            if rate is not None:
-                rates[option.removesuffix("_learning_rate")] = rate
+        rates = args.part_learning_rates or {}
         self._check_parts_train(rates)
         if self.optimizer is None and rates:
             model = self.model if model is None else model
@@ -226,14 +221,13 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
     def _check_parts_train(self, rates: Mapping[str, float]) -> None:
         """Raise a `ValueError` if a part of the model has a learning rate or steps of its own, but is frozen."""
         trained_parts = {part_of(name) for name, weight in self.model.named_parameters() if weight.requires_grad}
-        options = {f"{part_name}_learning_rate": part_name for part_name in rates}
-        if self.args.projector_steps:
-            options["projector_steps"] = "projector"
-        for option, part_name in options.items():
+        for part_name in rates:
             if part_name not in trained_parts:
                 raise ValueError(
-                    f"{option} is set, but its part of the model is frozen. Remove one of the two options."
+                    f"part_learning_rates has a rate of {part_name!r}, which is frozen. Remove one of the two options."
                 )
+        if self.args.projector_steps and "projector" not in trained_parts:
+            raise ValueError("projector_steps is set, but the projector is frozen. Remove one of the two options.")
 
     def _parameter_groups(self, model: nn.Module, rates: Mapping[str, float]) -> list[dict[str, Any]]:
         """Return the trained weights in groups, by their part of the model and with or without weight decay."""

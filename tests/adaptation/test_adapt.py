@@ -15,7 +15,6 @@ from transformers import AutoModel
 from modeling_vitp import adapt
 from modeling_vitp.adaptation import runs
 from modeling_vitp.adaptation.report import AdaptationReport
-from modeling_vitp.adaptation.verdict import looks_at_images
 from modeling_vitp.evaluation.comparison import Progress
 from modeling_vitp.recipes import finetune_classification, probe
 
@@ -150,8 +149,8 @@ def test_model_that_learns_shuffled_labels_does_not_look(adapted, classes, tmp_p
         shutil.copy(path, target)
     settings = SETTINGS | {"learning_rates": [1e-3], "fine_tuning_steps": 2, "force": True}
     blind = adapt(shuffled, baselines=["random"], output_dir=tmp_path / "out", **settings)
-    assert looks_at_images(report) and "looks at the image" not in report.verdict
-    assert not looks_at_images(blind) and "not shown that the language model looks at the image" in blind.verdict
+    assert report.looks_at_images() and "looks at the image" not in report.verdict
+    assert not blind.looks_at_images() and "not shown that the language model looks at the image" in blind.verdict
 
 
 def test_plan_follows_the_measured_costs(classes, tmp_path, capsys, quick_prior):

@@ -10,7 +10,6 @@ from PIL import Image
 from modeling_vitp.adaptation.arguments import ADAPTED, RANDOM
 from modeling_vitp.adaptation.pages import read_blocks
 from modeling_vitp.adaptation.report import AdaptationReport
-from modeling_vitp.adaptation.verdict import looks_at_images
 from modeling_vitp.metrics.resampling import resample
 
 START = "dinov2-base"
@@ -144,7 +143,7 @@ def errors_of_counts(*gain):
 )
 def test_verdict_says_when_answers_ignore_the_image(answers, looks):
     report = make_report({ADAPTED: 0.60, START: 0.50}, controls={"answers": answers})
-    assert looks_at_images(report) == looks
+    assert report.looks_at_images() == looks
     assert report.verdict.endswith("what the labels say.") != looks
 
 

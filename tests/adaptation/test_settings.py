@@ -96,7 +96,7 @@ def test_wrong_setting_is_reported_before_the_labels(tmp_path, monkeypatch, sett
 def test_frozen_projector_has_no_learning_rate(tmp_path, is_frozen):
     save_vit(tmp_path / "vit", "dinov2")
     args = arguments(tmp_path, start=str(tmp_path / "vit"), pretraining={"freeze_projector": is_frozen})
-    assert ("projector_learning_rate" in pretraining_of(args).settings()) != is_frozen
+    assert ("part_learning_rates" in pretraining_of(args).settings()) != is_frozen
 
 
 @pytest.mark.parametrize(

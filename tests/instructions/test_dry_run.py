@@ -230,3 +230,9 @@ def test_dry_run_prints_commands_for_missing_sets(capsys, tmp_path, monkeypatch)
     elsewhere = Source("a", annotation="rows/rsvg.jsonl", image_root="images of rsvg", make="vitp make_public_set")
     assert make_command(elsewhere) == "vitp make_public_set rsvg 'images of rsvg' --output_dir rows"
     assert make_command(Source("a", annotation="rows/mine.jsonl", image_root="images")) is None
+
+
+def test_drawn_questions_need_a_mixture_for_a_dry_run(tmp_path):
+    words = ["--annotations", str(tmp_path), "--output_dir", str(tmp_path / "out"), "--dry_run"]
+    with pytest.raises(ValueError, match="annotations"):
+        pretrain.main(words)

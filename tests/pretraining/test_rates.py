@@ -25,9 +25,10 @@ def test_rate_of_each_part_scales_its_update(tmp_path):
         "max_grad_norm": 0.0,
         "weight_decay": 0.0,
     }
-    rates = {"vision_learning_rate": 0.02, "projector_learning_rate": 0.04, "language_model_learning_rate": 0.0}
+    rates = {"vision": 0.02, "projector": 0.04, "language_model": 0.0}
     factors = {"vision": 2, "projector": 4, "language_model": 0}
-    one, several = make_trainer(tmp_path / "one", **options), make_trainer(tmp_path / "several", **options, **rates)
+    one = make_trainer(tmp_path / "one", **options)
+    several = make_trainer(tmp_path / "several", **options, part_learning_rates=rates)
     start = weights_of(one.model)
     one.train(), several.train()
     seen = set()
@@ -54,12 +55,20 @@ def test_projector_steps_equal_frozen_run(tmp_path):
         assert torch.equal(weight, start[name]) == (part_of(name) != "projector"), name
 
 
-@pytest.mark.parametrize(("option", "part"), [("projector_steps", "projector"), ("vision_learning_rate", "vision")])
-def test_option_of_a_frozen_part_is_refused(tmp_path, option, part):
-    trainer = make_trainer(tmp_path, **QUIET, **{option: 1})
+@pytest.mark.parametrize(
+    ("option", "value", "part"),
+    [("projector_steps", 1, "projector"), ("part_learning_rates", {"vision": 1.0}, "vision")],
+)
+def test_option_of_a_frozen_part_is_refused(tmp_path, option, value, part):
+    trainer = make_trainer(tmp_path, **QUIET, **{option: value})
     freeze(trainer.model, **{part: True})
     with pytest.raises(ValueError, match=option):
         trainer.create_optimizer()
+
+
+def test_unknown_part_is_named(tmp_path):
+    with pytest.raises(ValueError, match="'decoder'"):
+        ViTPTrainingConfig(tmp_path, part_learning_rates={"decoder": 1e-3}, bf16=False)
 
 
 def test_all_parts_train_after_projector_steps(tmp_path):

@@ -65,7 +65,7 @@ RULES = [  # what the declarations of `tests/command/test_settings.py` do not sa
     (ViTPDetectionTrainingConfig, {}, {"lr_milestones": [2.0, 1.0]}),
     (DetectionArguments, {"data": {}}, {"metric": "accuracy"}),
     (ViTPSegmentationTrainingConfig, {}, {"scale_range": [2.0, 0.5]}),
-    (ViTPSegmentationTrainingConfig, {}, {"color_jitter": [0.1, 0.2, 0.2]}),
+    (ViTPSegmentationTrainingConfig, {}, {"photometric_strengths": [0.1, 0.2, 0.2]}),
     (ViTPSegmentationTrainingConfig, {}, {"restore_callback_states_from_checkpoint": True}),
     (ViTPClassificationTrainingConfig, {}, {"crop_area": [1.0, 0.5]}),
     (DenseArguments, {"data": {}}, {"metric": "vibes"}),

@@ -36,7 +36,7 @@ def stopped(tmp_path_factory):
         ("full", {"learning_rate": 1e-6}, "learning_rate was 0.01 and is 1e-06"),
         ("full", {"weight_decay": 0.5, "adam_beta2": 0.9}, "weight_decay was 0.0 .* adam_beta2 was 0.999 and is 0.9"),
         ("full", {"optim": "sgd", "optim_args": "momentum=0.5"}, "optim_args was None and is 'momentum=0.5'"),
-        ("full", {"vision_learning_rate": 0.1}, "vision_learning_rate was None and is 0.1"),
+        ("full", {"part_learning_rates": {"vision": 0.1}}, "part_learning_rates was None"),
     ],
     ids=str,
 )

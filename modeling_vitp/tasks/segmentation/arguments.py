@@ -52,7 +52,7 @@ class DenseSettings(FineTuningSettings):
     photometric: bool = field(
         default=True, metadata={"help": "Whether to distort brightness, contrast, saturation and hue in training."}
     )
-    color_jitter: list[Probability] = field(
+    photometric_strengths: list[Probability] = field(
         default_factory=lambda: [0.125, 0.5, 0.5, 0.1],
         metadata={
             "help": "Largest changes of brightness (share of white), contrast and saturation (of the factor 1) and hue "
@@ -90,10 +90,10 @@ class DenseSettings(FineTuningSettings):
             raise ValueError(
                 f"Expected `scale_range` to be the smallest and the largest scale, got {self.scale_range}."
             )
-        if len(self.color_jitter) != 4 or self.color_jitter[3] > 0.5:
+        if len(self.photometric_strengths) != 4 or self.photometric_strengths[3] > 0.5:
             raise ValueError(
-                "Expected `color_jitter` of brightness, contrast, saturation and hue, which is at most 0.5, got "
-                f"{self.color_jitter}."
+                "Expected `photometric_strengths` of brightness, contrast, saturation and hue, which is at most 0.5, "
+                f"got {self.photometric_strengths}."
             )
         if not self.test_scales:
             raise ValueError("`test_scales` must not be empty. Use 1.0 for the original image size.")

@@ -203,7 +203,7 @@ class Augmentation:
         self.colors = v2.Identity()
         if settings.photometric:
             distortion = distort_colors if of_colors else distort_bands
-            self.colors = partial(distortion, strengths=settings.color_jitter)
+            self.colors = partial(distortion, strengths=settings.photometric_strengths)
         self.exchange_time = settings.exchange_time
 
     def __call__(

@@ -104,7 +104,7 @@ class ViTPSegmentationTrainer(FineTuningTrainer, Trainer):
         "rotation_angle",
         "reflection",
         "photometric",
-        "color_jitter",
+        "photometric_strengths",
         "exchange_time",
     )
 
