@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError, TemplateSyntaxError
+from transformers.processing_utils import ProcessorMixin
+from transformers.utils.chat_template_utils import render_jinja_template
 
 IMAGE_TOKEN = "<IMG_CONTEXT>"
 IMAGE_START_TOKEN = "<img>"
@@ -162,3 +165,82 @@ def number_answers(
         is_in_answer = (starts[first:last] < end) & (ends[first:last] > start)
         answers[first:last][is_in_answer] = number
     return answers
+
+
+class ChatProcessor(ProcessorMixin):
+    """Processor that checks messages before its chat template renders them."""
+
+    def check_template(self) -> None:
+        """Raise a `ValueError` that names the line if the chat template is not valid."""
+        try:
+            render_jinja_template([[]], chat_template=self.template())
+        except TemplateSyntaxError as error:
+            raise ValueError(f"chat_template, line {error.lineno}: {error.message}.") from error
+        except Exception:  # The template expects messages.
+            pass
+
+    def template(self, name: str | None = None) -> str:
+        """Return the chat template of a name, the argument itself if it is a template, or the default template."""
+        templates = self.chat_template
+        if not isinstance(templates, dict):
+            templates = {"default": templates}
+        return templates.get(name or "default", name)
+
+    def apply_chat_template(
+        self,
+        conversation,
+        chat_template: str | None = None,
+        **kwargs,
+    ):
+        """Render chat messages and, with `tokenize=True`, encode them.
+
+        See [`~transformers.ProcessorMixin.apply_chat_template`]. VRL options go into `processor_kwargs`, in which
+        `add_special_tokens` defaults to `False`, as in training: the template has all special tokens. Messages are
+        dictionaries, or dataclasses or pydantic models with the same fields.
+
+        Raises:
+            ValueError: if a conversation is empty, a role is unknown, a text has a literal image token, or a message
+                has tool calls that the chat template does not render (the default template does not).
+        """
+        if not conversation:
+            raise ValueError("Conversation 0: expected messages, got an empty list.")
+        is_batch = isinstance(conversation[0], (list, tuple)) or hasattr(conversation[0], "messages")
+        conversations = conversation if is_batch else [conversation]
+        conversations = [plain_messages(messages) for messages in conversations]
+        template = self.template(chat_template)
+        if kwargs.get("tokenize"):
+            options = kwargs.get("processor_kwargs") or {}
+            if "add_special_tokens" not in options.get("text_kwargs", {}):
+                options = {"add_special_tokens": False, **options}
+            kwargs["processor_kwargs"] = options
+        allow_image_tokens = bool(kwargs.get("sanitize_control_tokens"))
+        for row, messages in enumerate(conversations):
+            try:
+                check_messages(messages, allow_image_tokens)
+                check_tool_calls(messages, template)
+            except ValueError as error:
+                raise ValueError(f"Conversation {row}: {error}") from error
+        plain_conversation = conversations if is_batch else conversations[0]
+        try:
+            return super().apply_chat_template(plain_conversation, chat_template, **kwargs)
+        except TemplateError as error:
+            raise self.not_rendered(error) from error
+
+    def render(self, messages: list[dict[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
+        """Return the text of a conversation, and first and last position of each answer in it."""
+        template = self.template()
+        check_tool_calls(messages, template)
+        try:
+            (text,), (spans,) = render_jinja_template(
+                conversations=[messages],
+                chat_template=template,
+                return_assistant_tokens_mask=True,
+                **self.tokenizer.special_tokens_map,
+            )
+        except TemplateError as error:
+            raise self.not_rendered(error) from error
+        return text, spans
+
+    def not_rendered(self, error: TemplateError) -> ValueError:
+        name = self.tokenizer.name_or_path
+        return ValueError(f"The chat_template of {name} cannot render the messages: {error}")

@@ -5,11 +5,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import TemplateError, TemplateSyntaxError
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
-from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
-from transformers.utils.chat_template_utils import render_jinja_template
+from transformers.processing_utils import MultiModalData, ProcessingKwargs
 
 from .conversations import (
     CHAT_TEMPLATE,
@@ -17,11 +15,9 @@ from .conversations import (
     IMAGE_START_TOKEN,
     IMAGE_TOKEN,
     IMAGE_TOKENS,
-    check_messages,
-    check_tool_calls,
+    ChatProcessor,
     message_images,
     number_answers,
-    plain_messages,
 )
 from .image_processing_vitp import ViTPImageProcessor
 from .opening import naming
@@ -35,7 +31,7 @@ class ViTPProcessorKwargs(ProcessingKwargs, total=False):
     }
 
 
-class ViTPProcessor(ProcessorMixin):
+class ViTPProcessor(ChatProcessor):
     r"""Processor that combines an image processor and a tokenizer, with Visual Robustness Learning (VRL).
 
     Args:
@@ -82,12 +78,7 @@ class ViTPProcessor(ProcessorMixin):
                 f"tokenizer.add_special_tokens({{'additional_special_tokens': {missing}}}) and resize the model's "
                 "token embeddings."
             )
-        try:
-            render_jinja_template([[]], chat_template=self.template())
-        except TemplateSyntaxError as error:
-            raise ValueError(f"chat_template, line {error.lineno}: {error.message}.") from error
-        except Exception:  # The template expects messages.
-            pass
+        self.check_template()
         tokenizer.padding_side = self.text_kwargs["padding_side"]
         self.image_token_id = vocabulary[IMAGE_TOKEN]
         self.start_image_token_id = vocabulary[IMAGE_START_TOKEN]
@@ -210,12 +201,13 @@ class ViTPProcessor(ProcessorMixin):
         image_texts = []
         for kept_of_image in kept_of_sample:
             for kept_tokens in kept_of_image:
-                image_texts.append(self._tokens_of_image(len(kept_tokens)))
+                image_texts.append(tokens_of_image(len(kept_tokens)))
         texts, replacement_offsets = self.get_text_with_replacements(texts, image_texts)
         data = dict(self.tokenizer(texts, return_attention_mask=True, **text_kwargs))
         positions = []
         for row, kept_of_image in enumerate(kept_of_sample):
-            row_positions = self._positions(
+            row_positions = positions_of(
+                self,
                 data["input_ids"][row],
                 data["attention_mask"][row],
                 kept_of_image,
@@ -244,11 +236,7 @@ class ViTPProcessor(ProcessorMixin):
         **kwargs,
     ) -> str:
         """Return the text of a tiled image without VRL, for serving engines."""
-        return self._tokens_of_image(image_inputs["num_patches"][image_idx] * self.image_seq_length)
-
-    @staticmethod
-    def _tokens_of_image(number: int) -> str:
-        return IMAGE_START_TOKEN + IMAGE_TOKEN * number + IMAGE_END_TOKEN
+        return tokens_of_image(image_inputs["num_patches"][image_idx] * self.image_seq_length)
 
     def _images_by_sample(self, images: ImageInput | None, texts: list[str]) -> list[list]:
         """Assign images to texts by the number of image tokens in each text."""
@@ -292,32 +280,6 @@ class ViTPProcessor(ProcessorMixin):
         num_tokens = [2 + tiles * self.image_seq_length for tiles in num_tiles]
         return MultiModalData(num_image_tokens=num_tokens, num_image_patches=num_tiles)
 
-    def _positions(
-        self,
-        input_ids: list[int],
-        attention_mask: list[int],
-        kept_of_image: list[KeptTokens],
-        row: int,
-    ) -> np.ndarray:
-        """Return the positions of the kept tokens of one row in its full sequence; 0 at padding."""
-        ids = np.array(input_ids, np.int64)
-        is_real = np.array(attention_mask, bool)
-        image_tokens = np.flatnonzero(ids == self.image_token_id)
-        image_starts = np.flatnonzero(ids == self.start_image_token_id)
-        image_ends = np.flatnonzero(ids == self.end_image_token_id)
-        num_images = len(kept_of_image)
-        num_kept = sum(len(kept_tokens) for kept_tokens in kept_of_image)
-        # Truncation on the left may cut the start of an image whose tokens are all kept.
-        if len(image_tokens) != num_kept or len(image_ends) != num_images or len(image_starts) > num_images:
-            raise ValueError(
-                f"Sample {row} of the batch needs {num_kept} image tokens, {num_images} '{IMAGE_START_TOKEN}' and "
-                f"{num_images} '{IMAGE_END_TOKEN}', but has {len(image_tokens)}, {len(image_starts)} and "
-                f"{len(image_ends)}. Either truncation cut them: raise max_length, lower max_patches or raise "
-                "vrl_drop_ratio. Or its text has a literal image token: remove it, and mark the position of an image "
-                f"with '{IMAGE_TOKEN}' or, in chat messages, {{'type': 'image'}}."
-            )
-        return positions_after_drop(image_tokens, image_ends, is_real, kept_of_image)
-
     def encode_conversation(
         self,
         messages: list[dict[str, Any]],
@@ -341,7 +303,7 @@ class ViTPProcessor(ProcessorMixin):
             0 outside of answers; and with r > 0 `position_ids`. If there are images, their tiles as a list,
             `pixel_values`, and with r > 0 `visual_token_indices`, an int64 tensor `(num_kept,)`.
         """
-        text, spans = self._render(messages)
+        text, spans = self.render(messages)
         (images,) = self._images_by_sample(message_images(messages), [text])
         options = {**self.images_kwargs, "return_tensors": None, **(images_kwargs or {})}
         tiles, num_tiles = self._tile(images, options)
@@ -349,7 +311,7 @@ class ViTPProcessor(ProcessorMixin):
         visual_token_indices, kept_of_image = draw_kept_tokens(num_tokens, vrl_drop_ratio, vrl_apply_prob, vrl_key)
 
         # Each image is tokenized as one token, which is then repeated.
-        text_to_tokenize = text.replace(IMAGE_TOKEN, self._tokens_of_image(1))
+        text_to_tokenize = text.replace(IMAGE_TOKEN, tokens_of_image(1))
         data = self.tokenizer(text_to_tokenize, add_special_tokens=False, return_offsets_mapping=True)
         ids = np.array(data["input_ids"], np.int64)
         starts, ends = np.array(data["offset_mapping"], np.int64).reshape(-1, 2).T
@@ -357,7 +319,7 @@ class ViTPProcessor(ProcessorMixin):
         counts = np.ones_like(ids)
         counts[ids == self.image_token_id] = [len(kept_tokens) for kept_tokens in kept_of_image]
         ids = ids.repeat(counts)
-        positions = self._positions(ids, np.ones_like(ids), kept_of_image, 0)
+        positions = positions_of(self, ids, np.ones_like(ids), kept_of_image, 0)
 
         encoded = {"input_ids": ids, "answers": answers.repeat(counts)}
         if vrl_drop_ratio > 0:
@@ -368,71 +330,37 @@ class ViTPProcessor(ProcessorMixin):
                 encoded["visual_token_indices"] = visual_token_indices
         return encoded
 
-    def _render(self, messages: list[dict[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
-        """Return the text of a conversation, and first and last position of each answer in it."""
-        template = self.template()
-        check_tool_calls(messages, template)
-        try:
-            (text,), (spans,) = render_jinja_template(
-                conversations=[messages],
-                chat_template=template,
-                return_assistant_tokens_mask=True,
-                **self.tokenizer.special_tokens_map,
-            )
-        except TemplateError as error:
-            raise self.not_rendered(error) from error
-        return text, spans
 
-    def template(self, name: str | None = None) -> str:
-        """Return the chat template of a name, the argument itself if it is a template, or the default template."""
-        templates = self.chat_template
-        if not isinstance(templates, dict):
-            templates = {"default": templates}
-        return templates.get(name or "default", name)
+def tokens_of_image(number: int) -> str:
+    """Return the text of an image with a number of visual tokens."""
+    return IMAGE_START_TOKEN + IMAGE_TOKEN * number + IMAGE_END_TOKEN
 
-    def apply_chat_template(
-        self,
-        conversation,
-        chat_template: str | None = None,
-        **kwargs,
-    ):
-        """Render chat messages and, with `tokenize=True`, encode them.
 
-        See [`~transformers.ProcessorMixin.apply_chat_template`]. VRL options go into `processor_kwargs`, in which
-        `add_special_tokens` defaults to `False`, as in training: the template has all special tokens. Messages are
-        dictionaries, or dataclasses or pydantic models with the same fields.
-
-        Raises:
-            ValueError: if a conversation is empty, a role is unknown, a text has a literal image token, or a message
-                has tool calls that the chat template does not render (the default template does not).
-        """
-        if not conversation:
-            raise ValueError("Conversation 0: expected messages, got an empty list.")
-        is_batch = isinstance(conversation[0], (list, tuple)) or hasattr(conversation[0], "messages")
-        conversations = conversation if is_batch else [conversation]
-        conversations = [plain_messages(messages) for messages in conversations]
-        template = self.template(chat_template)
-        if kwargs.get("tokenize"):
-            options = kwargs.get("processor_kwargs") or {}
-            if "add_special_tokens" not in options.get("text_kwargs", {}):
-                options = {"add_special_tokens": False, **options}
-            kwargs["processor_kwargs"] = options
-        allow_image_tokens = bool(kwargs.get("sanitize_control_tokens"))
-        for row, messages in enumerate(conversations):
-            try:
-                check_messages(messages, allow_image_tokens)
-                check_tool_calls(messages, template)
-            except ValueError as error:
-                raise ValueError(f"Conversation {row}: {error}") from error
-        plain_conversation = conversations if is_batch else conversations[0]
-        try:
-            return super().apply_chat_template(plain_conversation, chat_template, **kwargs)
-        except TemplateError as error:
-            raise self.not_rendered(error) from error
-
-    def not_rendered(self, error: TemplateError) -> ValueError:
-        name = self.tokenizer.name_or_path
-        return ValueError(f"The chat_template of {name} cannot render the messages: {error}")
+def positions_of(
+    processor: "ViTPProcessor",
+    input_ids: list[int],
+    attention_mask: list[int],
+    kept_of_image: list[KeptTokens],
+    row: int,
+) -> np.ndarray:
+    """Return the positions of the kept tokens of one row in its full sequence; 0 at padding."""
+    ids = np.array(input_ids, np.int64)
+    is_real = np.array(attention_mask, bool)
+    image_tokens = np.flatnonzero(ids == processor.image_token_id)
+    image_starts = np.flatnonzero(ids == processor.start_image_token_id)
+    image_ends = np.flatnonzero(ids == processor.end_image_token_id)
+    num_images = len(kept_of_image)
+    num_kept = sum(len(kept_tokens) for kept_tokens in kept_of_image)
+    # Truncation on the left may cut the start of an image whose tokens are all kept.
+    if len(image_tokens) != num_kept or len(image_ends) != num_images or len(image_starts) > num_images:
+        raise ValueError(
+            f"Sample {row} of the batch needs {num_kept} image tokens, {num_images} '{IMAGE_START_TOKEN}' and "
+            f"{num_images} '{IMAGE_END_TOKEN}', but has {len(image_tokens)}, {len(image_starts)} and "
+            f"{len(image_ends)}. Either truncation cut them: raise max_length, lower max_patches or raise "
+            "vrl_drop_ratio. Or its text has a literal image token: remove it, and mark the position of an image "
+            f"with '{IMAGE_TOKEN}' or, in chat messages, {{'type': 'image'}}."
+        )
+    return positions_after_drop(image_tokens, image_ends, is_real, kept_of_image)
 
 
 def assign_images(images: ImageInput | None, expected: list[int]) -> list[list]:
