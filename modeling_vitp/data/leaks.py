@@ -232,9 +232,13 @@ def sizes_and_paths(column: pa.ChunkedArray) -> Iterator[tuple[int | None, str |
     for chunk in column.chunks:
         if isinstance(chunk.type, pa.BaseExtensionType):
             chunk = chunk.storage
-        if not isinstance(chunk.type, pa.StructType) or {field.name for field in chunk.type} != {"bytes", "path"}:
+        if not isinstance(chunk.type, pa.StructType):
             return
-        sizes = pc.binary_length(pc.struct_field(chunk, "bytes"))
+        field_names = {field.name for field in chunk.type}
+        if field_names != {"bytes", "path"}:
+            return
+        contents = pc.struct_field(chunk, "bytes")
+        sizes = pc.binary_length(contents)
         paths = pc.struct_field(chunk, "path")
         yield from zip(sizes.to_pylist(), paths.to_pylist())
 

@@ -107,13 +107,21 @@ def read_first_rows(path: Path) -> pd.DataFrame:
     """
     try:
         if path.suffix.lower() == PARQUET:
-            schema = pq.read_schema(path)
-            columns = [field.name for field in schema if not pa.types.is_struct(field.type)]
+            columns = []
+            for field in pq.read_schema(path):
+                if not pa.types.is_struct(field.type):
+                    columns.append(field.name)
             batches = pq.ParquetFile(path).iter_batches(batch_size=FIRST_ROWS, columns=columns)
-            first_batch = next(batches, None)
-            return pd.DataFrame(columns=columns) if first_batch is None else first_batch.to_pandas()
-        separator = SEPARATORS[path.suffix.lower()]
-        return pd.read_csv(path, sep=separator, nrows=FIRST_ROWS, dtype=str, keep_default_na=False)
+            for first_batch in batches:
+                return first_batch.to_pandas()
+            return pd.DataFrame(columns=columns)
+        return pd.read_csv(
+            path,
+            sep=SEPARATORS[path.suffix.lower()],
+            nrows=FIRST_ROWS,
+            dtype=str,
+            keep_default_na=False,
+        )
     except (OSError, ValueError, pa.ArrowException, pd.errors.ParserError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 

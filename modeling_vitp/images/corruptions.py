@@ -49,11 +49,15 @@ def parameters(name: str, severity: int) -> dict[str, float]:
     Raises:
         ValueError: if the corruption or the severity is unknown.
     """
-    if name not in SEVERITIES:
-        raise ValueError(f"Unknown corruption {name!r}. Options: {', '.join(SEVERITIES)}.")
-    if severity not in range(1, 6):
-        raise ValueError(f"`severity` must be an integer from 1 to 5, got {severity}.")
-    return {key: values[severity - 1] for key, values in SEVERITIES[name].items()}
+    if name not in SEVERITIES or severity not in range(1, 6):
+        options = ", ".join(SEVERITIES)
+        raise ValueError(
+            f"Expected a corruption of {options} with a `severity` from 1 to 5, got {name!r} with {severity}."
+        )
+    settings = {}
+    for parameter, values_by_severity in SEVERITIES[name].items():
+        settings[parameter] = values_by_severity[severity - 1]
+    return settings
 
 
 def corrupt(image: np.ndarray | torch.Tensor, name: str, severity: int, seed: int = 0) -> np.ndarray | torch.Tensor:
@@ -80,8 +84,11 @@ def corrupt(image: np.ndarray | torch.Tensor, name: str, severity: int, seed: in
     if is_tensor:
         pixels = image
     else:
-        pixels = torch.from_numpy(np.array(image)).movedim(-1, 0)
-    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3 or 0 in pixels.shape:
+        pixels = torch.from_numpy(np.array(image))
+        pixels = pixels.movedim(-1, 0)
+    is_rgb = pixels.ndim == 3 and pixels.shape[0] == 3
+    is_empty = pixels.numel() == 0
+    if pixels.dtype != torch.uint8 or not is_rgb or is_empty:
         raise ValueError(
             "Expected a uint8 array (height, width, 3) or tensor (3, height, width), got "
             f"{image.dtype} of shape {tuple(image.shape)}."
@@ -95,7 +102,8 @@ def corrupt(image: np.ndarray | torch.Tensor, name: str, severity: int, seed: in
     else:
         padding_mode = "zeros" if name == "scale" else "reflection"
         unit = _sample(unit, _inverse(matrix), padding_mode)
-    corrupted = (255 * unit).round().clamp(0, 255).to(torch.uint8)
+    values = (255 * unit).round()
+    corrupted = values.clamp(0, 255).to(torch.uint8)
     if is_tensor:
         return corrupted.to(image.device)
     return corrupted.movedim(0, -1).contiguous().numpy()
@@ -147,15 +155,17 @@ def move_labels(labels: torch.Tensor, matrix: torch.Tensor, outside: int) -> tor
         Moved labels of the same shape, dtype and device, by nearest-neighbor sampling.
     """
     height, width = labels.shape[-2:]
-    inverse = _inverse(matrix.cpu())
-    grid = F.affine_grid(inverse[None], (1, 1, height, width), align_corners=False)[0]
-    tolerance = 1e-9  # Positions between two pixels always go to the same side, independent of rounding.
-    positions = (grid + 1) / 2 * grid.new_tensor([width, height])
-    pixel_indices = (positions + tolerance).floor().long()
-    columns, rows = pixel_indices.to(labels.device).unbind(-1)
-    inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+    source_x, source_y = _positions(_inverse(matrix.cpu()), height, width)
+    columns = _pixel_indices(source_x, width).to(labels.device)
+    rows = _pixel_indices(source_y, height).to(labels.device)
+    is_inside_x = (columns >= 0) & (columns < width)
+    is_inside_y = (rows >= 0) & (rows < height)
+    is_inside = is_inside_x & is_inside_y
+
+    source_rows = rows[is_inside]
+    source_columns = columns[is_inside]
     moved = torch.full_like(labels, outside)
-    moved[..., inside] = labels[..., rows[inside], columns[inside]]
+    moved[..., is_inside] = labels[..., source_rows, source_columns]
     return moved
 
 
@@ -174,13 +184,17 @@ def undo_motion(features: torch.Tensor, matrix: torch.Tensor) -> tuple[torch.Ten
         and must be ignored.
     """
     rows, columns = features.shape[1:]
-    grid = F.affine_grid(matrix[None].cpu(), (1, 1, rows, columns), align_corners=False)[0]
-    x, y = grid.unbind(-1)
+    x, y = _positions(matrix.cpu(), rows, columns)
+    # The centers of the outermost patches are half a patch inside of the edges at -1 and 1.
     tolerance = 1e-9
-    is_inside_x = x.abs() <= 1 - 1 / columns + tolerance
-    is_inside_y = y.abs() <= 1 - 1 / rows + tolerance
+    last_center_x = 1 - 1 / columns
+    last_center_y = 1 - 1 / rows
+    is_inside_x = x.abs() <= last_center_x + tolerance
+    is_inside_y = y.abs() <= last_center_y + tolerance
     is_valid = is_inside_x & is_inside_y
-    return _sample(features, matrix, "border"), is_valid.to(features.device)
+
+    moved_features = _sample(features, matrix, "border")
+    return moved_features, is_valid.to(features.device)
 
 
 def move_mask(sample: dict[str, Any], matrix: torch.Tensor) -> dict[str, Any]:
@@ -223,23 +237,33 @@ class CorruptedImages(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.samples[index]
         images = sample.get("images") or [sample["image"]]
-        seeds = []
-        for position in range(len(images)):
-            generator = keyed_generator(self.seed, sample["id"], self.corruption, position)
-            seeds.append(generator.initial_seed())
-
+        first_seed = self.seed_of_image(sample["id"], 0)
         _, height, width = images[0].shape
-        matrix = motion(self.corruption, self.severity, height, width, seed=seeds[0])
-        if matrix is not None:
-            seeds = seeds[:1] * len(images)
-            sample = self.move(sample, matrix)
+        matrix = motion(self.corruption, self.severity, height, width, seed=first_seed)
 
         corrupted_images = []
-        for image, seed in zip(images, seeds):
-            corrupted_images.append(corrupt(image, self.corruption, self.severity, seed))
-        if "images" in sample:
-            return {**sample, "images": corrupted_images}
-        return {**sample, "image": corrupted_images[0]}
+        for position, image in enumerate(images):
+            if matrix is None:
+                seed = self.seed_of_image(sample["id"], position)
+            else:
+                seed = first_seed
+            corrupted_image = corrupt(image, self.corruption, self.severity, seed)
+            corrupted_images.append(corrupted_image)
+
+        if matrix is None:
+            corrupted_sample = dict(sample)
+        else:
+            corrupted_sample = dict(self.move(sample, matrix))
+        if "images" in corrupted_sample:
+            corrupted_sample["images"] = corrupted_images
+        else:
+            corrupted_sample["image"] = corrupted_images[0]
+        return corrupted_sample
+
+    def seed_of_image(self, sample_id: Any, position: int) -> int:
+        """Return the seed of an image from the id of its sample and its position in the sample."""
+        generator = keyed_generator(self.seed, sample_id, self.corruption, position)
+        return generator.initial_seed()
 
     @property
     def cases(self) -> list[str]:
@@ -259,23 +283,62 @@ def _inverse(matrix: torch.Tensor) -> torch.Tensor:
     return torch.linalg.inv(square_matrix)[:2]
 
 
+def _positions(matrix: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return x and y of all pixels of a map, transformed by the matrix, each of shape `(height, width)`."""
+    grid = F.affine_grid(
+        matrix[None],
+        (1, 1, height, width),
+        align_corners=False,
+    )
+    x, y = grid[0].unbind(-1)
+    return x, y
+
+
+def _pixel_indices(positions: torch.Tensor, length: int) -> torch.Tensor:
+    """Return the indices of the pixels at positions from -1 to 1 along an axis of `length` pixels."""
+    # Positions between two pixels always go to the same side, independent of rounding.
+    tolerance = 1e-9
+    pixel_positions = (positions + 1) / 2 * length
+    return (pixel_positions + tolerance).floor().long()
+
+
 def _sample(maps: torch.Tensor, matrix: torch.Tensor, padding_mode: str) -> torch.Tensor:
     """Sample `maps`, `(channels, height, width)`, at the positions of the output, transformed by the matrix."""
-    grid = F.affine_grid(matrix[None], (1, *maps.shape), align_corners=False).to(maps)
-    return F.grid_sample(maps[None], grid, mode="bilinear", padding_mode=padding_mode, align_corners=False)[0]
+    grid = F.affine_grid(
+        matrix[None],
+        (1, *maps.shape),
+        align_corners=False,
+    )
+    sampled_maps = F.grid_sample(
+        maps[None],
+        grid.to(maps),
+        mode="bilinear",
+        padding_mode=padding_mode,
+        align_corners=False,
+    )
+    return sampled_maps[0]
 
 
 def _filter(image: torch.Tensor, kernel_y: torch.Tensor, kernel_x: torch.Tensor) -> torch.Tensor:
     """Correlate with a separable kernel and reflection padding, also if the padding is wider than the image."""
-    for axis, kernel in ((1, kernel_y), (2, kernel_x)):
-        margins = [(0, 0)] * 3
-        margins[axis] = (len(kernel) // 2, (len(kernel) - 1) // 2)
-        padded = torch.from_numpy(np.pad(image.numpy(), margins, mode="reflect"))
-        length = image.shape[axis]
-        image = 0
-        for tap, weight in enumerate(kernel.tolist()):
-            image = image + weight * padded.narrow(axis, tap, length)
-    return image
+    filtered_columns = _filter_axis(image, kernel_y, axis=1)
+    return _filter_axis(filtered_columns, kernel_x, axis=2)
+
+
+def _filter_axis(image: torch.Tensor, kernel: torch.Tensor, axis: int) -> torch.Tensor:
+    margin_before = len(kernel) // 2
+    margin_after = (len(kernel) - 1) // 2
+    margins = [(0, 0), (0, 0), (0, 0)]
+    margins[axis] = (margin_before, margin_after)
+    # The reflection padding of torch must be narrower than the image, that of NumPy may be wider.
+    padded_values = np.pad(image.numpy(), margins, mode="reflect")
+    padded = torch.from_numpy(padded_values)
+
+    length = image.shape[axis]
+    filtered = torch.zeros_like(image)
+    for tap, weight in enumerate(kernel.tolist()):
+        filtered = filtered + weight * padded.narrow(axis, tap, length)
+    return filtered
 
 
 def _gaussian_kernel(size: int, sigma: float) -> torch.Tensor:
@@ -301,14 +364,18 @@ def _perlin_noise(height: int, width: int, cell: float, generator: torch.Generat
 
     def gradient(down: int, right: int) -> torch.Tensor:
         corner = (row + down, column + right)
-        return cosine[corner] * (x - right) + sine[corner] * (y - down)
+        horizontal = cosine[corner] * (x - right)
+        vertical = sine[corner] * (y - down)
+        return horizontal + vertical
 
     def fade(t: torch.Tensor) -> torch.Tensor:
         return t**3 * (t * (6 * t - 15) + 10)
 
-    top = torch.lerp(gradient(0, 0), gradient(0, 1), fade(x))
-    bottom = torch.lerp(gradient(1, 0), gradient(1, 1), fade(x))
-    return torch.lerp(top, bottom, fade(y))
+    fade_x = fade(x)
+    fade_y = fade(y)
+    top = torch.lerp(gradient(0, 0), gradient(0, 1), fade_x)
+    bottom = torch.lerp(gradient(1, 0), gradient(1, 1), fade_x)
+    return torch.lerp(top, bottom, fade_y)
 
 
 # The following functions corrupt a float32 image of shape (3, height, width) with values in [0, 1].
@@ -328,21 +395,27 @@ def cloud(image: torch.Tensor, generator: torch.Generator, density: float) -> to
     noise = torch.zeros(height, width)
     for octave in range(6):
         scale = 0.5**octave
-        noise = noise + scale * _perlin_noise(height, width, 200 * scale, generator)
-    noise_range = (noise.max() - noise.min()).clamp(min=1e-12)
-    noise = (noise - noise.min()) / noise_range
+        octave_noise = _perlin_noise(height, width, 200 * scale, generator)
+        noise = noise + scale * octave_noise
+    lowest = noise.min()
+    noise_range = noise.max() - lowest
+    unit_noise = (noise - lowest) / noise_range.clamp(min=1e-12)
 
-    is_cloud = noise > 1 - density
+    is_cloud = unit_noise > 1 - density
+    cloud_map = is_cloud.float()[None]
     kernel = _gaussian_kernel(11, 5.0)
-    opacity = _filter(is_cloud.float()[None], kernel, kernel)
-    return torch.lerp(image, torch.tensor(0.9), opacity)
+    opacity = _filter(cloud_map, kernel, kernel)
+    light_gray = torch.tensor(0.9)
+    return torch.lerp(image, light_gray, opacity)
 
 
 def compression_artefacts(image: torch.Tensor, _, quality: int) -> torch.Tensor:
     """Compress as JPEG with a `quality` out of 100, with the chroma subsampling of Pillow."""
-    pixels = (255 * image).round().to(torch.uint8).movedim(0, -1).numpy()
+    values = (255 * image).round().to(torch.uint8)
+    pixels = values.movedim(0, -1).numpy()
     compressed = compress_jpeg(PIL.Image.fromarray(pixels), quality)
-    return torch.from_numpy(np.array(compressed)).movedim(-1, 0).float() / 255
+    compressed_values = torch.from_numpy(np.array(compressed))
+    return compressed_values.movedim(-1, 0).float() / 255
 
 
 def compress_jpeg(image: PIL.Image.Image, quality: int) -> PIL.Image.Image:
@@ -354,13 +427,15 @@ def compress_jpeg(image: PIL.Image.Image, quality: int) -> PIL.Image.Image:
 
 def data_gaps(image: torch.Tensor, generator: torch.Generator, stripes: int, width: int) -> torch.Tensor:
     """Add black stripes of `width` pixels at a random angle, with `stripes` stripes along the image diagonal."""
-    angle = (math.pi * torch.rand((), generator=generator)).item()
+    random_share = torch.rand((), generator=generator)
+    angle = (math.pi * random_share).item()
     _, height, image_width = image.shape
     y = torch.arange(height)[:, None]
     x = torch.arange(image_width)
-    across = x * math.cos(angle) + y * math.sin(angle)
-    period = math.hypot(height, image_width) / stripes
-    is_gap = across % period < width
+    distances = x * math.cos(angle) + y * math.sin(angle)
+    diagonal = math.hypot(height, image_width)
+    period = diagonal / stripes
+    is_gap = distances % period < width
     return image.masked_fill(is_gap, 0.0)
 
 
@@ -372,7 +447,8 @@ def gaussian_blur(image: torch.Tensor, _, kernel_size: int) -> torch.Tensor:
 
 def gaussian_noise(image: torch.Tensor, generator: torch.Generator, sigma: float) -> torch.Tensor:
     """Add Gaussian noise of standard deviation `sigma`, for values in [0, 1]. The caller clips the result."""
-    return image + sigma * torch.randn(image.shape, generator=generator)
+    noise = torch.randn(image.shape, generator=generator)
+    return image + sigma * noise
 
 
 def haze(image: torch.Tensor, _, intensity: float) -> torch.Tensor:
@@ -382,13 +458,16 @@ def haze(image: torch.Tensor, _, intensity: float) -> torch.Tensor:
 
 def motion_blur(image: torch.Tensor, _, kernel_size: int) -> torch.Tensor:
     """Average `kernel_size` horizontally adjacent pixels, half of them to the left of the pixel."""
-    return _filter(image, torch.ones(1), torch.full((kernel_size,), 1 / kernel_size))
+    kernel_x = torch.full((kernel_size,), 1 / kernel_size)
+    return _filter(image, torch.ones(1), kernel_x)
 
 
 def salt_and_pepper(image: torch.Tensor, generator: torch.Generator, amount: float) -> torch.Tensor:
     """Set a share `amount` of the values of each channel to 0 or 1 with equal probability."""
-    draw, salt = torch.rand(2, *image.shape, generator=generator)
-    return torch.where(draw < amount, (salt < 0.5).float(), image)
+    draws, salt_draws = torch.rand(2, *image.shape, generator=generator)
+    salt_or_pepper = (salt_draws < 0.5).float()
+    is_replaced = draws < amount
+    return torch.where(is_replaced, salt_or_pepper, image)
 
 
 _CORRUPTIONS: dict[str, Callable[..., torch.Tensor]] = {

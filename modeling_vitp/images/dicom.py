@@ -153,10 +153,14 @@ def to_picture(
 def in_8_bits(frame: Frame) -> PIL.Image.Image:
     """Return a frame from black to white, in gray or RGB. Padding is black."""
     is_gray = frame.values.ndim == 2
-    bands = frame.values[None] if is_gray else frame.values.transpose(2, 0, 1)
+    if is_gray:
+        bands = frame.values[None]
+    else:
+        bands = frame.values.transpose(2, 0, 1)
     to_colors = InputSpec.from_dict(frame.input_spec)
     colors = to_colors(torch.from_numpy(bands.astype(np.float64)))
-    pixels = colors.round().to(torch.uint8).movedim(0, -1).numpy()
+    rounded_colors = colors.round().to(torch.uint8)
+    pixels = rounded_colors.movedim(0, -1).numpy()
     if frame.is_inverted:
         is_padding = np.isnan(frame.values)[..., None]
         pixels = np.where(is_padding, 0, 255 - pixels).astype(np.uint8)
@@ -289,18 +293,19 @@ def check_alike(headers: list[tuple[Path, pydicom.Dataset]]) -> None:
 
 def check_slice(path: Path, dataset: pydicom.Dataset) -> None:
     """Raise a `ValueError` unless a file is one gray slice with a position and spacing."""
-    has_frames = number_of_frames(dataset) > 1
-    has_colors = dataset.get("SamplesPerPixel", 1) != 1
-    if has_frames or has_colors:
-        raise ValueError(
-            f"Expected one gray slice per file, {path} has several {'frames' if has_frames else 'colors'}. Convert it "
-            "to NIfTI, for example with dcm2niix."
-        )
     tag = invalid_tag(dataset)
-    if tag is not None:
-        raise ValueError(
-            f"{path} has no valid {tag}, which is required for its spacing and position, got {dataset.get(tag)}."
-        )
+    if number_of_frames(dataset) > 1:
+        problem = "several frames"
+    elif dataset.get("SamplesPerPixel", 1) != 1:
+        problem = "several colors"
+    elif tag is not None:
+        problem = f"no valid {tag}, but {dataset.get(tag)}"
+    else:
+        return
+    raise ValueError(
+        f"Expected one gray slice with its spacing and position per file, {path} has {problem}. Repair the file, or "
+        "convert it to NIfTI, for example with dcm2niix."
+    )
 
 
 def invalid_tag(dataset: pydicom.Dataset) -> str | None:
@@ -346,14 +351,15 @@ def in_order(headers: list[tuple[Path, pydicom.Dataset]]) -> tuple[list[tuple[Pa
         step = (positions[-1] - positions[0]) / (len(headers) - 1)
         check_line(headers, positions, step)
 
-    between_rows, between_columns = map(float, first.PixelSpacing)
+    between_rows, between_columns = first.PixelSpacing
     affine = np.eye(4)
-    affine[:3, 0] = between_columns * along_row
-    affine[:3, 1] = between_rows * along_column
+    affine[:3, 0] = float(between_columns) * along_row
+    affine[:3, 1] = float(between_rows) * along_column
     affine[:3, 2] = step
     affine[:3, 3] = positions[0]
     # DICOM axes point left and posterior, NIfTI axes point right and anterior.
-    return headers, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    to_nifti_axes = np.diag([-1.0, -1.0, 1.0, 1.0])
+    return headers, to_nifti_axes @ affine
 
 
 def thickness_of(path: Path, dataset: pydicom.Dataset) -> float:
@@ -381,9 +387,12 @@ def check_distances(headers: list[tuple[Path, pydicom.Dataset]], heights: np.nda
 
 def check_line(headers: list[tuple[Path, pydicom.Dataset]], positions: np.ndarray, step: np.ndarray) -> None:
     """Raise a `ValueError` if a slice is not at a multiple of a step from the first."""
-    expected_positions = positions[0] + np.arange(len(headers))[:, None] * step
+    numbers_of_steps = np.arange(len(headers))[:, None]
+    expected_positions = positions[0] + numbers_of_steps * step
     deviations = np.linalg.norm(positions - expected_positions, axis=1)
     farthest = int(deviations.argmax())
-    if deviations[farthest] > TOLERANCE * np.linalg.norm(step):
+    largest_deviation = deviations[farthest]
+    tolerance = TOLERANCE * np.linalg.norm(step)
+    if largest_deviation > tolerance:
         path, _ = headers[farthest]
-        raise ValueError(f"Expected slices on one line, {path} is {deviations[farthest]:.2f} mm off the line.")
+        raise ValueError(f"Expected slices on one line, {path} is {largest_deviation:.2f} mm off the line.")

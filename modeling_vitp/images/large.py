@@ -163,7 +163,11 @@ def chosen_bands(dataset: DatasetReader, spec: InputSpec) -> list[int]:
         return [band + 1 for band in spec.bands]
     if spec.takes_bands and dataset.driver not in PICTURES:
         return list(dataset.indexes)
-    return [band for band in dataset.indexes if dataset.colorinterp[band - 1] != ColorInterp.alpha]
+    opaque_bands = []
+    for band, color in zip(dataset.indexes, dataset.colorinterp):
+        if color != ColorInterp.alpha:
+            opaque_bands.append(band)
+    return opaque_bands
 
 
 def transparency(dataset: DatasetReader, bands: list[int], spec: InputSpec) -> int | None:
@@ -403,8 +407,8 @@ class RowFile(PartFile):
         self.file.seek(0)
         for top in range(0, len(self), count):
             content = self.file.read(group_size)
-            rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, *self.shape)
-            yield top, rows
+            flat_rows = np.frombuffer(content, dtype=np.uint8)
+            yield top, flat_rows.reshape(-1, *self.shape)
 
 
 class LineFile(PartFile):
@@ -463,7 +467,8 @@ def weights_digest(model: torch.nn.Module) -> str:
     """Return a hash of the weights of a model."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in model.state_dict().items():
-        content = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()
+        flat_tensor = tensor.cpu().contiguous().flatten()
+        content = flat_tensor.view(torch.uint8).numpy()
         digest.update(name.encode())
         digest.update(content.data)
     return digest.hexdigest()

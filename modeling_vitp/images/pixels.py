@@ -100,10 +100,13 @@ class ColorJitter(Settings):
             gamma, gain, bias = draws
             exponent = (self.gamma * gamma).exp()
             factor = 1 + self.gain * gain
-            return (factor * values**exponent + self.bias * bias).clamp(0, 1)
+            offset = self.bias * bias
+            recolored_values = factor * values**exponent + offset
+            return recolored_values.clamp(0, 1)
 
         # The 256 values of a raw tile are looked up, which is faster than a power for each pixel.
-        table = recolor(torch.arange(256) / 255)
+        raw_values = torch.arange(256)
+        table = recolor(raw_values / 255)
         mean = 0.0
         std = 1.0
         if image_processor.do_normalize:
@@ -121,13 +124,16 @@ class ColorJitter(Settings):
                 channels = table.gather(1, channels.long())
             else:
                 unnormalized = (channels.T * std + mean).T
-                channels = recolor((unnormalized / highest_value).clamp(0, 1))
+                unit_values = unnormalized / highest_value
+                channels = recolor(unit_values.clamp(0, 1))
             if is_gray:
                 channels = channels.mean(0).expand_as(channels)
             if is_raw:
-                channels = (255 * channels).round().to(torch.uint8)
+                channels = (255 * channels).round()
+                channels = channels.to(torch.uint8)
             else:
-                channels = ((highest_value * channels.T - mean) / std).T
+                normalized_values = (highest_value * channels.T - mean) / std
+                channels = normalized_values.T
             recolored_tiles.append(channels.reshape(tile.shape))
         return recolored_tiles
 
@@ -139,18 +145,20 @@ def on_one_grid(bands: Sequence[np.ndarray]) -> list[np.ndarray]:
         ValueError: if the bands differ in aspect ratio, or an array has several bands.
     """
     shapes = [band.shape for band in bands]
-    height, width = max((shape[:2] for shape in shapes), key=math.prod)
+    sizes = [shape[:2] for shape in shapes]
+    height, width = max(sizes, key=math.prod)
     for shape in shapes:
         if len(shape) != 2 or shape[0] * width != shape[1] * height:
+            shapes_in_words = ", ".join(str(shape) for shape in shapes)
             raise ValueError(
-                f"expected bands of shape (height, width) with the same aspect ratio, got {', '.join(map(str, shapes))}"
+                f"expected bands of shape (height, width) with the same aspect ratio, got {shapes_in_words}"
             )
     if set(shapes) == {(height, width)}:
         return list(bands)
     resized_bands = []
     for band in bands:
-        pixels = torch.from_numpy(band.astype(np.float32))[None]
-        resized = F.resize(pixels, [height, width], antialias=True)
+        pixels = torch.from_numpy(band.astype(np.float32))
+        resized = F.resize(pixels[None], [height, width], antialias=True)
         resized_bands.append(resized[0].numpy())
     return resized_bands
 
@@ -163,11 +171,15 @@ def shown(pixels: torch.Tensor, band_names: Sequence[str] | None = None) -> np.n
     """
     if band_names is not None:
         displayed_bands = color_bands(band_names)
-        if not displayed_bands:
-            displayed_bands = [0, 1, 2] if len(band_names) > 2 else [0, 0, 0]
-        colors = 255 * pixels[displayed_bands]
-        pixels = colors.round().clamp(0, 255).to(torch.uint8)
-    return pixels.permute(1, 2, 0).cpu().numpy()
+        if not displayed_bands and len(band_names) > 2:
+            displayed_bands = [0, 1, 2]
+        elif not displayed_bands:
+            displayed_bands = [0, 0, 0]
+        values = 255 * pixels[displayed_bands]
+        rounded_values = values.round()
+        pixels = rounded_values.clamp(0, 255).to(torch.uint8)
+    image = pixels.permute(1, 2, 0)
+    return image.cpu().numpy()
 
 
 def principal_scores(features: torch.Tensor, count: int = 3) -> torch.Tensor:
@@ -184,19 +196,26 @@ def principal_scores(features: torch.Tensor, count: int = 3) -> torch.Tensor:
         Scores, float64 of shape `(count, rows, columns)`.
     """
     patches = features.flatten(1).double()
-    patches = patches - patches.mean(1, keepdim=True)
-    covariance = patches @ patches.T / patches.shape[1]
+    mean = patches.mean(1, keepdim=True)
+    patches = patches - mean
+    num_patches = patches.shape[1]
+    covariance = patches @ patches.T / num_patches
     variances, components = torch.linalg.eigh(covariance)
     # `eigh` sorts from the smallest variance to the largest.
     variances = variances.flip(0)[:count]
     components = components.flip(1)[:, :count]
 
     largest_rows = components.abs().argmax(0, keepdim=True)
-    components = components * components.gather(0, largest_rows).sign()
-    smallest_variance = 1e-9 * patches.square().sum(0).max()
-    inverse_deviations = variances.clamp(min=1e-300).rsqrt()
-    scales = torch.where(variances > smallest_variance, inverse_deviations, 0.0)
-    scores = scales[:, None] * (components.T @ patches)
+    largest_loadings = components.gather(0, largest_rows)
+    components = components * largest_loadings.sign()
+
+    squared_norms = patches.square().sum(0)
+    smallest_variance = 1e-9 * squared_norms.max()
+    has_variance = variances > smallest_variance
+    positive_variances = variances.clamp(min=1e-300)
+    scales = torch.where(has_variance, positive_variances.rsqrt(), 0.0)
+    projections = components.T @ patches
+    scores = scales[:, None] * projections
 
     num_missing = count - len(scores)
     padded_scores = nn.functional.pad(scores, (0, 0, 0, num_missing))
@@ -213,9 +232,12 @@ def align_scores(scores: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         scores, reference: scores of shape `(3, rows, columns)`.
     """
     flat_scores = scores.flatten(1)
-    left_vectors, _, right_vectors = torch.linalg.svd(reference.flatten(1) @ flat_scores.T)
+    flat_reference = reference.flatten(1)
+    products = flat_reference @ flat_scores.T
+    left_vectors, _, right_vectors = torch.linalg.svd(products)
     rotation = left_vectors @ right_vectors
-    return (rotation @ flat_scores).view_as(scores)
+    rotated_scores = rotation @ flat_scores
+    return rotated_scores.view_as(scores)
 
 
 def colors_of(scores: torch.Tensor) -> np.ndarray:
@@ -227,6 +249,7 @@ def colors_of(scores: torch.Tensor) -> np.ndarray:
     Returns:
         Colors, uint8 of shape `(rows, columns, 3)`.
     """
-    unit_colors = (scores / 4 + 0.5).clamp(0, 1)
-    colors = (255 * unit_colors).round().to(torch.uint8)
+    unit_colors = scores / 4 + 0.5
+    values = 255 * unit_colors.clamp(0, 1)
+    colors = values.round().to(torch.uint8)
     return colors.movedim(0, -1).numpy()

@@ -206,8 +206,10 @@ def is_deep_tiff(tags: ImageFileDirectory_v2, bands: bool = False) -> bool:
         return True
     extra_samples = tuple(tags.get(EXTRASAMPLES, ()))
     has_only_transparency = extra_samples in ((), (1,), (2,))
-    num_colors = NUM_COLORS.get(tags.get(PHOTOMETRIC_INTERPRETATION, 1), 1)
-    return not has_only_transparency or num_samples - len(extra_samples) != num_colors
+    photometric = tags.get(PHOTOMETRIC_INTERPRETATION, 1)
+    expected_colors = NUM_COLORS.get(photometric, 1)
+    num_colors = num_samples - len(extra_samples)
+    return not has_only_transparency or num_colors != expected_colors
 
 
 def picture_size(file: BinaryIO) -> tuple[int, int]:
@@ -456,11 +458,17 @@ def first_dicom_file(path: Path) -> Path | None:
 def content_digest(path: Path) -> bytes:
     """Return a hash of the content of a file, unpacked for gzipped NIfTI, or of all files of a folder in any order."""
     if path.is_dir():
-        digests = [content_digest(file) for file in path.iterdir() if file.is_file()]
-        return hashlib.sha256(b"".join(sorted(digests))).digest()
+        digests = []
+        for file in path.iterdir():
+            if file.is_file():
+                digests.append(content_digest(file))
+        joined_digests = b"".join(sorted(digests))
+        return hashlib.sha256(joined_digests).digest()
     is_packed = path.name.lower().endswith(".nii.gz")
-    with gzip.open(path) if is_packed else open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").digest()
+    open_content = gzip.open if is_packed else open_file
+    with open_content(path) as file:
+        digest = hashlib.file_digest(file, "sha256")
+    return digest.digest()
 
 
 def packed_key(path: Path) -> int:

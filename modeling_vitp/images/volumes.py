@@ -81,9 +81,8 @@ class Volume:
     def cut(self, plane: str, index: int) -> np.ndarray:
         """Return a slice in the units of the volume, float32 of shape `(height, width)`."""
         canonical = apply_orientation(self.stored, self.orientation)
-        indices = [slice(None)] * 3
-        indices[PLANES[plane]] = index
-        turned = np.rot90(canonical[tuple(indices)])
+        slices = np.moveaxis(canonical, PLANES[plane], 0)
+        turned = np.rot90(slices[index])
         mirrored = turned[:, ::-1]
         return self.scaled(np.ascontiguousarray(mirrored))
 
@@ -103,7 +102,8 @@ class Volume:
         turned = np.rot90(mirrored, -1, axes=(1, 2))
         canonical = np.moveaxis(turned, 0, PLANES[plane])
         canonical_orientation = io_orientation(np.eye(4))
-        return apply_orientation(canonical, ornt_transform(canonical_orientation, self.orientation))
+        to_stored = ornt_transform(canonical_orientation, self.orientation)
+        return apply_orientation(canonical, to_stored)
 
     def window(self, percentiles: Sequence[float]) -> tuple[float, float]:
         """Return percentiles of the non-zero values.
@@ -114,11 +114,12 @@ class Volume:
             ValueError: if all values are 0, or the percentiles are equal.
         """
         every = math.ceil(self.stored.size / MAX_SAMPLED)
-        values = self.scaled(self.stored.ravel(order="K")[::every])
-        values = values[np.isfinite(values) & (values != 0)]
+        sampled_values = self.stored.ravel(order="K")[::every]
+        values = self.scaled(sampled_values)
+        is_counted = np.isfinite(values) & (values != 0)
         low = high = 0.0
-        if values.size > 0:
-            low, high = np.percentile(values, percentiles)
+        if is_counted.any():
+            low, high = np.percentile(values[is_counted], percentiles)
         if not low < high:
             raise ValueError(
                 f"Expected several non-zero values, of which two percentiles become black and white, {self.path} has "
@@ -175,14 +176,15 @@ def open_nifti(path: Path) -> Volume:
     with read_errors(path):
         image = nibabel.load(path)
         proxy = image.dataobj
-        if len(proxy.shape) != 3 or 0 in proxy.shape:
+        has_voxels = len(proxy.shape) == 3 and 0 not in proxy.shape
+        has_numbers = proxy.dtype.kind in "buif"
+        if not has_voxels or not has_numbers:
             raise ValueError(
-                f"expected a volume with three axes, each of at least one voxel, got the shape {proxy.shape}. Save "
-                "several volumes separately, for example with nibabel.four_to_three"
+                "expected a volume with three axes, each of at least one voxel, and one number per voxel, got the "
+                f"shape {proxy.shape} with values of type {proxy.dtype}. Save several volumes separately, for example "
+                "with nibabel.four_to_three"
             )
         stored = map_file(Path(image.file_map["image"].filename), proxy)
-    if stored.dtype.kind not in "buif":
-        raise ValueError(f"Expected one number per voxel, {path} has values of type {stored.dtype}.")
     header = image.header
     if not isinstance(header, nibabel.Nifti1Header):
         header = nibabel.Nifti1Header.from_header(header)
@@ -204,13 +206,17 @@ def has_spacing(image: nibabel.spatialimages.SpatialImage) -> bool:
     """Return whether a header has a voxel size, from the stored header, because nibabel replaces a size of 0 by 1."""
     if isinstance(image, nibabel.Nifti1Image):
         with ImageOpener(image.file_map["image"].filename) as file:
-            stored = type(image.header).from_fileobj(file, check=False)
-        has_sizes = (stored["pixdim"][1:4] > 0).all()
-        has_affine = bool(stored["sform_code"])
+            stored_header = type(image.header).from_fileobj(file, check=False)
+        sizes = stored_header["pixdim"][1:4]
+        has_sizes = (sizes > 0).all()
+        has_affine = bool(stored_header["sform_code"])
         if not has_sizes and not has_affine:
             return False
-    volume_of_voxel = abs(np.linalg.det(image.affine[:3, :3]))
-    return bool(np.isfinite(image.affine).all() and volume_of_voxel > 1e-12)
+    if not np.isfinite(image.affine).all():
+        return False
+    axes = image.affine[:3, :3]
+    volume_of_voxel = abs(np.linalg.det(axes))
+    return bool(volume_of_voxel > 1e-12)
 
 
 def has_known_unit(header: nibabel.Nifti1Header) -> bool:
@@ -252,14 +258,13 @@ def to_gray(values: np.ndarray, window: tuple[float, float]) -> np.ndarray:
 
 def check_cut(plane: str, window: Sequence[float] | None, percentiles: Sequence[float] | None) -> None:
     """Raise a `ValueError` if `plane`, `window` or `percentiles` are invalid."""
-    if plane not in PLANES:
-        raise ValueError(f"`plane` must be one of {', '.join(sorted(PLANES))}, got {plane!r}.")
     is_one_set = (window is None) != (percentiles is None)
     pair = percentiles if window is None else window
-    if not is_one_set or not is_increasing_pair(pair):
+    if plane not in PLANES or not is_one_set or not is_increasing_pair(pair):
         raise ValueError(
-            "Expected either `window` or `percentiles` for volumes, as two increasing numbers that become black and "
-            f"white, got window={window} and percentiles={percentiles}."
+            f"Expected for volumes a `plane` of {', '.join(sorted(PLANES))}, and either `window` or `percentiles`, as "
+            f"two increasing numbers that become black and white, got plane={plane!r}, window={window} and "
+            f"percentiles={percentiles}."
         )
 
 
@@ -326,6 +331,9 @@ class VolumeSlices:
 
     def mask(self, index: int) -> np.ndarray:
         """Return the mask of a slice, uint8 or, for other values than 0 to 255, int32 of shape `(height, width)`."""
-        labels = whole_numbers(self.labels.cut(self.plane, index), self.labels.path)
+        slice_of_labels = self.labels.cut(self.plane, index)
+        labels = whole_numbers(slice_of_labels, self.labels.path)
         fits_uint8 = 0 <= labels.min() and labels.max() < 256
-        return labels.astype(np.uint8 if fits_uint8 else np.int32)
+        if fits_uint8:
+            return labels.astype(np.uint8)
+        return labels.astype(np.int32)

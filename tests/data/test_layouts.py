@@ -224,7 +224,7 @@ def test_annotation_of_other_image_is_not_used(tmp_path, kind, folder, what):
         return [image.regions[0].label for image in annotate_all(layout, choose_split(layout, "train")[0])]
 
     annotate((f"train/north/{folder}/0", "plane"), (f"{folder}/1", "ship"))
-    with pytest.raises(ValueError, match=rf"No {what} .*south.images.0.png"):
+    with pytest.raises(ValueError, match=rf"{what} of .*south.images.0.png was not found"):
         annotated()
     annotate((f"{folder}/0", "Bus"))
     with pytest.raises(ValueError, match=r"south.images.0.png is ambiguous, .*0\.\w+"):

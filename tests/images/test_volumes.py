@@ -169,7 +169,7 @@ BAD = {
     "cut short": (copy_of("MR_truncated.dcm"), "MR_truncated.dcm cannot be read"),
     "no DICOM": (lambda folder: folder.mkdir() or folder, "No DICOM images"),
     "four axes": (nifti(np.zeros((2, 3, 4, 5), dtype=np.uint8)), "three axes, .* 5"),
-    "complex": (nifti(np.zeros((2, 3, 4), dtype=np.complex64)), "has values of type complex64"),
+    "complex": (nifti(np.zeros((2, 3, 4), dtype=np.complex64)), "values of type complex64"),
     "no spacing of NIfTI": (no_spacing, "no spacing"),
     "infinite": (nifti(np.full((2, 2, 2), np.inf, dtype=np.float32)), "has 8 values that are NaN or infinite"),
 }

@@ -198,15 +198,16 @@ class PairedLayout(Layout):
         if image_id in self._files:
             return self._files[image_id]
         candidates = self._named.get(path.stem, [])
-        if not candidates:
-            folder = self.annotations or self.root
-            raise ValueError(f"No {self.annotation} of the same name as {path} found under {folder}.")
-        if len(candidates) > 1 or self._num_images[path.stem] > 1:
-            raise ValueError(
-                f"The {self.annotation} of {path} is ambiguous, because several images or files have this name, such "
-                f"as {candidates[-1]}. Put each {self.annotation} in the same subfolders as its image."
-            )
-        return candidates[0]
+        if len(candidates) == 1 and self._num_images[path.stem] <= 1:
+            return candidates[0]
+        if candidates:
+            problem = f"is ambiguous, because several images or files have this name, such as {candidates[-1]}"
+        else:
+            problem = f"was not found under {self.annotations or self.root}"
+        raise ValueError(
+            f"The {self.annotation} of {path} {problem}. Put each {self.annotation} in the same subfolders as its "
+            "image, with the same name."
+        )
 
 
 class ObjectLayout(PairedLayout):

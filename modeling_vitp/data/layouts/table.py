@@ -126,18 +126,14 @@ class ClassTable(ClassLayout):
     def _tables(self) -> list[TableFile]:
         location = self.annotations or self.root
         tables = recognize_tables(location)
-        if not tables:
-            raise ValueError(
-                f"No table of classes found in {location}. Expected a CSV, TSV or Parquet file with a column of the "
-                f"image ({', '.join(NAME_COLUMNS)}) and a column of its class ({', '.join(LABEL_COLUMNS)})."
-            )
         splits = {split_in(table.path.stem) for table in tables}
         has_table_for_each_split = None not in splits and len(splits) == len(tables)
-        if len(tables) > 1 and not has_table_for_each_split:
-            paths = ", ".join(str(table.path) for table in tables)
+        if len(tables) != 1 and not (tables and has_table_for_each_split):
+            paths = ", ".join(str(table.path) for table in tables) or "none"
             raise ValueError(
-                "Expected one table of classes, or one for each split such as train.csv and test.csv, found "
-                f"{paths}. Remove or rename some of them."
+                f"Expected one table of classes in {location}, or one for each split such as train.csv and test.csv, "
+                f"found {paths}. A table is a CSV, TSV or Parquet file with a column of the image "
+                f"({', '.join(NAME_COLUMNS)}) and a column of its class ({', '.join(LABEL_COLUMNS)})."
             )
         return tables
 
