@@ -69,7 +69,7 @@ class FineTunings:
     def __call__(self, task: str, settings: dict, output: Path) -> dict:
         assert task == "classification"
         output.mkdir(parents=True)
-        metrics = {"main_score": "accuracy", "greater_is_better": True}
+        metrics = {"main_score": "accuracy", "greater_is_better": True, "is_share": True}
         if settings.get("do_train", True):
             self.trained[str(output)] = settings
             metrics["eval"] = {"eval_accuracy": -abs(settings["learning_rate"] - RATES[1])}

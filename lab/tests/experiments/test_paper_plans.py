@@ -65,7 +65,7 @@ def test_every_arm_is_resolved(config, tmp_path, monkeypatch):
     def run_fine_tuning(task, settings, folder):
         folder.mkdir(parents=True)
         fine_tunings.append(settings)
-        metrics = {"main_score": "map", "greater_is_better": True, "test": {"test_map": 0.5}}
+        metrics = {"main_score": "map", "greater_is_better": True, "is_share": True, "test": {"test_map": 0.5}}
         return metrics | {"test_resampled": [], "test_cases": 2}
 
     monkeypatch.setattr("modeling_vitp.adaptation.comparison.run_fine_tuning", run_fine_tuning)
