@@ -18,6 +18,7 @@ from modeling_vitp.training import command_line
 ONLY_PARSED = {
     "lab.benchmarks.benchmark --shape internvl2_5_1b": "minutes, and 17 GiB of memory",
     "lab.benchmarks.benchmark --shape small": "lab/tests/benchmarks/test_speed_ratios.py runs it",
+    "lab.benchmarks.benchmark --torch_compile": "minutes of compiling",
     "lab.benchmarks.benchmark_detection --shapes": "the command before, in other sizes",
     "lab.benchmarks.benchmark_growth --sides": "the command before, in other sizes",
     "lab.benchmarks.benchmark_peers": "lab/tests/benchmarks/test_comparison.py runs it",
