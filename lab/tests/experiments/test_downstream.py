@@ -79,7 +79,7 @@ def finished(tmp_path_factory):
     plan = plan_in(folder, probe_label_shares=[], measures={"IoU": "finetuning.layer_decay_75.labels_10"})
     args = ExperimentArguments(**plan)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "evaluate", lambda *args: {})
+        patch.setattr(evaluation, "evaluate", lambda *args: {"checks": [], "passed": True})
         texts = ["How many trees are there?", "Map the trees."]  # Controls have no questions.
         patch.setattr("modeling_vitp.instructions.rows.sample_texts", lambda *args: texts)
         patch.setattr("lab.experiments.controls.probe_backbone", lambda *args: {})
@@ -154,7 +154,7 @@ def test_few_labels_are_the_same_windows(finished):
 
 
 def test_scenes_that_an_arm_leaves_out(tmp_path, monkeypatch, quick_probe):
-    monkeypatch.setattr(evaluation, "evaluate", lambda *args: {})
+    monkeypatch.setattr(evaluation, "evaluate", lambda *args: {"checks": [], "passed": True})
     monkeypatch.setattr("lab.trees.evaluation.PROBE_VIEWS", 1)
     measures = {
         f"{where}{name}": f"other_scenes.osbs_029.{where}{path}"
