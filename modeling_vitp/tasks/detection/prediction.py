@@ -28,9 +28,9 @@ from ...images.large import LargeImage, LineFile, appears_whole, file_stamp, ope
 from ...images.reading import Window, window_starts
 from ...rotated_boxes import intersections, rectangles, rotated_nms, smallest_rectangles
 from .arguments import DotaSubmission
-from .data import DetectionData, ObjectImages
 
 if TYPE_CHECKING:
+    from .data import DetectionData, ObjectImages
     from .trainer import ViTPDetectionTrainer
 
 # Detected object: `label`, `score`, `box` (x1, y1, x2, y2) or `corners` (four x, y) in pixels of the image, and
@@ -787,7 +787,7 @@ def best_of_overlapping(
     return nms_by_label(places, scores, nms_threshold, labels)
 
 
-def write_submission(trainer: "ViTPDetectionTrainer", data: DetectionData, settings: DotaSubmission) -> None:
+def write_submission(trainer: "ViTPDetectionTrainer", data: "DetectionData", settings: DotaSubmission) -> None:
     """Write the merged detections of a split to `Task1` in the output folder, see [`write_task1`]."""
     samples = data.open([settings.split], trainer.task)
     detections = detect_whole(trainer, samples, settings.nms)
@@ -797,7 +797,7 @@ def write_submission(trainer: "ViTPDetectionTrainer", data: DetectionData, setti
 
 def detect_whole(
     trainer: "ViTPDetectionTrainer",
-    samples: ObjectImages,
+    samples: "ObjectImages",
     nms_threshold: float,
 ) -> dict[str, dict[str, torch.Tensor]]:
     """Return the merged detections of whole images, by image id."""
