@@ -157,8 +157,8 @@ def check_target(checkpoint: Checkpoint, to: str, has_input_spec: bool) -> None:
         advice = " To combine a ViT with a language model, start a pretraining from it (recipes/pretrain.py)."
     elif checkpoint.other_vit_family is not None:
         advice = f" Its ViT keeps its own format: export it with `vitp export_backbone {source} FOLDER`."
-    elif checkpoint.entry.layout == "detection":
-        advice = " Only detectors on a ViT-Adapter have other layouts."
+    elif checkpoint.entry.layout in ("segmentation", "detection") and "adapter" not in checkpoint.targets:
+        advice = " Only models on a ViT-Adapter have other layouts."
     raise ValueError(
         f"{source}, a {checkpoint.config.model_type!r} in the layout {checkpoint.kind!r}, cannot be converted to "
         f"{to!r}. Possible targets: {', '.join(targets) or 'none'}.{advice}"

@@ -293,7 +293,7 @@ def export_onnx(
     """
     file = Path(file)
     if file.is_dir() or not file.parent.is_dir():
-        raise ValueError(f"Expected a file to write in an existing folder, got {file}.")
+        raise ValueError(f"{file} cannot be written. Expected the path of a file in an existing folder.")
     import onnxruntime
 
     opened_model = open_model(model)

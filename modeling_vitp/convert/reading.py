@@ -103,7 +103,7 @@ class Checkpoint:
             targets += ["backbone", "internvl"]
         if is_on_adapter:
             targets.append("adapter")
-        if self.original_layout is not None and (is_on_adapter or layout != "detection"):
+        if self.original_layout is not None and (is_on_adapter or backbone_config is None):
             targets.append("original")
         return targets
 
