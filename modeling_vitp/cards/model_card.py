@@ -8,9 +8,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
-from .record import FIELDS, METRICS, card_metadata, datasets_of, load_card, read_json, read_record
+from .record import FIELDS, METRICS, Fields, License, card_metadata, datasets_of, load_card, read_json, read_record
 from .sections import section_pattern, table, with_section
 
+Files = dict[str, Path | bytes]  # local file, or the content itself, by path in the repo
 PAPER = "[ViTP (Visual insTruction Pretraining, arXiv 2509.17562)](https://arxiv.org/abs/2509.17562)"
 
 CITATION = """
@@ -33,6 +34,7 @@ SETTINGS = {  # descriptions in the table of settings
     "answer_mask_ratio": "share of answer tokens masked in the input",
 }
 FROM_METRICS = "From the `metrics.json` of the run, which has further values."
+TRUST = ", trust_remote_code=True"
 NOT_RESULTS = ("runtime", "per_second", "epoch", "num_tokens", "entropy", "_time")
 
 
@@ -40,9 +42,9 @@ def fill_card(
     entry: Any,
     source: Path,
     folder: Path,
-    files: dict[str, Path | bytes],
+    files: Files,
     repo_id: str,
-    license: dict[str, str],
+    license: License,
 ) -> ModelCard:
     """Return the existing card of a folder, or a new one, with sections and metadata from the run.
 
@@ -56,15 +58,10 @@ def fill_card(
     """
     record = read_record(source)
     metrics = read_json(source / METRICS)
-    config = read_pushed(files, "adapter_config.json" if entry.push_as == "adapter" else "config.json")
-    existing_card = read_existing_card(folder / "README.md")
-    if existing_card is None:
-        text = f"\n# {repo_id.split('/')[-1]}\n"
-        description = describe_model(entry, record)
-        if description:
-            text += f"\n{description}\n"
-    else:
-        text = existing_card.text
+    config_file = "adapter_config.json" if entry.push_as == "adapter" else "config.json"
+    config = read_pushed(files, config_file)
+    name = repo_id.split("/")[-1]
+    template = read_existing_card(folder / "README.md") or new_card(name, describe_model(entry, record))
     sections = {
         "How to load": code_example(entry, config, files, repo_id),
         "Input": describe_input(files),
@@ -73,6 +70,7 @@ def fill_card(
         "License": describe_license(license),
         "Citation": CITATION,
     }
+    text = template.text
     # Results of an earlier run in the folder; those that the user wrote stay.
     is_outdated = not sections["Evaluation"] and FROM_METRICS in text
     if is_outdated:
@@ -81,31 +79,42 @@ def fill_card(
         if section:
             text = with_section(text, title, section)
 
-    metadata = {} if existing_card is None else existing_card.data.to_dict()
-    run_metadata = {
-        "library_name": entry.library_name,
-        "pipeline_tag": entry.pipeline_tag,
-        "base_model": base_models(entry, config, record, source),
-        "datasets": datasets_of(record),
-        "tags": list(dict.fromkeys([*metadata.get("tags", []), "vitp"])),
-    }
-    for key, value in run_metadata.items():
-        if value:  # others stay as the user wrote them
-            metadata[key] = value
+    card = ModelCard(f"---\n{{}}\n---\n\n{text.strip()}\n", ignore_metadata_errors=True)
+    metadata = template.data.to_dict()
+    metadata |= run_metadata(entry, config, record, source)
+    metadata["tags"] = list(dict.fromkeys([*metadata.get("tags", []), "vitp"]))
     for key in FIELDS:
         metadata[key] = license.get(key)
-    card = ModelCard(f"---\n{{}}\n---\n\n{text.strip()}\n", ignore_metadata_errors=True)
     for key, value in metadata.items():
         if value not in (None, []) and key != "model-index":
             card.data[key] = value
     results = eval_results(entry, metrics, record)
     if results:
-        card.data["model_name"] = repo_id.split("/")[-1]
+        card.data["model_name"] = name
         card.data["eval_results"] = results
-    elif existing_card is not None and existing_card.data.eval_results and not is_outdated:
-        card.data["model_name"] = existing_card.data.model_name
-        card.data["eval_results"] = existing_card.data.eval_results
+    elif template.data.eval_results and not is_outdated:
+        card.data["model_name"] = template.data.model_name
+        card.data["eval_results"] = template.data.eval_results
     return card
+
+
+def new_card(name: str, description: str) -> ModelCard:
+    """Return a card of a title and a description."""
+    text = f"# {name}\n"
+    if description:
+        text += f"\n{description}\n"
+    return ModelCard(f"---\n{{}}\n---\n\n{text}", ignore_metadata_errors=True)
+
+
+def run_metadata(entry: Any, config: Fields, record: Fields, source: Path) -> Fields:
+    """Return the metadata of a card that the run states; others stay as the user wrote them."""
+    metadata = {
+        "library_name": entry.library_name,
+        "pipeline_tag": entry.pipeline_tag,
+        "base_model": base_models(entry, config, record, source),
+        "datasets": datasets_of(record),
+    }
+    return {key: value for key, value in metadata.items() if value}
 
 
 def read_existing_card(path: Path) -> ModelCard | None:
@@ -115,7 +124,7 @@ def read_existing_card(path: Path) -> ModelCard | None:
     return load_card(path)
 
 
-def describe_model(entry: Any, record: dict[str, Any]) -> str:
+def describe_model(entry: Any, record: Fields) -> str:
     """Return the first sentence of a new card."""
     teacher = teacher_of(record)
     settings = record.get("settings") or {}
@@ -123,18 +132,21 @@ def describe_model(entry: Any, record: dict[str, Any]) -> str:
         return "An image backbone, trained as a masked autoencoder (arXiv 2111.06377) on images without labels."
     if teacher:
         return f"An image backbone, distilled from the patch features of `{teacher}`."
-    return (entry.description or "").format(paper=PAPER)
+    description = entry.description or ""
+    return description.format(paper=PAPER)
 
 
-def base_models(entry: Any, config: dict[str, Any], record: dict[str, Any], source: Path) -> str | list[str] | None:
+def base_models(entry: Any, config: Fields, record: Fields, source: Path) -> str | list[str] | None:
     """Return the Hub ids of the weights that a model was trained from."""
     base = config.get("base_model_name_or_path")  # missing if the model was combined or built from scratch
-    if entry.push_as == "adapter" and base and not Path(base).exists():
+    is_on_hub = base and not Path(base).exists()
+    if entry.push_as == "adapter" and is_on_hub:
         return base
-    return record.get("base_model") or card_metadata(source).get("base_model")
+    metadata = card_metadata(source)
+    return record.get("base_model") or metadata.get("base_model")
 
 
-def describe_input(files: dict[str, Path | bytes]) -> str | None:
+def describe_input(files: Files) -> str | None:
     """Return a table of the image processor's settings."""
     processor = read_image_processor(files)
     size = processor.get("size") or {}
@@ -142,34 +154,43 @@ def describe_input(files: dict[str, Path | bytes]) -> str | None:
     tile = None
     if {"height", "width"} <= size.keys():
         tile = f"{size['height']} × {size['width']}"
+    most_tiles = None
+    if processor.get("crop_to_patches"):
+        most_tiles = processor.get("max_patches")
+    band_names = spec.get("band_names")
+    other_settings = {name: value for name, value in spec.items() if name != "band_names"}
     rows = {
-        "bands": spec.get("band_names"),
+        "bands": band_names,
         "tile, in pixels": tile,
-        "maximum number of tiles": processor.get("max_patches") if processor.get("crop_to_patches") else None,
+        "maximum number of tiles": most_tiles,
         "mean": processor.get("image_mean"),
         "standard deviation": processor.get("image_std"),
-        "input spec": {name: value for name, value in spec.items() if name != "band_names"},
+        "input spec": other_settings,
     }
     return settings_table(rows)
 
 
-def describe_training(record: dict[str, Any]) -> str | None:
+def describe_training(record: Fields) -> str | None:
     parts = []
     if record.get("command"):
         parts.append(f"```bash\n{record['command']}\n```")
     settings = record.get("settings") or {}
-    if teacher_of(record):
-        text = f"Distilled from `{teacher_of(record)}`."
-        if settings.get("student"):
-            text += f" Initialized from `{settings['student']}`."
+    teacher = teacher_of(record)
+    student = settings.get("student")
+    if teacher:
+        text = f"Distilled from `{teacher}`."
+        if student:
+            text += f" Initialized from `{student}`."
         parts.append(text)
     elif record.get("base_model"):
         bases = [f"`{base}`" for base in record["base_model"]]
         parts.append(f"Initialized from {', '.join(bases)}.")
-    described_settings = settings_table({SETTINGS.get(name, name): value for name, value in settings.items()})
+    titled_settings = {SETTINGS.get(name, name): value for name, value in settings.items()}
+    described_settings = settings_table(titled_settings)
     if described_settings:
         parts.append(described_settings)
-    data_table = table_of_columns(record.get("data") or [])
+    sources = record.get("data") or []
+    data_table = table_of_columns(sources)
     if data_table is not None:
         parts += ["Data:", data_table]
     if record.get("versions"):
@@ -178,7 +199,7 @@ def describe_training(record: dict[str, Any]) -> str | None:
     return "\n\n".join(parts) or None
 
 
-def table_of_columns(entries: list[dict[str, Any]]) -> str | None:
+def table_of_columns(entries: list[Fields]) -> str | None:
     """Return a table with a row for each entry, and a column for each key that has a value in one of them."""
     columns = []
     for entry in entries:
@@ -189,11 +210,12 @@ def table_of_columns(entries: list[dict[str, Any]]) -> str | None:
         return None
     rows = []
     for entry in entries:
-        rows.append([cell_text(entry.get(column)) for column in columns])
+        row = [cell_text(entry.get(column)) for column in columns]
+        rows.append(row)
     return table(columns, rows)
 
 
-def describe_results(entry: Any, metrics: dict[str, Any], record: dict[str, Any]) -> str | None:
+def describe_results(entry: Any, metrics: Fields, record: Fields) -> str | None:
     """Return the headline metrics, the others of the whole split, those by class, and the scores of a pretraining."""
     results = list(results_of(metrics, record))
     if not results:
@@ -205,10 +227,12 @@ def describe_results(entry: Any, metrics: dict[str, Any], record: dict[str, Any]
         rows.append([split, title, cell_text(value)])
     for split, name, value in results:
         is_of_class = "/" in name
-        if not is_of_class and (split, name) not in headline_keys:
+        is_headline = (split, name) in headline_keys
+        if not is_of_class and not is_headline:
             rows.append([split, name, cell_text(value)])
-    is_whole = entry.push_as == "model" or teacher_of(record)
-    source = FROM_METRICS if is_whole else f"Of the whole model that this is a part of. {FROM_METRICS}"
+    source = FROM_METRICS
+    if entry.push_as != "model" and not teacher_of(record):
+        source = f"Of the whole model that this is a part of. {FROM_METRICS}"
     parts = [source, table(["split", "metric", "value"], rows)]
     parts += describe_class_results(metrics, record)
     if metrics.get("summary"):
@@ -222,39 +246,47 @@ def describe_results(entry: Any, metrics: dict[str, Any], record: dict[str, Any]
     return "\n\n".join(parts)
 
 
-def describe_class_results(metrics: dict[str, Any], record: dict[str, Any]) -> list[str]:
+def describe_class_results(metrics: Fields, record: Fields) -> list[str]:
     """Return a title and a table for each split with results by class."""
-    scores_by_split: dict[str, dict[str, dict[str, Any]]] = {}
-    for split, name, value in results_of({**metrics, "probe": {}, "answers": {}}, record):
+    scores_by_split: dict[str, dict[str, Fields]] = {}
+    for split, name, value in split_results_of(metrics, record):
         metric, _, class_name = name.partition("/")
         if class_name:
-            class_scores = scores_by_split.setdefault(split, {}).setdefault(class_name, {"class": class_name})
+            scores_by_class = scores_by_split.setdefault(split, {})
+            class_scores = scores_by_class.setdefault(class_name, {"class": class_name})
             class_scores[metric] = value
     parts = []
     for split, scores_by_class in scores_by_split.items():
-        parts += [f"By class, {split}:", table_of_columns(list(scores_by_class.values()))]
+        rows = list(scores_by_class.values())
+        parts.append(f"By class, {split}:")
+        parts.append(table_of_columns(rows))
     return parts
 
 
-def describe_license(license: dict[str, str]) -> str | None:
+def describe_license(license: License) -> str | None:
     if not license:
         return None
     name = license.get("license_name", license["license"])
-    link = f" ([text]({license['license_link']}))" if license.get("license_link") else ""
+    link = license.get("license_link", "")
+    if link:
+        link = f" ([text]({link}))"
     return f"{name}{link}. Weights have the license of the weights that they were trained from."
 
 
-def teacher_of(record: dict[str, Any]) -> str | None:
+def teacher_of(record: Fields) -> str | None:
     """Return the name of the teacher of a distilled model."""
-    return (record.get("settings") or {}).get("teacher")
+    settings = record.get("settings") or {}
+    return settings.get("teacher")
 
 
-def settings_table(settings: dict[str, Any]) -> str | None:
+def settings_table(settings: Fields) -> str | None:
     rows = []
     for name, value in settings.items():
         if value not in (None, "", [], {}):
             rows.append([name, cell_text(value)])
-    return table(["setting", "value"], rows) if rows else None
+    if not rows:
+        return None
+    return table(["setting", "value"], rows)
 
 
 def cell_text(value: Any) -> str:
@@ -262,27 +294,38 @@ def cell_text(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
         return ", ".join(map(cell_text, value))
-    return "" if value is None else str(value)
+    if value is None:
+        return ""
+    return str(value)
 
 
-def results_of(metrics: dict[str, Any], record: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
+def results_of(metrics: Fields, record: Fields) -> Iterator[tuple[str, str, float]]:
     """Yield split, name and value of each result in the metrics of a run."""
+    yield from split_results_of(metrics, record)
     split_names = record.get("evaluated_on") or {}
-    for section in ("eval", "test"):
-        split = split_names.get(section, section)
-        for name, value in numbers_of(metrics.get(section) or {}):
-            yield split, name.removeprefix(f"{section}_"), value
     split = split_names.get("eval", "test")
     probe = metrics.get("probe") or {}
     probe_scores = probe.get("scores") or {}
-    for name, value in numbers_of(probe_scores.get("backbone") or {}, "probe/"):
+    backbone_scores = probe_scores.get("backbone") or {}
+    for name, value in numbers_of(backbone_scores, "probe/"):
         yield split, name, value
-    for kind, scores in (metrics.get("answers") or {}).items():
+    answers = metrics.get("answers") or {}
+    for kind, scores in answers.items():
         for name, score in scores.items():
             yield split, f"answers/{kind}/{name}", score["own"]
 
 
-def headlines(entry: Any, metrics: dict[str, Any], record: dict[str, Any]) -> list[tuple[str, str, str, float]]:
+def split_results_of(metrics: Fields, record: Fields) -> Iterator[tuple[str, str, float]]:
+    """Yield split, name and value of each result on a whole split, without those of a probe and of answers."""
+    split_names = record.get("evaluated_on") or {}
+    for section in ("eval", "test"):
+        split = split_names.get(section, section)
+        scores = metrics.get(section) or {}
+        for name, value in numbers_of(scores):
+            yield split, name.removeprefix(f"{section}_"), value
+
+
+def headlines(entry: Any, metrics: Fields, record: Fields) -> list[tuple[str, str, str, float]]:
     """Return split, name, title and value of at most ten results that a reader looks at first.
 
     The declaration of the model type names them.
@@ -290,35 +333,42 @@ def headlines(entry: Any, metrics: dict[str, Any], record: dict[str, Any]) -> li
     declared = []
     undeclared = []
     for split, name, value in results_of(metrics, record):
-        if name in entry.headline_metrics:
-            declared.append((split, name, entry.headline_metrics[name], value))
+        title = entry.headline_metrics.get(name)
+        if title is not None:
+            declared.append((split, name, title, value))
         elif "/" not in name:
             undeclared.append((split, name, name, value))
-    return (declared or undeclared)[:10]
+    results = declared or undeclared
+    return results[:10]
 
 
-def numbers_of(scores: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+def numbers_of(scores: Fields, prefix: str = "") -> Iterator[tuple[str, float]]:
     for name, value in scores.items():
         if isinstance(value, dict):
             yield from numbers_of(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            if not any(part in name for part in NOT_RESULTS):
-                yield prefix + name, value
+            continue
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        is_result = not any(word in name for word in NOT_RESULTS)
+        if is_number and is_result:
+            yield prefix + name, value
 
 
-def eval_results(entry: Any, metrics: dict[str, Any], record: dict[str, Any]) -> list[EvalResult] | None:
+def eval_results(entry: Any, metrics: Fields, record: Fields) -> list[EvalResult] | None:
     """Return the headline metrics for the `model-index`, or `None` if the run did not record the evaluated data."""
     data = record.get("evaluated_on")
     if entry.push_as != "model" or not data:
         return None
+    dataset_name = data["name"]
+    dataset_id = data.get("dataset") or dataset_name
     results = []
     for split, name, title, value in headlines(entry, metrics, record):
+        metric_type = name.split("/")[-1]
         result = EvalResult(
             task_type=entry.pipeline_tag,
-            dataset_type=data.get("dataset") or data["name"],
-            dataset_name=data["name"],
+            dataset_type=dataset_id,
+            dataset_name=dataset_name,
             dataset_split=split,
-            metric_type=name.split("/")[-1],
+            metric_type=metric_type,
             metric_name=title,
             metric_value=value,
         )
@@ -326,7 +376,7 @@ def eval_results(entry: Any, metrics: dict[str, Any], record: dict[str, Any]) ->
     return results
 
 
-def code_example(entry: Any, config: dict[str, Any], files: dict[str, Path | bytes], repo_id: str) -> str:
+def code_example(entry: Any, config: Fields, files: Files, repo_id: str) -> str:
     """Return Markdown with code that loads the model from the Hub and runs it.
 
     Args:
@@ -339,30 +389,49 @@ def code_example(entry: Any, config: dict[str, Any], files: dict[str, Path | byt
             "The base model of this adapter was combined or built from scratch and is not saved: load the run's merged "
             "model instead."
         )
-    trust = ", trust_remote_code=True"
+    processor_config = read_pushed(files, "preprocessor_config.json")
     has_own_model = entry.model_class is not None
-    has_own_processor = bool(read_pushed(files, "preprocessor_config.json").get("auto_map"))
+    has_own_processor = bool(processor_config.get("auto_map"))
     code = entry.example.format(
         repo=repo_id,
         source="hf-hub" if "/" in repo_id else "local-dir",
         base=base,
-        trust=trust if has_own_model else "",
-        trust_processor=trust if has_own_processor else "",
+        trust=TRUST if has_own_model else "",
+        trust_processor=TRUST if has_own_processor else "",
     )
-    if entry.library_name == "timm" and has_own_processor:  # timm's transform ignores an input spec
-        file = 'image_processor_filename="preprocessor_config.json"'  # by default, transformers makes timm's transform
-        processor = f'AutoImageProcessor.from_pretrained(\n    "{repo_id}", {file}{trust}\n)'
-        code = re.sub(r"timm\.data\.create_transform\(.*\)", processor, code)
-        code = code.replace("transform(image)[None]", 'transform(image, return_tensors="pt").pixel_values')
-        code = code.replace("import Image\n", "import Image\nfrom transformers import AutoImageProcessor\n")
+    if entry.library_name == "timm" and has_own_processor:
+        code = with_image_processor(code, repo_id)
+    processor_settings = read_image_processor(files)
+    code = for_bands(code, config, processor_settings.get("input_spec") or {})
+    return f"```python\n{code.strip()}\n```"
+
+
+def with_image_processor(code: str, repo_id: str) -> str:
+    """Return an example of timm with the image processor in place of timm's transform, which ignores an input spec."""
+    file = 'image_processor_filename="preprocessor_config.json"'  # by default, transformers makes timm's transform
+    processor = f'AutoImageProcessor.from_pretrained(\n    "{repo_id}", {file}{TRUST}\n)'
+    code = re.sub(r"timm\.data\.create_transform\(.*\)", processor, code)
+    code = code.replace("transform(image)[None]", 'transform(image, return_tensors="pt").pixel_values')
+    return code.replace("import Image\n", "import Image\nfrom transformers import AutoImageProcessor\n")
+
+
+def for_bands(code: str, config: Fields, spec: Fields) -> str:
+    """Return an example with arrays of the model's channels and of the bands of the user's image.
+
+    Args:
+        config: configuration of the model or of the LoRA adapter.
+        spec: input spec of the image processor, may be empty.
+    """
     num_channels = None
-    for section in (config, config.get("vision_config") or {}, config.get("backbone_config") or {}):
-        if section.get("band_names") and num_channels is None:
-            num_channels = len(section["band_names"])
+    vision_config = config.get("vision_config") or {}
+    backbone_config = config.get("backbone_config") or {}
+    for section in (config, vision_config, backbone_config):
+        band_names = section.get("band_names")
+        if band_names and num_channels is None:
+            num_channels = len(band_names)
     if num_channels is not None:
         code = code.replace("zeros(1, 3,", f"zeros(1, {num_channels},")
-    spec = read_image_processor(files).get("input_spec") or {}
-    num_bands = num_channels  # of the user's image
+    num_bands = num_channels
     if spec.get("bands"):
         num_bands = 1 + max(spec["bands"])
     if spec and "pipeline(" in code:
@@ -371,16 +440,19 @@ def code_example(entry: Any, config: dict[str, Any], files: dict[str, Path | byt
     if num_bands is not None:
         code = code.replace("from PIL import Image", "import numpy as np")
         code = code.replace('Image.new("RGB", (640, 480))', f"np.zeros(({num_bands}, 480, 640), np.uint16)")
-    return f"```python\n{code.strip()}\n```"
+    return code
 
 
-def read_image_processor(files: dict[str, Path | bytes]) -> dict[str, Any]:
+def read_image_processor(files: Files) -> Fields:
     """Return the settings of the image processor among the pushed files, or `{}` if it is missing."""
-    settings = read_pushed(files, "processor_config.json").get("image_processor")
+    processor_config = read_pushed(files, "processor_config.json")
+    settings = processor_config.get("image_processor")
     return settings or read_pushed(files, "preprocessor_config.json")
 
 
-def read_pushed(files: dict[str, Path | bytes], name: str) -> dict[str, Any]:
+def read_pushed(files: Files, name: str) -> Fields:
     """Return a configuration among the pushed files, or `{}` if it is missing."""
     content = files.get(name, b"{}")
-    return json.loads(content if isinstance(content, bytes) else content.read_bytes())
+    if isinstance(content, Path):
+        content = content.read_bytes()
+    return json.loads(content)

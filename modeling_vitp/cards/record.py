@@ -3,11 +3,12 @@
 Weights have the license of the weights that they were trained from.
 """
 
-import importlib.metadata
 import json
+import platform
 import shutil
-import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .sections import section_pattern
+
+Fields = dict[str, Any]  # content of a JSON file, or of a part of it
+License = dict[str, str]  # fields of a license in the metadata of a card
 
 RECORD = "run.json"
 METRICS = "metrics.json"
@@ -32,10 +36,10 @@ LICENSE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*")
 def write_record(
     output_dir: str | Path,
     command: str | None,
-    settings: dict[str, dict[str, Any]],
+    settings: dict[str, Fields],
     sources: Iterable[str | None],
-    data: list[dict[str, Any]],
-    evaluated_on: dict[str, Any] | None = None,
+    data: list[Fields],
+    evaluated_on: Fields | None = None,
 ) -> None:
     """Write the record of a run, before it starts.
 
@@ -61,9 +65,11 @@ def write_record(
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     for source in sources:
-        if Path(source).is_dir():
-            for path in license_files(run_folder(source)):
-                copy_license(path, output_dir)
+        if not Path(source).is_dir():
+            continue
+        run = run_folder(source)
+        for path in license_files(run):
+            copy_license(path, output_dir)
     write_json(output_dir / RECORD, record)
 
 
@@ -71,11 +77,12 @@ def copy_license(path: Path, folder: Path) -> None:
     """Copy a license file. Add the name of its source if another text has its name."""
     target = folder / path.name
     if target.is_file() and target.read_bytes() != path.read_bytes():
-        target = folder / f"{path.stem}-{path.resolve().parent.name}{path.suffix}"
+        source_name = path.resolve().parent.name
+        target = folder / f"{path.stem}-{source_name}{path.suffix}"
     shutil.copyfile(path, target)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Fields:
     """Return the object in a JSON file, or `{}` if the file is missing. Raise a `ValueError` for other content."""
     if not path.is_file():
         return {}
@@ -88,11 +95,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return fields
 
 
-def write_json(path: Path, fields: dict[str, Any], ensure_ascii: bool = True) -> None:
-    path.write_text(json.dumps(fields, indent=2, ensure_ascii=ensure_ascii) + "\n", encoding="utf-8")
+def write_json(path: Path, fields: Fields, ensure_ascii: bool = True) -> None:
+    text = json.dumps(fields, indent=2, ensure_ascii=ensure_ascii)
+    path.write_text(f"{text}\n", encoding="utf-8")
 
 
-def read_record(folder: str | Path) -> dict[str, Any]:
+def read_record(folder: str | Path) -> Fields:
     """Return the record of a folder's run."""
     return read_json(run_folder(folder) / RECORD)
 
@@ -100,8 +108,11 @@ def read_record(folder: str | Path) -> dict[str, Any]:
 def run_folder(folder: str | Path) -> Path:
     """Return the folder with a model's record: its own folder, or for a checkpoint that of the run."""
     folder = Path(folder)
-    is_checkpoint = folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-") and not (folder / RECORD).is_file()
-    return folder.parent if is_checkpoint else folder
+    is_checkpoint = folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
+    has_record = (folder / RECORD).is_file()
+    if is_checkpoint and not has_record:
+        return folder.parent
+    return folder
 
 
 def copy_record(source: str | Path, target: str | Path) -> None:
@@ -109,17 +120,20 @@ def copy_record(source: str | Path, target: str | Path) -> None:
     source = Path(source)
     target = Path(target)
     forget_sources(target)
+    sources = provenance([str(source)])
     if not source.is_dir():
-        write_json(target / RECORD, provenance([str(source)]))
+        write_json(target / RECORD, sources)
         return
     run = run_folder(source)
     for path in (run / RECORD, source / METRICS, *license_files(run), *license_files(source)):
         if path.is_file():
             shutil.copyfile(path, target / path.name)
     record = read_json(target / RECORD)
-    licenses = provenance([str(source)])["licenses"]
-    if any(licenses.values()) and not record.get("licenses"):  # stated in the card alone
-        write_json(target / RECORD, record | {"licenses": licenses})
+    licenses = sources["licenses"]
+    is_stated = any(licenses.values())
+    if is_stated and not record.get("licenses"):  # stated in the card alone
+        record["licenses"] = licenses
+        write_json(target / RECORD, record)
 
 
 def forget_sources(folder: Path) -> None:
@@ -147,25 +161,32 @@ def forget_sources(folder: Path) -> None:
         card.save(path)
 
 
-def filled_fields(metadata: dict[str, Any]) -> dict[str, str]:
+def filled_fields(metadata: Fields) -> License:
     """Return the license fields of a card that have a value."""
     license = {}
     for key in FIELDS:
-        if metadata.get(key):
-            license[key] = metadata[key]
+        value = metadata.get(key)
+        if value:
+            license[key] = value
     return license
 
 
-def datasets_of(record: dict[str, Any]) -> list[str]:
+def datasets_of(record: Fields) -> list[str]:
     """Return the Hub ids of a run's data sets."""
-    return [entry["dataset"] for entry in record.get("data") or () if entry.get("dataset")]
+    names = []
+    for entry in record.get("data") or ():
+        name = entry.get("dataset")
+        if name:
+            names.append(name)
+    return names
 
 
-def provenance(sources: Sequence[str]) -> dict[str, Any]:
+def provenance(sources: Sequence[str]) -> Fields:
     """Return the Hub ids and licenses of the weights' sources."""
     licenses = {}
     for source in sources:
-        for name, fields in licenses_of(source).items():
+        source_licenses = licenses_of(source)
+        for name, fields in source_licenses.items():
             while licenses.get(name, fields) != fields:
                 name += " (another)"
             licenses[name] = fields
@@ -175,27 +196,34 @@ def provenance(sources: Sequence[str]) -> dict[str, Any]:
     return {"base_model": list(dict.fromkeys(bases)), "licenses": licenses}
 
 
-def stated_licenses(folder: Path) -> dict[str, dict[str, str]]:
+def stated_licenses(folder: Path) -> dict[str, License]:
     """Return license fields by their origin: the card of a folder, and the weights that its model was trained from.
 
     If the Hub did not answer when the run began, it is asked again.
     """
     record = read_record(folder)
+    recorded_licenses = record.get("licenses", {})
+    hub_ids = record.get("base_model", ())
     stated = {ITS_CARD: license_of(folder)}
-    for name, fields in record.get("licenses", {}).items():
-        is_on_hub = name in record.get("base_model", ())
-        stated[name] = license_of(name) if is_on_hub and not fields else fields
-    return stated if any(stated.values()) else {ITS_FILE: license_of_file(folder)}
+    for name, fields in recorded_licenses.items():
+        if not fields and name in hub_ids:
+            fields = license_of(name)
+        stated[name] = fields
+    if any(stated.values()):
+        return stated
+    return {ITS_FILE: license_of_file(folder)}
 
 
-def licenses_of(source: str) -> dict[str, dict[str, str]]:
+def licenses_of(source: str) -> dict[str, License]:
     """Return the license fields of a Hub repo, or of a folder and the weights that it was trained from."""
-    if not Path(source).is_dir():
+    folder = Path(source)
+    if not folder.is_dir():
         return {source: license_of(source)}
     licenses = {}
-    for name, fields in stated_licenses(Path(source)).items():
-        is_own = name in (ITS_CARD, ITS_FILE)
-        licenses[public_name(source) if is_own else name] = fields
+    for name, fields in stated_licenses(folder).items():
+        if name in (ITS_CARD, ITS_FILE):
+            name = public_name(source)
+        licenses[name] = fields
     return licenses
 
 
@@ -203,40 +231,49 @@ def bases_of(source: str) -> list[str]:
     """Return the Hub ids of the weights' sources: their own, or those recorded in a folder."""
     if not Path(source).is_dir():
         return [source]
-    bases = card_metadata(source).get("base_model") or read_record(source).get("base_model") or []
-    return [bases] if isinstance(bases, str) else bases
+    metadata = card_metadata(source)
+    record = read_record(source)
+    bases = metadata.get("base_model") or record.get("base_model") or []
+    if isinstance(bases, str):
+        return [bases]
+    return bases
 
 
 def public_name(source: str) -> str:
     """Return a Hub id, or the name of a folder without its path."""
-    return Path(source).resolve().name if Path(source).exists() else source
+    path = Path(source)
+    if path.exists():
+        return path.resolve().name
+    return source
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the installed libraries."""
-    installed = {"python": ".".join(map(str, sys.version_info[:3]))}
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
-            installed[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+        with suppress(PackageNotFoundError):
+            installed[name] = version(name)
     return installed
 
 
-def card_metadata(name: str | Path) -> dict[str, Any]:
+def card_metadata(name: str | Path) -> Fields:
     """Return the metadata of the card in a folder or Hub repo, or `{}` if the card is missing or not available.
 
     Raises:
         ValueError: if the metadata of the card in a folder are not YAML.
     """
     folder = Path(name)
+    path = folder / "README.md"
+    if folder.is_dir():
+        if not path.is_file():
+            return {}
+        card = load_card(path, ignore_metadata_errors=True)
+        return card.data.to_dict()
     try:
-        if not folder.is_dir():
-            return ModelCard.load(str(name), ignore_metadata_errors=True).data.to_dict()
-        card = folder / "README.md"
-        return load_card(card, ignore_metadata_errors=True).data.to_dict() if card.is_file() else {}
+        card = ModelCard.load(str(name), ignore_metadata_errors=True)
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled):
         return {}
+    return card.data.to_dict()
 
 
 def load_card(path: Path, card_class: type[RepoCard] = ModelCard, **kwargs) -> RepoCard:
@@ -248,28 +285,38 @@ def load_card(path: Path, card_class: type[RepoCard] = ModelCard, **kwargs) -> R
         raise ValueError(f"Expected YAML between the lines --- of {path}, found: {reason}. Correct it.") from error
 
 
-def license_of(name: str | Path) -> dict[str, str]:
+def license_of(name: str | Path) -> License:
     """Return the license fields of the card of a folder or Hub repo, or `{}` if it states none.
 
     A relative link in the card of a Hub repo is replaced by the file's address.
     """
     metadata = card_metadata(name)
-    fields = {key: metadata[key] for key in FIELDS if isinstance(metadata.get(key), str)}
+    fields = {}
+    for key in FIELDS:
+        value = metadata.get(key)
+        if isinstance(value, str):
+            fields[key] = value
+    if fields.get("license") == "unknown":
+        return {}
     link = fields.get("license_link")
-    if link and not link.startswith("http") and not Path(name).is_dir():
-        fields["license_link"] = hf_hub_url(str(name), link).replace("/resolve/", "/blob/")
-    return {} if fields.get("license") == "unknown" else fields
+    is_relative = link and not link.startswith("http")
+    if is_relative and not Path(name).is_dir():
+        address = hf_hub_url(str(name), link)
+        fields["license_link"] = address.replace("/resolve/", "/blob/")
+    return fields
 
 
 def license_files(folder: Path) -> list[Path]:
     """Return the license files of a folder, followed by its notices."""
     paths = []
     for pattern in LICENSE_FILES:
-        paths += sorted(folder.glob(pattern))
-    return [path for path in paths if path.is_file()]
+        for path in sorted(folder.glob(pattern)):
+            if path.is_file():
+                paths.append(path)
+    return paths
 
 
-def license_of_file(folder: Path) -> dict[str, str]:
+def license_of_file(folder: Path) -> License:
     """Return license fields that name the license file in a folder, or `{}` without one."""
     for path in license_files(folder):
         if not path.name.startswith("NOTICE"):
@@ -277,7 +324,7 @@ def license_of_file(folder: Path) -> dict[str, str]:
     return {}
 
 
-def agreed_license(stated: dict[str, dict[str, str]], given: str | None = None) -> dict[str, str]:
+def agreed_license(stated: dict[str, License], given: str | None = None) -> License:
     """Return the license fields of weights, from those of their sources.
 
     Args:
@@ -291,21 +338,27 @@ def agreed_license(stated: dict[str, dict[str, str]], given: str | None = None) 
     permissive = {}
     restrictive = {}
     for source, fields in stated.items():
-        if fields.get("license") in PERMISSIVE:
+        license = fields.get("license")
+        if license in PERMISSIVE:
             permissive[source] = fields
-        elif fields.get("license"):
+        elif license:
             restrictive[source] = fields
     binding = restrictive or permissive
-    names = {source: fields.get("license_name", fields["license"]) for source, fields in binding.items()}
-    listed = ", ".join(f"{name} ({source})" for source, name in names.items())
-    if given is not None and names and given not in names.values():
+    if not binding:
+        return {} if given is None else {"license": given}
+    licenses_by_name = {}
+    listed_names = []
+    for source, fields in binding.items():
+        name = fields.get("license_name", fields["license"])
+        licenses_by_name.setdefault(name, fields)
+        listed_names.append(f"{name} ({source})")
+    listed = ", ".join(listed_names)
+    if given is None and len(licenses_by_name) > 1:
+        raise ValueError(f"The sources of the weights have different licenses, {listed}. Set one with --license.")
+    if given is not None and given not in licenses_by_name:
         raise ValueError(
             f"These weights have the license {listed}, because weights have the license of the weights that they were "
             f"trained from. Expected it, got {given}."
         )
-    if given is None and len(set(names.values())) > 1:
-        raise ValueError(f"The sources of the weights have different licenses, {listed}. Set one with --license.")
-    for source, fields in binding.items():
-        if given in (None, names[source]):
-            return fields
-    return {} if given is None else {"license": given}
+    name = given or next(iter(licenses_by_name))
+    return licenses_by_name[name]

@@ -8,19 +8,28 @@ from pathlib import Path
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
+TOKENIZER_OPTIONS = ("--eos_token", "--pad_token")  # which name no token of the Hub
+
 
 def set_section(path: Path, title: str, text: str) -> None:
     """Write a section `## title` to a card, in place of an existing one or at the end."""
-    path.write_text(with_section(path.read_text() if path.exists() else "", title, text))
+    card = path.read_text() if path.exists() else ""
+    card = with_section(card, title, text)
+    path.write_text(card)
 
 
 def with_section(card: str, title: str, text: str) -> str:
     """Return the text of a card with a section `## title`, in place of an existing one or at the end."""
     section = f"## {title}\n\n{text.strip()}\n"
     pattern = section_pattern(title)
-    if pattern.search(card):
-        return pattern.sub(lambda match: section + ("\n" if match.end() < len(card) else ""), card)
-    return f"{card.rstrip()}\n\n{section}".lstrip()
+    if not pattern.search(card):
+        return f"{card.rstrip()}\n\n{section}".lstrip()
+
+    def section_at(match: re.Match[str]) -> str:
+        is_last = match.end() == len(card)
+        return section if is_last else f"{section}\n"
+
+    return pattern.sub(section_at, card)
 
 
 def section_pattern(title: str) -> re.Pattern[str]:
@@ -29,9 +38,8 @@ def section_pattern(title: str) -> re.Pattern[str]:
 
 def set_metadata(path: Path, title: str, text: str, **metadata) -> None:
     """Write the metadata, title and introduction of a card, and keep its sections."""
-    sections = None
-    if path.exists():
-        sections = re.search(r"^## .*", path.read_text(), re.MULTILINE | re.DOTALL)
+    existing_text = path.read_text() if path.exists() else ""
+    sections = re.search(r"^## .*", existing_text, re.MULTILINE | re.DOTALL)
     fields = {key: value for key, value in metadata.items() if value is not None}
     header = DatasetCardData(**fields).to_yaml()
     card = DatasetCard(f"---\n{header}\n---\n\n# {title}\n\n{text.strip()}\n")
@@ -46,14 +54,16 @@ def table(header: list[str], rows: list[list]) -> str:
     lines = []
     for row in (header, ["---"] * len(header), *rows):
         cells = [str(cell).replace("|", "\\|") for cell in row]
-        lines.append(f"| {' | '.join(cells)} |")
+        line = " | ".join(cells)
+        lines.append(f"| {line} |")
     return "\n".join(lines)
 
 
 def without_folders(text: str) -> str:
     """Shorten the absolute paths in a text to their last part."""
     if re.match(r"~|/|[A-Za-z]:\\", text):
-        return re.split(r"[/\\]", text.rstrip("/\\"))[-1]
+        parts = re.split(r"[/\\]", text.rstrip("/\\"))
+        return parts[-1]
     return re.sub(r"(?<![\w./])(?:~|/(?!/)|[A-Za-z]:\\)[^\s\"',:=]*[/\\]([^/\\\s\"',:=]+)", r"\1", text)
 
 
@@ -62,11 +72,12 @@ def without_tokens(arguments: Sequence[str]) -> list[str]:
     words = []
     is_value = False  # whether the word before is an option for a token
     for word in arguments:
-        option = word.split("=")[0]
-        is_token = option.startswith("-") and option.endswith("token") and option not in ("--eos_token", "--pad_token")
+        option, equals, _ = word.partition("=")
+        is_option = option.startswith("-")
+        is_token = is_option and option.endswith("token") and option not in TOKENIZER_OPTIONS
         if not is_value and not is_token:
             words.append(word)
-        is_value = is_token and "=" not in word
+        is_value = is_token and not equals
     return words
 
 
@@ -74,8 +85,12 @@ def portable_command(recipe: str, arguments: Sequence[str]) -> str:
     """Return a command line for a card: without tokens, and with absolute paths shortened to their last part."""
     words = ["vitp", recipe]
     for word in without_tokens(arguments):
-        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        words.append(option + equals + without_folders(value))
+        option = ""
+        value = word
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            option = name + equals
+        words.append(option + without_folders(value))
     return shlex.join(words)
 
 

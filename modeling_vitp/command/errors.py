@@ -15,6 +15,8 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import NoReturn
 
+import yaml
+
 # Exit statuses.
 MISTAKE = 2
 FAILURE = 1
@@ -105,11 +107,13 @@ def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None)
     words = sys.argv[1:] if argv is None else argv
     for word in words:
         option = word.split("=")[0]
-        # An option may be shortened.
-        if not option.startswith("--") or any(name.startswith(option) for name in known_options):
+        is_known = any(name.startswith(option) for name in known_options)  # an option may be shortened
+        if is_known or not option.startswith("--"):
             continue
-        nearest = difflib.get_close_matches(option, known_options, n=1, cutoff=0.7)
-        hint = f": did you mean {nearest[0]!r}?" if nearest else "."
+        hint = "."
+        nearest_options = difflib.get_close_matches(option, known_options, n=1, cutoff=0.7)
+        if nearest_options:
+            hint = f": did you mean {nearest_options[0]!r}?"
         refuse(f"unknown option {option!r}{hint}")
     return parser.parse_args(argv)
 
@@ -152,7 +156,8 @@ def take_debug(words: list[str]) -> bool:
     """Remove a `--debug` without a value from a command line; with a value, it is transformers' option."""
     is_debug = False
     for index in reversed(range(len(words))):
-        has_value = index + 1 < len(words) and not words[index + 1].startswith("--")
+        is_last = index == len(words) - 1
+        has_value = not is_last and not words[index + 1].startswith("--")
         if words[index] == "--debug" and not has_value:
             del words[index]
             is_debug = True
@@ -180,20 +185,25 @@ def explain_error(error: BaseException) -> tuple[str, str | None, int]:
         if error.args:
             return str(error), None, INTERRUPTED
         return "interrupted.", "run the same command again.", INTERRUPTED
-    if isinstance(getattr(error, "status", None), int):
-        return str(error), None, error.status
+    status = getattr(error, "status", None)
+    if isinstance(status, int):
+        return str(error), None, status
+    if isinstance(error, WrongPath):
+        return str(error), None, MISTAKE
     if isinstance(error, WrongArguments):
-        remedy = None if isinstance(error, WrongPath) else f"{program()} {error.options} lists the options."
+        remedy = f"{program()} {error.options} lists the options."
         return str(error), remedy, MISTAKE
     if isinstance(error, ModuleNotFoundError):
-        package = (error.name or "").partition(".")[0]
+        module = error.name or ""
+        package = module.partition(".")[0]
         if package in EXTRAS:
             return f"{package} is not installed.", f"pip install 'modeling-vitp[{EXTRAS[package]}]'", FAILURE
     # Errors that a library raises for a missing package.
     is_of_package = isinstance(error, ImportError) and error.name is None
     if is_of_package or isinstance(error, PackageNotFoundError):
         return str(error), None, FAILURE
-    if isinstance(error, (AssertionError, RuntimeError)) and re.search(OF_DEVICE, str(error)):
+    is_of_torch = isinstance(error, (AssertionError, RuntimeError))
+    if is_of_torch and re.search(OF_DEVICE, str(error)):
         return f"device: {error}", "set another device, for example cpu.", MISTAKE
     for cause in chain(error):
         explanation = explain_hub(cause)
@@ -215,7 +225,7 @@ def is_mistake(error: BaseException) -> bool:
     if isinstance(error, OSError):
         # An error without a number is raised by a library with a message of its own.
         return error.errno is None or error.errno in PATH_ERRNOS
-    return isinstance(error, ValueError)
+    return isinstance(error, (ValueError, yaml.YAMLError))
 
 
 def program() -> str:
@@ -223,14 +233,18 @@ def program() -> str:
 
     A program that is not part of `vitp` sets `sys.argv[0]` to `python -m MODULE`.
     """
-    if sys.argv[0].startswith("python -m "):
-        return sys.argv[0]
-    path = Path(sys.argv[0])
-    name = path.parent.name if path.stem == "__main__" else path.stem
+    word = sys.argv[0]
+    if word.startswith("python -m "):
+        return word
+    path = Path(word)
+    name = path.stem
+    if name == "__main__":
+        name = path.parent.name
     if name in ("modeling_vitp", "vitp"):
         return "vitp"
     # The first word is "vitp probe" if the command was started as such, and "probe" if it was started as a file.
-    return f"vitp {name.removeprefix('vitp ')}"
+    recipe = name.removeprefix("vitp ")
+    return f"vitp {recipe}"
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
@@ -245,14 +259,16 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 def explain_hub(error: BaseException) -> tuple[str, str, int] | None:
     """Explain errors of the Hub's clients as [`explain_error`] does, by class names that several packages share."""
     class_names = {cls.__name__ for cls in type(error).__mro__}
+    text = one_line(str(error))
+    details = text or type(error).__name__
     # `datasets` has the name of the client's error only in its text.
-    is_switched_off = "OfflineModeIsEnabled" in class_names or "OfflineModeIsEnabled" in str(error)
+    is_switched_off = "OfflineModeIsEnabled" in class_names or "OfflineModeIsEnabled" in text
     is_not_cached = "LocalEntryNotFoundError" in class_names
-    details = one_line(str(error)) or type(error).__name__
     if is_switched_off or (is_not_cached and is_offline()):
         cause = f"HF_HUB_OFFLINE is set, and a required file is not on this machine ({details})."
         return cause, "unset it, or pass a folder.", FAILURE
-    if class_names & CONNECTION_ERRORS and not isinstance(error, PIPE_ERRORS):
+    is_connection_error = not class_names.isdisjoint(CONNECTION_ERRORS)
+    if is_connection_error and not isinstance(error, PIPE_ERRORS):
         cause = f"the Hub cannot be reached ({details})."
         return cause, "check the connection, or pass folders and set HF_HUB_OFFLINE=1.", FAILURE
     return None
@@ -268,18 +284,21 @@ def write_log(error: BaseException) -> Path | None:
 
     Files older than `LOG_DAYS` are deleted.
     """
+    now = time.localtime()
+    date = time.strftime("%Y-%m-%d %H:%M:%S", now)
     command = " ".join(sys.argv)
     trace = "".join(traceback.format_exception(error))
-    text = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {command}\n{trace}"
+    text = f"{date} {command}\n{trace}"
     text = re.sub(r"(--?\w*token[ =])\S+|hf_[A-Za-z0-9]{16,}", r"\1…", text)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    fallback = Path(tempfile.gettempdir()) / f"vitp-{os.getuid()}"
-    for folder in (cache / "vitp", fallback):
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    user_folder = Path(cache, "vitp").expanduser()
+    fallback = Path(tempfile.gettempdir(), f"vitp-{os.getuid()}")
+    for folder in (user_folder, fallback):
         with contextlib.suppress(OSError):  # the folder is not writable
             folder.mkdir(parents=True, exist_ok=True)
             delete_old_logs(folder)
             # The file has a name of its own, and only the user can read it.
-            prefix = f"error-{time.strftime('%Y%m%d-%H%M%S')}-"
+            prefix = time.strftime("error-%Y%m%d-%H%M%S-", now)
             handle, path = tempfile.mkstemp(suffix=".log", prefix=prefix, dir=folder)
             with open(handle, "w", errors="backslashreplace") as file:
                 file.write(text)

@@ -55,9 +55,11 @@ def check_paths(arguments: Sequence[object]) -> None:
     is_dry_run = any(getattr(item, "dry_run", False) for item in arguments)
     hub_ids: list[tuple[str, str]] = []
     for item in arguments:
-        if getattr(item, "output_dir", None):
-            check_not_file("output_dir", item.output_dir)
-        for name in sorted((PATH_ARGUMENTS | LOCAL_ARGUMENTS) & vars(item).keys()):
+        output_dir = getattr(item, "output_dir", None)
+        if output_dir:
+            check_not_file("output_dir", output_dir)
+        names = (PATH_ARGUMENTS | LOCAL_ARGUMENTS) & vars(item).keys()
+        for name in sorted(names):
             for path in paths_in(getattr(item, name)):
                 is_assumed = is_dry_run and name == "model_name_or_path"  # a plan assumes the shape of its model
                 if is_assumed and not Path(path).exists():
@@ -80,7 +82,11 @@ def check_paths(arguments: Sequence[object]) -> None:
 def paths_in(value: Any) -> list[str]:
     """Return the paths and Hub ids in the value of an argument."""
     values = value if isinstance(value, list) else [value]
-    return [str(path) for path in values if isinstance(path, (str, Path)) and str(path)]
+    paths = []
+    for path in values:
+        if isinstance(path, (str, Path)) and str(path):
+            paths.append(str(path))
+    return paths
 
 
 def is_local(name: str, path: str) -> bool:
@@ -91,16 +97,16 @@ def is_local(name: str, path: str) -> bool:
     """
     if Path(path).exists():
         if name in PATH_ARGUMENTS - {"dataset_name"}:
-            check_finished(name, Path(path))
-            check_folder(name, Path(path))
+            check_model(name, Path(path))
         return True
-    if name in LOCAL_ARGUMENTS:
-        raise WrongPath(f"{name}={not_there(path)}")
-    is_like_folder = name == "dataset_name" and "/" not in path and hint_nearest(Path(path)) != ""
-    if looks_like_path(path) or is_like_folder:
-        hint = "" if "/" in path else " The Hub is searched for NAMESPACE/NAME."
-        raise WrongPath(f"{name}={not_there(path)}{hint}")
-    return False
+    is_word = "/" not in path
+    is_like_folder = name == "dataset_name" and is_word and hint_nearest(Path(path)) != ""
+    if name not in LOCAL_ARGUMENTS and not is_like_folder and not looks_like_path(path):
+        return False
+    hint = ""
+    if name in PATH_ARGUMENTS and is_word:
+        hint = " The Hub is searched for NAMESPACE/NAME."
+    raise WrongPath(f"{name}={not_there(path)}{hint}")
 
 
 def check_cached(name: str, repo_id: str) -> None:
@@ -113,15 +119,6 @@ def check_cached(name: str, repo_id: str) -> None:
         )
 
 
-def check_folder(name: str, path: Path) -> None:
-    """Raise [`WrongPath`] if a model is a file; only `source` may be a file, with weights."""
-    takes_weights = name == "source"
-    is_weights = path.suffix == ".safetensors"
-    if path.is_file() and not (takes_weights and is_weights):
-        expected = "a folder, a Hub id or a .safetensors file" if takes_weights else "a folder or a Hub id"
-        raise WrongPath(f"{name}={str(path)!r} is a file. Expected {expected}.")
-
-
 def check_not_file(name: str, folder: str | Path) -> None:
     """Raise [`WrongPath`] if an output folder or one of its parents is a file."""
     for path in (Path(folder), *Path(folder).parents):
@@ -129,21 +126,33 @@ def check_not_file(name: str, folder: str | Path) -> None:
             raise WrongPath(f"{name}={str(folder)!r}: {path} is a file. Set a folder.")
 
 
-def check_finished(name: str, folder: Path) -> None:
-    """Raise [`WrongPath`] if a folder has checkpoints of a run but no model yet."""
+def check_model(name: str, path: Path) -> None:
+    """Raise [`WrongPath`] if a model is a file, except weights as `source`, or the folder of an unfinished run."""
+    problem = None
+    is_weights = name == "source" and path.suffix == ".safetensors"
+    if path.is_file() and not is_weights:
+        problem = "is a file. Expected a folder or a Hub id (as `source` also a .safetensors file)."
+    last_checkpoint = find_unfinished(path)
+    if last_checkpoint is not None:
+        problem = (
+            "is the folder of a run that is not finished. Run its command again to resume, or use its last "
+            f"checkpoint, {last_checkpoint}."
+        )
+    if problem is not None:
+        raise WrongPath(f"{name}={str(path)!r} {problem}")
+
+
+def find_unfinished(folder: Path) -> Path | None:
+    """Return the last checkpoint in the folder of an unfinished run, or `None` for other paths."""
     if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
-        return
+        return None
     checkpoints_by_step = {}
     for path in folder.glob("checkpoint-*"):
         step = path.name.removeprefix("checkpoint-")
         if step.isdigit():
             checkpoints_by_step[int(step)] = path
-    if checkpoints_by_step:
-        last_checkpoint = checkpoints_by_step[max(checkpoints_by_step)]
-        raise WrongPath(
-            f"{name}={str(folder)!r}: the run in this folder is not finished. Run its command again to resume, or use "
-            f"its last checkpoint, {last_checkpoint}."
-        )
+    last_step = max(checkpoints_by_step, default=None)
+    return checkpoints_by_step.get(last_step)
 
 
 def check_new(target: str | Path) -> None:
@@ -190,8 +199,9 @@ def looks_like_path(text: str) -> bool:
     is_hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", text)
     if not is_hub_id or text.count("/") > 1:  # several slashes are in a revision
         return True
-    # The ids of a family are similar: a folder OpenGVLab/InternVL3-1B says nothing about OpenGVLab/InternVL3-2B.
-    return "/" not in text and hint_nearest(Path(text), similarity=0.75) != ""
+    if "/" in text:  # ids of a family are similar: a folder of OpenGVLab/InternVL3-1B says nothing about InternVL3-2B
+        return False
+    return hint_nearest(Path(text), similarity=0.75) != ""
 
 
 def hint_nearest(path: Path, similarity: float = 0.6) -> str:
@@ -202,7 +212,8 @@ def hint_nearest(path: Path, similarity: float = 0.6) -> str:
     nearest_names = difflib.get_close_matches(path.name, siblings, n=1, cutoff=similarity)
     if not nearest_names:
         return ""
-    return f", did you mean {str(path.parent / nearest_names[0])!r}?"
+    nearest_path = path.parent / nearest_names[0]
+    return f", did you mean {str(nearest_path)!r}?"
 
 
 def expand_home(arguments: Sequence[object]) -> None:
@@ -217,7 +228,8 @@ def expand_home(arguments: Sequence[object]) -> None:
 def expanded_home(value: Any) -> Any:
     """Return a value, mapping or list with the home folder in place of a leading `~`."""
     if isinstance(value, (str, Path)) and str(value).startswith("~/"):
-        return type(value)(os.path.expanduser(value))
+        expanded_path = os.path.expanduser(value)
+        return type(value)(expanded_path)
     if isinstance(value, dict):
         return {name: expanded_home(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -231,22 +243,28 @@ def find_config(name: str) -> Path:
     Raises:
         WrongPath: if neither exists; the message has at most three similar names.
     """
-    if Path(name).is_file():
-        return Path(name)
-    packaged_configs = {path.stem: path for path in (packaged_recipes() / "configs").glob("*.yaml")}
-    stem = Path(name).stem
-    if stem in packaged_configs:
-        return packaged_configs[stem]
-    if Path(name).is_dir():
-        raise WrongPath(f"Expected a YAML file or a name of recipes/configs, got the folder {name!r}.")
-    sibling_configs = {path.stem: str(path) for path in Path(name).parent.glob("*.yaml")}
-    known_names = {*packaged_configs, *sibling_configs}
-    similar_names = difflib.get_close_matches(stem, known_names, n=3, cutoff=0.6)
+    path = Path(name)
+    if path.is_file():
+        return path
+    packaged_configs = configs_in(packaged_recipes() / "configs")
+    if path.stem in packaged_configs:
+        return packaged_configs[path.stem]
     hint = "pass a YAML file, or a name of recipes/configs."
-    if similar_names:
-        suggestions = [repr(sibling_configs.get(similar_name, similar_name)) for similar_name in similar_names]
-        hint = f"did you mean {' or '.join(suggestions)}?"
+    if path.is_dir():
+        hint = f"it is a folder, {hint}"
+    else:
+        sibling_configs = configs_in(path.parent)
+        known_names = packaged_configs.keys() | sibling_configs.keys()
+        similar_names = difflib.get_close_matches(path.stem, known_names, n=3, cutoff=0.6)
+        if similar_names:
+            suggestions = [repr(str(sibling_configs.get(similar_name, similar_name))) for similar_name in similar_names]
+            hint = f"did you mean {' or '.join(suggestions)}?"
     raise WrongPath(f"configuration {name!r} not found, as a file or in the package: {hint}")
+
+
+def configs_in(folder: Path) -> dict[str, Path]:
+    """Return the YAML files in a folder by their names without suffix."""
+    return {path.stem: path for path in folder.glob("*.yaml")}
 
 
 def packaged_recipes() -> Path:
@@ -302,15 +320,11 @@ def read_yaml(path: str | Path) -> Any:
     """Read a configuration or a mixture.
 
     Raises:
-        YAMLError: if the file is not YAML, or a mapping has a duplicate key; the message names the line.
-        ValueError: if the file is not text in UTF-8.
+        YAMLError: if the file is not YAML in UTF-8, or a mapping has a duplicate key; the message names the place.
         OSError: if the file cannot be read.
     """
-    with open(path, encoding="utf-8") as file:  # YAML errors name the file by this handle
-        try:
-            return yaml.load(file, UniqueKeyLoader)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"Expected {path} to be a YAML file, encoded in UTF-8. Found: {error}.") from error
+    with open(path, "rb") as file:  # YAML errors name the file by this handle
+        return yaml.load(file, UniqueKeyLoader)
 
 
 class Shard(NamedTuple):

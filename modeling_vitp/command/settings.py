@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from inspect import get_annotations
+from itertools import repeat
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -90,14 +91,17 @@ class Settings:
     def __post_init__(self):
         declarations = own_fields(type(self))
         for name, declaration in declarations.items():
-            value = read_command_line(name, getattr(self, name), declaration)
-            converted_value = convert(name, value, declaration)
-            object.__setattr__(self, name, converted_value)  # a dataclass may be frozen
+            value = getattr(self, name)
+            value = read_command_line(name, value, declaration)
+            value = convert(name, value, declaration)
+            object.__setattr__(self, name, value)  # a dataclass may be frozen
         check_library_fields(self, declarations)
         for cls in type(self).__mro__:
-            for name, reason in vars(cls).get("unsupported", {}).items():
-                if getattr(self, name, None):  # some releases of a library lack the option
-                    raise ValueError(f"{name}={getattr(self, name)} is not supported: {reason}")
+            unsupported = vars(cls).get("unsupported", {})
+            for name, reason in unsupported.items():
+                value = getattr(self, name, None)  # some releases of a library lack the option
+                if value:
+                    raise ValueError(f"{name}={value} is not supported: {reason}")
         if hasattr(super(), "__post_init__"):
             super().__post_init__()
 
@@ -132,10 +136,7 @@ def from_mapping(cls: type[Dataclass], mapping: Mapping[str, Any], where: str) -
     """
     check_value(where, mapping, cls)
     declarations = declarations_of(cls)
-    check_keys(where, mapping, declarations)
-    missing_keys = [repr(name) for name in required_fields(cls) if name not in mapping]
-    if missing_keys:
-        raise ValueError(f"{where}: missing {', '.join(missing_keys)}.")
+    check_keys(where, mapping, declarations, required_fields(cls))
     arguments = {}
     for name, value in mapping.items():
         arguments[name] = convert(f"{where}: {name}", value, declarations[name])
@@ -155,15 +156,21 @@ def required_fields(cls: type) -> list[str]:
     return names
 
 
-def check_keys(name: str, mapping: Mapping, known: Collection[str]) -> None:
-    """Raise a `ValueError` that names an unknown key of a mapping, and the nearest known key."""
+def check_keys(name: str, mapping: Mapping, known: Collection[str], required: Collection[str] = ()) -> None:
+    """Raise a `ValueError` that names unknown keys of a mapping, each with the nearest known key, and missing ones."""
+    problems = []
     for key in mapping:
         if key not in known:
             hint = f"Known: {', '.join(known)}."
             nearest_keys = difflib.get_close_matches(str(key), known, n=1)
             if nearest_keys:
                 hint = f"Did you mean {nearest_keys[0]!r}?"
-            raise ValueError(f"{name}: unknown key {key!r}. {hint}")
+            problems.append(f"unknown key {key!r}. {hint}")
+    missing_keys = [repr(key) for key in required if key not in mapping]
+    if missing_keys:
+        problems.append(f"missing {', '.join(missing_keys)}.")
+    if problems:
+        raise ValueError(f"{name}: {' '.join(problems)}")
 
 
 def convert(name: str, value: Any, declaration: Any) -> Any:
@@ -173,9 +180,10 @@ def convert(name: str, value: Any, declaration: Any) -> Any:
         ValueError: if the value is not as declared.
     """
     is_whole_float = isinstance(value, float) and value.is_integer()
-    # A wrong value is not converted, so that its error has it as it was written.
-    if is_whole_float and not matches(value, declaration) and matches(int(value), declaration):
-        value = int(value)
+    if is_whole_float and not matches(value, declaration):
+        integer = int(value)
+        if matches(integer, declaration):  # the error of a wrong value has it as it was written
+            value = integer
     check_value(name, value, declaration)
     return build(name, value, declaration)
 
@@ -184,7 +192,7 @@ def build(name: str, value: Any, declaration: Any) -> Any:
     """Return a value that matches its declaration, with the dataclasses and tuples of the declaration in it."""
     matching_members = [member for member in members_of(declaration) if matches(value, member)]
     declaration = matching_members[0]
-    origin = get_origin(declaration) or declaration
+    origin = origin_of(declaration)
     if is_dataclass(origin) and isinstance(value, Mapping):
         return from_mapping(origin, value, name)
     is_collection = isinstance(value, (Mapping, list, tuple))
@@ -215,7 +223,7 @@ def check_value(name: str, value: Any, declaration: Any) -> None:
 
 def matches(value: Any, declaration: Any) -> bool:
     """Return whether a value has a declared type and is in its range. Lists of YAML match tuples."""
-    origin = get_origin(declaration) or declaration
+    origin = origin_of(declaration)
     arguments = get_args(declaration)
     if origin is Any:
         return True
@@ -237,11 +245,18 @@ def matches(value: Any, declaration: Any) -> bool:
     return isinstance(value, origin)
 
 
+def origin_of(declaration: Any) -> Any:
+    """Return a declared class without its arguments, such as `list` of `list[int]`."""
+    return get_origin(declaration) or declaration
+
+
 def items_match(value: Mapping | list | tuple, declaration: Any) -> bool:
     """Return whether the items of a mapping or list, and the keys of a mapping, are as declared."""
     arguments = get_args(declaration)
-    if isinstance(value, Mapping) and arguments and not all(matches(key, arguments[0]) for key in value):
-        return False
+    if isinstance(value, Mapping) and arguments:
+        for key in value:
+            if not matches(key, arguments[0]):
+                return False
     if is_fixed_tuple(declaration) and len(value) != len(arguments):
         return False
     for _, item, item_declaration in declared_items("", value, declaration):
@@ -252,11 +267,14 @@ def items_match(value: Mapping | list | tuple, declaration: Any) -> bool:
 
 def members_of(declaration: Any) -> tuple[Any, ...]:
     """Return the members of a union, or else the declaration itself, without their ranges."""
-    is_union = get_origin(declaration) in (Union, UnionType)
+    declared_members = (declaration,)
+    if get_origin(declaration) in (Union, UnionType):
+        declared_members = get_args(declaration)
     members = []
-    for member in get_args(declaration) if is_union else (declaration,):
-        has_range = get_origin(member) is Annotated
-        members.append(get_args(member)[0] if has_range else member)
+    for member in declared_members:
+        if get_origin(member) is Annotated:
+            member = get_args(member)[0]
+        members.append(member)
     return tuple(members)
 
 
@@ -268,11 +286,11 @@ def declared_items(name: str, value: Any, declaration: Any) -> Iterator[tuple[st
         for key, item in value.items():
             yield f"{name}: {key}", item, arguments[1]
     elif isinstance(value, (list, tuple)) and origin in (list, tuple, Sequence):
-        for index, item in enumerate(value):
-            if not is_fixed_tuple(declaration):
-                yield f"{name}[{index}]", item, arguments[0]
-            elif index < len(arguments):  # a list of another length is an error of its own
-                yield f"{name}[{index}]", item, arguments[index]
+        item_declarations = repeat(arguments[0])
+        if is_fixed_tuple(declaration):  # a list of another length is an error of its own
+            item_declarations = arguments
+        for index, (item, item_declaration) in enumerate(zip(value, item_declarations)):
+            yield f"{name}[{index}]", item, item_declaration
 
 
 def is_fixed_tuple(declaration: Any) -> bool:
@@ -281,7 +299,7 @@ def is_fixed_tuple(declaration: Any) -> bool:
 
 def describe(declaration: Any) -> str:
     """Return the words of an error message for a declaration, such as "a number in [0, 1)"."""
-    origin = get_origin(declaration) or declaration
+    origin = origin_of(declaration)
     arguments = get_args(declaration)
     if origin in (Union, UnionType):
         return " or ".join(describe(member) for member in arguments if member not in (NoneType, JsonText))
@@ -330,18 +348,23 @@ def read_command_line(name: str, value: Any, declaration: Any) -> Any:
 
 
 def is_mapping(declaration: Any) -> bool:
-    origin = get_origin(declaration) or declaration
+    origin = origin_of(declaration)
     return isinstance(origin, type) and (is_dataclass(origin) or issubclass(origin, Mapping))
 
 
 def read_mapping(name: str, text: str) -> dict[str, Any]:
     """Read the JSON of a mapping. Raise a `ValueError` that names the setting if it is anything else."""
-    if not text.lstrip().startswith("{"):
-        raise ValueError(f"Expected {name} to be a mapping in JSON, such as '{{\"key\": 1}}', got {text!r}.")
+    mapping = None
+    reason = ""
     try:
-        return json.loads(text)
+        mapping = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"Expected {name} to be JSON, got {text[:80]!r}: {error}.") from error
+        reason = f" ({error})"
+    if not isinstance(mapping, dict):
+        raise ValueError(
+            f"Expected {name} to be a mapping in JSON, such as '{{\"key\": 1}}', got {text[:80]!r}{reason}."
+        )
+    return mapping
 
 
 def check_library_fields(item: Any, skipped_names: Collection[str] = ()) -> None:
@@ -357,16 +380,18 @@ def check_library_fields(item: Any, skipped_names: Collection[str] = ()) -> None
     yaml_types = (NoneType, bool, int, float, str, list, dict)
     declarations = declarations_of(type(item))
     for field in fields(item):
-        value = getattr(item, field.name)
-        if field.name in skipped_names or field.name not in declarations or value is field.default:
+        name = field.name
+        value = getattr(item, name)
+        if name in skipped_names or name not in declarations or value is field.default:
             continue
-        declaration = declarations[field.name]
+        declaration = declarations[name]
         declared_types = set(members_of(declaration))
         takes_text = str in declared_types and bool not in declared_types
         if takes_text and isinstance(value, bool):  # as YAML reads `eval_strategy: no`
-            check_value(field.name, value, str)
+            check_value(name, value, str)
         elif declared_types <= scalar_types and isinstance(value, yaml_types):
-            setattr(item, field.name, convert(field.name, value, declaration))
+            value = convert(name, value, declaration)
+            setattr(item, name, value)
 
 
 def add_options(parser: argparse.ArgumentParser, cls: type, names: Sequence[str]) -> None:
@@ -376,25 +401,29 @@ def add_options(parser: argparse.ArgumentParser, cls: type, names: Sequence[str]
     The default is shown at the end of the help.
     """
     fields_by_name = {field.name: field for field in fields(cls)}
+    declarations = declarations_of(cls)
     required_names = required_fields(cls)
     for name in names:
         field = fields_by_name[name]
-        options = parser_options(declarations_of(cls)[name])
+        options = parser_options(declarations[name])
         options["help"] = field.metadata["help"]
         options["required"] = name in required_names
         if name not in required_names:
-            default = field.default if field.default_factory is MISSING else field.default_factory()
+            default = field.default
+            if field.default_factory is not MISSING:
+                default = field.default_factory()
             options["default"] = default
-            default_text = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else default
-            if default_text not in (None, ""):
-                options["help"] += f" Default: {default_text}."
+            if isinstance(default, (list, tuple)):
+                default = " ".join(map(str, default))
+            if default not in (None, ""):
+                options["help"] += f" Default: {default}."
         parser.add_argument(f"--{name}", **options)
 
 
 def parser_options(declaration: Any) -> dict[str, Any]:
     """Return the arguments of `add_argument` for the type of a field."""
     member = members_of(declaration)[0]
-    origin = get_origin(member) or member
+    origin = origin_of(member)
     arguments = get_args(member)
     if origin is Literal:
         return {"choices": arguments}

@@ -1,7 +1,7 @@
 """Conversion of a checkpoint to another layout: [`convert_checkpoint`]."""
 
 import shutil
-import uuid
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,6 @@ from ..conversations import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN
 from ..modeling_vitp_backbone import ViTPExportedBackbone
 from ..opening import naming
 from ..processing_vitp import ViTPProcessor
-from ..vision_towers import other_families
 from .export import AUTO_MAP, image_settings, native_vision_config, save_image_processor
 from .internvl import (
     VIDEO_TOKEN,
@@ -42,7 +41,7 @@ from .internvl import (
     write_rope_for_version_4,
     write_tokenizer_config_for_version_4,
 )
-from .keys import TARGETS, arrange_tensors
+from .keys import arrange_tensors
 from .original_config import (
     adapter_to_original,
     chat_to_original,
@@ -113,66 +112,57 @@ def convert_checkpoint(
     target = Path(target)
     check_new(target)
     checkpoint = read_checkpoint_source(str(source), revision, image_token_id, deformable_attention, benchmark, file)
-    to = to or checkpoint.targets[0]
+    to = to or checkpoint.entry.layout
     check_target(checkpoint, to, has_input_spec=input_spec is not None)
     license_fields = read_license(checkpoint, license)
     if input_spec is not None:
         set_input_spec(checkpoint, input_spec)
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    temporary.mkdir()
-    try:
-        WRITERS[to](checkpoint, temporary)
-        layout = checkpoint.original_layout if to == "original" else to
-        not_finite_names = write_checkpoint(temporary, arrange_tensors(checkpoint.tensors, layout))
-        if not allow_nan:
-            refuse_not_finite(source, not_finite_names)
-        write_conversion_card(checkpoint, to, license_fields, temporary, target.name)
-        temporary.rename(target)
-    except BaseException:  # also an interrupt leaves nothing behind
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    write_conversion(checkpoint, to, target, license_fields, allow_nan)
     return target
+
+
+def write_conversion(
+    checkpoint: Checkpoint,
+    to: str,
+    target: Path,
+    license_fields: dict[str, str],
+    allow_nan: bool,
+) -> None:
+    """Write a checkpoint in the layout `to` to the folder `target`, which appears when it is complete."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Also an interrupt leaves nothing behind.
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+        folder = Path(temporary, target.name)
+        folder.mkdir()
+        WRITERS[to](checkpoint, folder)
+        layout = checkpoint.original_layout if to == "original" else to
+        not_finite_names = write_checkpoint(folder, arrange_tensors(checkpoint.tensors, layout))
+        if not allow_nan:
+            refuse_not_finite(checkpoint.name, not_finite_names)
+        write_conversion_card(checkpoint, to, license_fields, folder)
+        folder.rename(target)
 
 
 def check_target(checkpoint: Checkpoint, to: str, has_input_spec: bool) -> None:
     """Raise a `ValueError` if a checkpoint cannot be converted to a layout, or already has it."""
     source = checkpoint.name
-    if to not in TARGETS:
-        raise ValueError(f"Expected `to` to be one of {', '.join(TARGETS)}, got {to!r}.")
-    if to == checkpoint.kind and not has_input_spec:
-        raise ValueError(f"{source} already has the layout {to!r}.")
-    if checkpoint.entry.layout == "backbone" and to in ("vitp", "internvl"):
-        raise ValueError(
-            f"{source} is a ViT alone, which cannot be converted to {to!r} without a language model. Convert it to "
-            "'backbone', and combine that with a language model in recipes/pretrain.py."
-        )
-    if to not in checkpoint.targets:
-        raise ValueError(
-            f"{source} is a {checkpoint.config.model_type!r}, which can be converted to "
-            f"{', '.join(checkpoint.targets)}, not to {to!r}."
-        )
-    other_family = other_vit_family(checkpoint.config)
-    if other_family is not None and to != "vitp":
-        raise ValueError(
-            f"{source} has a ViT of the family {other_family!r}, which keeps its own format. Export the ViT with `vitp "
-            f"export_backbone {source} FOLDER`."
-        )
-
-
-def other_vit_family(config: PreTrainedConfig) -> str | None:
-    """Return the model type of a ViT, inside of a model, that is not an InternViT; `None` if it is one."""
-    backbone_config = getattr(config, "backbone_config", None)
-    for vit_config in (
-        getattr(config, "vision_config", None),
-        getattr(config, "vit_config", None),
-        backbone_config,
-        getattr(backbone_config, "vit_config", None),
-    ):
-        if vit_config is not None and vit_config.model_type in other_families():
-            return vit_config.model_type
-    return None
+    targets = []
+    for target in checkpoint.targets:
+        if target != checkpoint.kind or has_input_spec:
+            targets.append(target)
+    if to in targets:
+        return
+    advice = ""
+    if checkpoint.entry.layout == "backbone":
+        advice = " To combine a ViT with a language model, start a pretraining from it (recipes/pretrain.py)."
+    elif checkpoint.other_vit_family is not None:
+        advice = f" Its ViT keeps its own format: export it with `vitp export_backbone {source} FOLDER`."
+    elif checkpoint.entry.layout in ("segmentation", "detection") and "adapter" not in checkpoint.targets:
+        advice = " Only models on a ViT-Adapter have other layouts."
+    raise ValueError(
+        f"{source}, a {checkpoint.config.model_type!r} in the layout {checkpoint.kind!r}, cannot be converted to "
+        f"{to!r}. Possible targets: {', '.join(targets) or 'none'}.{advice}"
+    )
 
 
 @dataclass(frozen=True)
@@ -233,7 +223,6 @@ def write_conversion_card(
     to: str,
     license_fields: dict[str, str],
     folder: Path,
-    name: str,
 ) -> None:
     """Write a card with the license of the source, and copy its license files."""
     for file in (*license_files(run_folder(checkpoint.root)), *license_files(checkpoint.root)):
@@ -263,8 +252,8 @@ def write_conversion_card(
         bands = describe_bands(checkpoint.image_processor.band_names)
         comparison += f", except those for pixels, spread over {bands}"
     card = ModelCard(
-        f"---\n{data}\n---\n\n# {name}\n\nThe weights of `{source}` (layout: {checkpoint.kind}), converted to the "
-        f"layout `{to}` with `vitp convert`. {comparison}.\n\n## License\n\n{terms}\n"
+        f"---\n{data}\n---\n\n# {folder.name}\n\nThe weights of `{source}` (layout: {checkpoint.kind}), converted to "
+        f"the layout `{to}` with `vitp convert`. {comparison}.\n\n## License\n\n{terms}\n"
     )
     card.save(folder / "README.md")
 

@@ -137,19 +137,18 @@ def open_trained_vision_model(
         model = ViTPForConditionalGeneration.from_pretrained(name, dtype=trained_dtype(name))
     vision_model = trained_vision_model(model)
     band_names = getattr(vision_model.config, "band_names", None)
-    if image_processor is None and band_names is not None:
+    if image_processor is None and isinstance(vision_model, InternVLVisionModel) and band_names is None:
+        image_processor = ViTPImageProcessor()
+    if image_processor is None:
+        bands = "" if band_names is None else f" for {describe_bands(band_names)}"
         raise ValueError(
-            f"{name} takes {describe_bands(band_names)}, but has no image processor for them. Pass "
+            f"The mean and standard deviation of a {vision_model.config.model_type!r}{bands} are not known. Pass "
+            "image_processor, for example processor.image_processor of the training, or for bands "
             "image_processor=ViTPImageProcessor(input_spec={'band_names': [...], 'window': [...]})."
-        )
-    if image_processor is None and not isinstance(vision_model, InternVLVisionModel):
-        raise ValueError(
-            f"The mean and standard deviation of a {vision_model.config.model_type!r} are not known. Pass "
-            "image_processor, for example processor.image_processor of the training."
         )
     if not allow_nan:
         check_finite(vision_model.state_dict(), name)
-    return vision_model, image_processor or ViTPImageProcessor()
+    return vision_model, image_processor
 
 
 def trained_dtype(name: str | Path) -> str:
@@ -168,13 +167,12 @@ def check_language_model(name: str) -> None:
     except ValueError:  # reported when the model is loaded
         return
     model_type = fields.get("model_type")
+    if model_type is None or model_type in LANGUAGE_MODELS:
+        return
+    advice = f"Export the model that it was trained from. {way_to_vit(name, fields)}"
     if model_type in VISION_MODELS:
-        raise ValueError(f"{name} is already a backbone ({model_type!r}). Use it as it is.")
-    if model_type is not None and model_type not in LANGUAGE_MODELS:
-        raise ValueError(
-            f"Expected a vision-language model, got {name} of type {model_type!r}. Export the model that it was "
-            f"trained from. {way_to_vit(name, fields)}"
-        )
+        advice = "It is already a backbone: use it as it is."
+    raise ValueError(f"Expected a vision-language model, got {name} of type {model_type!r}. {advice}")
 
 
 def trained_vision_model(model: nn.Module) -> PreTrainedModel:

@@ -142,11 +142,11 @@ SIGNS = {
 
 
 class Location(NamedTuple):
-    """Location of a tensor in a layout: all of `key`, or one of `num_parts` equal blocks of its rows."""
+    """Location of a tensor in a layout: all of `key`, or one of `num_blocks` equal blocks of its rows."""
 
     key: str
-    part: int = 0
-    num_parts: int = 1
+    block_index: int = 0
+    num_blocks: int = 1
 
 
 def locate_tensor(name: str, layout: str) -> Location | None:
@@ -160,7 +160,7 @@ def locate_tensor(name: str, layout: str) -> Location | None:
     has_fused_projections = layout.startswith(("original", "timm"))
     is_of_vit = name.startswith((VISION_TOWER, BACKBONE))
     if projection is not None and is_of_vit and has_fused_projections:
-        return Location(key, part="qkv".index(projection[1]), num_parts=3)
+        return Location(key, block_index="qkv".index(projection[1]), num_blocks=3)
     return Location(key)
 
 
@@ -170,10 +170,10 @@ def arrange_tensors(tensors: Mapping[str, T], layout: str) -> dict[str, list[T]]
     for name, tensor in tensors.items():
         location = locate_tensor(name, layout)
         if location is not None:
-            arranged.setdefault(location.key, {})[location.part] = tensor
+            arranged.setdefault(location.key, {})[location.block_index] = tensor
     ordered_blocks = {}
     for key, blocks in arranged.items():
-        ordered_blocks[key] = [blocks[part] for part in sorted(blocks)]
+        ordered_blocks[key] = [blocks[index] for index in sorted(blocks)]
     return ordered_blocks
 
 

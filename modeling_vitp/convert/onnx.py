@@ -287,16 +287,13 @@ def export_onnx(
 
     Raises:
         ModuleNotFoundError: if the extra `onnx` is not installed.
-        ValueError: if the folder has a model type that cannot be exported, or no image processor.
-        IsADirectoryError: if the file is a folder.
-        FileNotFoundError: if the file's folder does not exist.
+        ValueError: if the file is a folder or its folder does not exist, or the model has a type that cannot be
+            exported, or no image processor.
         FeaturesDiffer: if the difference is larger than `tolerance` at some size.
     """
     file = Path(file)
-    if file.is_dir():
-        raise IsADirectoryError(21, "expected a file to write, got a folder", str(file))
-    if not file.parent.is_dir():
-        raise FileNotFoundError(2, "the folder of the output file does not exist", str(file.parent))
+    if file.is_dir() or not file.parent.is_dir():
+        raise ValueError(f"{file} cannot be written. Expected the path of a file in an existing folder.")
     import onnxruntime
 
     opened_model = open_model(model)

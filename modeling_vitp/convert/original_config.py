@@ -10,6 +10,7 @@ import copy
 import logging
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,18 +65,37 @@ REQUIRED_VISION_FIELDS = (
 CHAT_SETTINGS = {"ps_version": "v2", "select_layer": -1, "pad2square": False, "use_backbone_lora": 0, "use_llm_lora": 0}
 
 
-def refuse_differences(config: dict[str, Any], only_values: dict[str, Any], owner: str = "config.json") -> None:
-    """Raise a `ValueError` if a setting has another value than the only convertible one, which is its default."""
-    for name, value in only_values.items():
-        if config.get(name, value) != value:
-            raise ValueError(f"{owner} has {name}={config[name]!r}, but only {value!r} can be converted exactly.")
+# Reasons for the expected value of a setting.
+ONLY_CONVERTIBLE = "the only value that can be converted exactly"
+IN_TENSORS = "the value that the tensors have"
 
 
-def check_visible(settings: dict[str, Any], visible: dict[str, Any]) -> None:
-    """Raise a `ValueError` if a setting differs from the value that the tensors show."""
-    for name, value in visible.items():
-        if settings.get(name, value) != value:
-            raise ValueError(f"config.json has {name}={settings[name]}, but the tensors have {value}.")
+class TensorShapes(dict[str, tuple[int, ...]]):
+    """Shapes of the tensors of a checkpoint, by their original names."""
+
+    def __missing__(self, key: str) -> tuple[int, ...]:
+        raise ValueError(f"The tensors are not those of a known model in the original layout: {key!r} is missing.")
+
+
+def check_values(
+    settings: dict[str, Any], expected_values: dict[str, Any], reason: str, owner: str = "config.json"
+) -> None:
+    """Raise a `ValueError` if a setting is present and differs from its expected value."""
+    for name, expected_value in expected_values.items():
+        value = settings.get(name, expected_value)
+        if value != expected_value:
+            raise ValueError(f"{owner} has {name}={value!r}, expected {expected_value!r}, {reason}.")
+
+
+def check_required(settings: dict[str, Any], names: Iterable[str], owner: str = "config.json") -> None:
+    """Raise a `ValueError` if a configuration lacks settings that the tensors do not show."""
+    missing_names = [name for name in names if settings.get(name) is None]
+    if missing_names:
+        model_type = settings.get("model_type")
+        raise ValueError(
+            f"{owner} (model_type {model_type!r}) lacks {', '.join(missing_names)}, not visible in the tensors. Put "
+            "the complete config.json of the model beside its weights."
+        )
 
 
 def vision_from_original(config: dict[str, Any]) -> ViTPVisionConfig:
@@ -84,36 +104,30 @@ def vision_from_original(config: dict[str, Any]) -> ViTPVisionConfig:
     Raises:
         ValueError: if a field is missing or has a value that our model does not support.
     """
-    missing_fields = [name for name in REQUIRED_VISION_FIELDS if name not in config]
-    if missing_fields:
-        raise ValueError(f"The configuration of the ViT lacks the fields {missing_fields}.")
-    refuse_differences(config, {"dropout": 0.0, "hidden_act": "gelu"}, "vision_config")
+    check_required(config, REQUIRED_VISION_FIELDS, "vision_config")
+    convertible_values = {"dropout": 0.0, "hidden_act": "gelu"}
+    if config["qk_normalization"]:  # transformers' QK norm has this constant
+        convertible_values["layer_norm_eps"] = 1e-6
+    check_values(config, convertible_values, ONLY_CONVERTIBLE, "vision_config")
     if config["norm_type"] not in NORM_TYPES:
         raise ValueError(f"Expected norm_type to be one of {NORM_TYPES} in vision_config, got {config['norm_type']!r}.")
-    if config["qk_normalization"] and config.get("layer_norm_eps", 1e-6) != 1e-6:
-        raise ValueError(
-            f"vision_config has QK norm with layer_norm_eps={config['layer_norm_eps']}, but transformers' uses 1e-6."
-        )
     fields = {ours: config[theirs] for ours, theirs in VISION_FIELDS.items() if theirs in config}
     return ViTPVisionConfig(**fields, image_size=config["image_size"], patch_size=config["patch_size"])
 
 
-def vision_from_tensors(shapes: dict[str, tuple[int, ...]]) -> ViTPVisionConfig:
+def vision_from_tensors(shapes: TensorShapes) -> ViTPVisionConfig:
     """Return InternViT's configuration from the shapes of its tensors, for a file without a configuration."""
-    try:
-        visible = visible_vit_settings(shapes, "encoder.")
-    except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"config.json is missing, and the tensors are not those of an InternViT ({error}).") from error
+    visible = visible_vit_settings(shapes, "encoder.")
     width = visible["hidden_size"]
     if width not in INTERN_VIT_HEADS:
         raise ValueError(
-            f"config.json is missing, and the number of heads of a ViT of width {width} is not visible in its "
-            "tensors. Put a config.json with vision_config beside it."
+            f"The number of heads of a ViT of width {width} is not visible in its tensors, and config.json is missing. "
+            "Put a config.json with vision_config beside them."
         )
     return ViTPVisionConfig(**visible, num_attention_heads=INTERN_VIT_HEADS[width])
 
 
-def visible_vit_settings(shapes: dict[str, tuple[int, ...]], prefix: str = "") -> dict[str, Any]:
+def visible_vit_settings(shapes: TensorShapes, prefix: str = "") -> dict[str, Any]:
     """Return the settings of a ViT that its tensors show; `prefix` is the prefix of its layers' original names."""
     width, _, patch_size, _ = shapes["embeddings.patch_embedding.weight"]
     grid = math.isqrt(shapes["embeddings.position_embedding"][1] - 1)
@@ -132,26 +146,27 @@ def visible_vit_settings(shapes: dict[str, tuple[int, ...]], prefix: str = "") -
 def vision_to_original(config: ViTPVisionConfig) -> dict[str, Any]:
     """Return our ViT's configuration as InternViT's; see [`vision_from_original`] for the errors."""
     settings = config.to_dict()
-    only_values = {
+    image_size = settings["image_size"][0]
+    patch_size = settings["patch_size"][0]
+    convertible_values = {
         "use_mask_token": False,
         "use_absolute_position_embeddings": True,
         "use_mean_pooling": True,
         "hidden_dropout_prob": 0,
         "projection_dropout": 0,
         "hidden_act": "gelu",
+        "image_size": [image_size, image_size],
+        "patch_size": [patch_size, patch_size],
     }
-    refuse_differences(settings, only_values, "vision_config")
-    if config.use_qk_norm and config.layer_norm_eps != 1e-6:
-        raise ValueError(f"vision_config has QK norm with {config.layer_norm_eps=}, but the original code uses 1e-6.")
-    for name in ("image_size", "patch_size"):
-        if len(set(settings[name])) != 1:
-            raise ValueError(f"Expected a square {name} for the original code, got {list(settings[name])}.")
+    if config.use_qk_norm:  # the original QK norm has this constant
+        convertible_values["layer_norm_eps"] = 1e-6
+    check_values(settings, convertible_values, ONLY_CONVERTIBLE, "vision_config")
     return {
         "architectures": ["InternVisionModel"],
         "model_type": "intern_vit_6b",
         **{theirs: settings[ours] for ours, theirs in VISION_FIELDS.items()},
-        "image_size": settings["image_size"][0],
-        "patch_size": settings["patch_size"][0],
+        "image_size": image_size,
+        "patch_size": patch_size,
         "dropout": 0.0,
         "use_flash_attn": False,
     }
@@ -163,18 +178,16 @@ def chat_from_original(config: dict[str, Any]) -> ViTPConfig:
     Raises:
         ValueError: if a field is missing or has a value that our model does not support.
     """
-    for name in ("vision_config", "llm_config"):
-        if not isinstance(config.get(name), dict):
-            raise ValueError(f"config.json lacks {name}, which an original InternVL checkpoint must have.")
-    refuse_differences({"ps_version": "v1", **config}, CHAT_SETTINGS | {"template": TEMPLATE})
-    if config.get("dynamic_image_size", False):
-        refuse_differences({"use_thumbnail": False, **config}, {"use_thumbnail": True})
+    check_required(config, ("vision_config", "llm_config"))
     vision_config = config["vision_config"]
-    if config.get("force_image_size") not in (None, vision_config.get("image_size")):
-        raise ValueError(
-            f"config.json has force_image_size={config['force_image_size']}, but position embeddings for "
-            f"{vision_config.get('image_size')} pixels."
-        )
+    settings = {"ps_version": "v1", "use_thumbnail": False, **config}  # with the defaults of the original code
+    convertible_values = {**CHAT_SETTINGS, "template": TEMPLATE}
+    if settings.get("dynamic_image_size"):
+        convertible_values["use_thumbnail"] = True
+    check_values(settings, convertible_values, ONLY_CONVERTIBLE)
+    if settings.get("force_image_size") is not None:
+        expected_size = {"force_image_size": vision_config.get("image_size")}
+        check_values(settings, expected_size, "the size of the position embeddings")
     return ViTPConfig(
         vision_config=vision_from_original(vision_config),
         text_config=text_from_original(config["llm_config"]),
@@ -184,12 +197,12 @@ def chat_from_original(config: dict[str, Any]) -> ViTPConfig:
 
 def chat_to_original(config: ViTPConfig, min_patches: int, max_patches: int) -> dict[str, Any]:
     """Return our configuration as InternVL's own; see [`chat_from_original`] for the errors."""
-    only_values = {
+    convertible_values = {
         "projector_hidden_act": "gelu",
         "vision_feature_layer": -1,
         "vision_feature_select_strategy": "default",
     }
-    refuse_differences(config.to_dict(), only_values)
+    check_values(config.to_dict(), convertible_values, ONLY_CONVERTIBLE)
     return {
         "architectures": ["InternVLChatModel"],
         "model_type": "internvl_chat",
@@ -271,7 +284,6 @@ HIDDEN_OF_SEGMENTATION = (
     "pool_scales",
 )
 DEPTH_OF_DEFAULT_INTERACTIONS = 24
-ASK = "Put a config.json beside them with the original class's num_heads and interaction_indexes."
 # Deformable attention of the original code: its own, or mmcv's if its own is not compiled.
 DEFORMABLE_ATTENTION = {
     "native": {"extractor_residual": "tokens", "deformable_dropout": 0.0},
@@ -279,7 +291,7 @@ DEFORMABLE_ATTENTION = {
 }
 
 
-def adapter_from_original(settings: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> ViTPAdapterConfig:
+def adapter_from_original(settings: dict[str, Any], shapes: TensorShapes) -> ViTPAdapterConfig:
     """Return the configuration of a ViT-Adapter.
 
     Args:
@@ -290,28 +302,27 @@ def adapter_from_original(settings: dict[str, Any], shapes: dict[str, tuple[int,
         ValueError: if the settings contradict the tensors, or lack a value that neither the tensors show nor the
             published models share.
     """
-    shapes = {key.removeprefix("backbone."): shape for key, shape in shapes.items()}
-    try:
-        visible = visible_vit_settings(shapes)
-        width = visible["hidden_size"]
-        visible |= {
-            "deformable_ratio": shapes["interactions.0.injector.attn.value_proj.weight"][0] / width,
-            "feed_forward_ratio": shapes["interactions.0.extractor.ffn.fc1.weight"][0] / width,
-            "spatial_prior_channels": shapes["spm.stem.0.weight"][0],
-        }
-        samples = shapes["interactions.0.extractor.attn.attention_weights.weight"][0]  # heads times points
-    except KeyError as error:
-        raise ValueError(f"The backbone is not a ViT-Adapter on an InternViT: it lacks {error}.") from error
+    shapes = TensorShapes((key.removeprefix("backbone."), shape) for key, shape in shapes.items())
+    visible = visible_vit_settings(shapes)
+    width = visible["hidden_size"]
+    visible |= {
+        "deformable_ratio": shapes["interactions.0.injector.attn.value_proj.weight"][0] / width,
+        "feed_forward_ratio": shapes["interactions.0.extractor.ffn.fc1.weight"][0] / width,
+        "spatial_prior_channels": shapes["spm.stem.0.weight"][0],
+    }
+    samples = shapes["interactions.0.extractor.attn.attention_weights.weight"][0]  # heads times points
     attention = recognize_deformable_attention(settings, visible["deformable_ratio"])
     visible_of_original = {theirs: visible[ours] for ours, theirs in ADAPTER_VISIBLE_FIELDS.items()}
     if attention == "mmcv":
         visible_of_original.pop("deform_ratio")  # mmcv ignores it
-    check_visible(settings, visible_of_original)
-    refuse_differences(settings, {"use_final_norm": True})
-    if visible["num_hidden_layers"] != DEPTH_OF_DEFAULT_INTERACTIONS and "interaction_indexes" not in settings:
-        raise ValueError("The layers of the adapter's interactions are not visible in the tensors. " + ASK)
-    if width not in INTERN_VIT_HEADS and "num_heads" not in settings:
-        raise ValueError(f"The number of heads of a ViT of width {width} is not visible in the tensors. " + ASK)
+    check_values(settings, visible_of_original, IN_TENSORS)
+    check_values(settings, {"use_final_norm": True}, ONLY_CONVERTIBLE)
+    required_names = []
+    if visible["num_hidden_layers"] != DEPTH_OF_DEFAULT_INTERACTIONS:
+        required_names.append("interaction_indexes")
+    if width not in INTERN_VIT_HEADS:
+        required_names.append("num_heads")
+    check_required(settings, required_names)
     hidden = {"num_attention_heads": INTERN_VIT_HEADS.get(width)}
     hidden |= DEFORMABLE_ATTENTION[attention]
     for ours, theirs in ADAPTER_HIDDEN_FIELDS.items():
@@ -342,18 +353,16 @@ def recognize_deformable_attention(settings: dict[str, Any], ratio: float) -> st
     """
     stated_attention = settings.get("deformable_attention")
     stated_ratio = settings.get("deform_ratio")
-    if stated_attention not in (None, *DEFORMABLE_ATTENTION):
-        choices = " or ".join(map(repr, DEFORMABLE_ATTENTION))
-        raise ValueError(f"deformable_attention must be {choices}, got {stated_attention!r}.")
-    if ratio != 1:
-        if stated_attention == "mmcv":
-            raise ValueError(
-                f"deformable_attention='mmcv' has values of full width, but the tensors have {ratio:g} of it. Set "
-                "deformable_attention='native'."
-            )
-        return "native"
+    choices = [*DEFORMABLE_ATTENTION] if ratio == 1 else ["native"]
+    if stated_attention not in (None, *choices):
+        raise ValueError(
+            f"Expected deformable_attention to be {' or '.join(map(repr, choices))} for tensors whose values have "
+            f"{ratio:g} of the full width, got {stated_attention!r}."
+        )
     if stated_attention is not None:
         return stated_attention
+    if ratio != 1:
+        return "native"
     if stated_ratio in (None, 1):
         assumed_attention = "mmcv" if stated_ratio is None else "native"
         logger.warning(
@@ -365,19 +374,6 @@ def recognize_deformable_attention(settings: dict[str, Any], ratio: float) -> st
         )
         return assumed_attention
     return "mmcv"
-
-
-def with_deformable_attention(source: str, layout: str, fields: dict, attention: str) -> dict:
-    """Return the settings of an original ViT-Adapter with the deformable attention of the caller."""
-    if not layout.startswith(("original_adapter", "original_segmentation", "original_detection", "original_cascade")):
-        raise ValueError(f"deformable_attention requires a ViT-Adapter in the original layout, which {source} is not.")
-    stated_attention = fields.get("deformable_attention", attention)
-    if stated_attention != attention:
-        raise ValueError(
-            f"{source} has deformable_attention={stated_attention!r} in its config.json, which contradicts "
-            f"{attention!r}."
-        )
-    return {**fields, "deformable_attention": attention}
 
 
 def adapter_to_original(config: ViTPAdapterConfig) -> dict[str, Any]:
@@ -392,11 +388,8 @@ def adapter_to_original(config: ViTPAdapterConfig) -> dict[str, Any]:
     attention = "native"
     if config.extractor_residual == DEFORMABLE_ATTENTION["mmcv"]["extractor_residual"]:
         attention = "mmcv"
-    if attention == "mmcv" and config.deformable_ratio != 1:
-        raise ValueError(
-            f"The adapter has extractor_residual={config.extractor_residual!r} and "
-            f"deformable_ratio={config.deformable_ratio}, but the original code has that residual only with 1."
-        )
+        reason = f"the only one of the original code with extractor_residual={config.extractor_residual!r}"
+        check_values(settings, {"deformable_ratio": 1}, reason)
     arguments = {}
     for fields in (ADAPTER_HIDDEN_FIELDS, ADAPTER_VISIBLE_FIELDS):
         for ours, theirs in fields.items():
@@ -411,7 +404,7 @@ def adapter_to_original(config: ViTPAdapterConfig) -> dict[str, Any]:
 
 
 def segmentation_from_original(
-    settings: dict[str, Any], shapes: dict[str, tuple[int, ...]]
+    settings: dict[str, Any], shapes: TensorShapes
 ) -> ViTPSegmentationConfig | ViTPChangeDetectionConfig:
     """Return the configuration of OpenMMLab's UPerNet on ViT-Adapter.
 
@@ -425,11 +418,8 @@ def segmentation_from_original(
         ValueError: see [`adapter_from_original`]; also if the head differs from ours.
     """
     adapter = adapter_from_original(settings, shapes)
-    try:
-        num_labels, channels, _, _ = shapes["decode_head.conv_seg.weight"]
-        in_channels = shapes["decode_head.lateral_convs.0.conv.weight"][1]
-    except KeyError as error:
-        raise ValueError(f"The decode head is not OpenMMLab's UPerNet: it lacks {error}.") from error
+    num_labels, channels, _, _ = shapes["decode_head.conv_seg.weight"]
+    in_channels = shapes["decode_head.lateral_convs.0.conv.weight"][1]
     config_classes = {adapter.hidden_size: ViTPSegmentationConfig, 2 * adapter.hidden_size: ViTPChangeDetectionConfig}
     if num_labels == 1 or in_channels not in config_classes:
         raise ValueError(
@@ -461,7 +451,7 @@ def segmentation_to_original(config: ViTPSegmentationConfig) -> dict[str, Any]:
     Raises:
         ValueError: for settings that [`adapter_to_original`] refuses, and for other heads than UPerNet.
     """
-    refuse_differences({"decode_head": config.decode_head}, {"decode_head": "upernet"})
+    check_values(config.to_dict(), {"decode_head": "upernet"}, ONLY_CONVERTIBLE)
     arguments = adapter_to_original(config.backbone_config)
     arguments["segmentation"] = {name: getattr(config, name) for name in HIDDEN_OF_SEGMENTATION}
     return arguments
@@ -477,7 +467,7 @@ def with_labels(settings: dict[str, Any], num_labels: int) -> dict[str, Any]:
     return {**settings, **label_settings(names)}
 
 
-def count_values(pattern: str, shapes: dict[str, tuple[int, ...]]) -> int:
+def count_values(pattern: str, shapes: TensorShapes) -> int:
     """Return the number of distinct values of the pattern's group in the names."""
     distinct_values = set()
     for key in shapes:
@@ -542,7 +532,7 @@ PER_STAGE = ("stage_iou_thresholds", "stage_loss_weights", "stage_box_stds")
 
 
 def detection_from_original(
-    settings: dict[str, Any], shapes: dict[str, tuple[int, ...]], benchmark: str | None = None
+    settings: dict[str, Any], shapes: TensorShapes, benchmark: str | None = None
 ) -> ViTPObjectDetectionConfig:
     """Return the configuration of a two-stage detector of OpenMMLab's on ViT-Adapter.
 
@@ -555,40 +545,19 @@ def detection_from_original(
         ValueError: see [`adapter_from_original`]; also if the detector is not supported or not the benchmark's.
     """
     adapter = adapter_from_original(settings, shapes)
+    config_class = recognize_detector(shapes)
     stages = count_values(r"roi_head\.bbox_head\.(\d)\.", shapes)
     head = "roi_head.bbox_head.0" if stages else "roi_head.bbox_head"
-    try:
-        neck_channels = shapes["neck.lateral_convs.0.conv.weight"][0]
-        num_proposal_deltas = shapes["rpn_head.rpn_reg.weight"][0]
-        head_hidden_size = shapes[f"{head}.shared_fcs.0.weight"][0]
-        num_labels = shapes[f"{head}.fc_cls.weight"][0] - 1  # without the background
-        num_box_deltas = shapes[f"{head}.fc_reg.weight"][0]
-    except KeyError as error:
-        raise ValueError(
-            f"The heads are not those of a two-stage detector of OpenMMLab: {error} is missing."
-        ) from error
-    has_masks = "roi_head.mask_head.upsample.weight" in shapes
-    config_class = KINDS.get(num_proposal_deltas)
-    if config_class is None or (has_masks and num_proposal_deltas != 12):
-        raise ValueError(
-            f"Expected 12 values of rpn_reg (18 for oriented boxes) at each position, got {num_proposal_deltas}."
-        )
-    if has_masks:
-        config_class = ViTPInstanceSegmentationConfig
-    num_box_values = config_class.num_box_values
-    if num_labels < 1 or num_box_deltas not in (num_box_values, num_box_values * num_labels):
-        raise ValueError(
-            f"Expected {num_box_values} values of fc_reg, for all {num_labels} classes or for each, got "
-            f"{num_box_deltas}."
-        )
+    num_labels = shapes[f"{head}.fc_cls.weight"][0] - 1  # without the background
+    num_box_deltas = shapes[f"{head}.fc_reg.weight"][0]
     visible = {
-        "neck_channels": neck_channels,
+        "neck_channels": shapes["neck.lateral_convs.0.conv.weight"][0],
         "neck_top_down": "neck.lateral_convs.0.conv.bias" in shapes,
-        "head_hidden_size": head_hidden_size,
-        "class_agnostic_boxes": num_box_deltas == num_box_values,
+        "head_hidden_size": shapes[f"{head}.shared_fcs.0.weight"][0],
+        "class_agnostic_boxes": num_box_deltas == config_class.num_box_values,
     }
     head_settings = settings.get("detector", {})
-    check_visible(head_settings, visible)
+    check_values(head_settings, visible, IN_TENSORS)
     if benchmark is not None:
         head_settings = {**head_settings, **benchmark_settings(benchmark, config_class, num_labels)}
     elif "detector" not in settings:
@@ -602,6 +571,18 @@ def detection_from_original(
     fields |= with_labels(head_settings, num_labels)
     fields |= visible
     return config_class(backbone_config=adapter, **fields)
+
+
+def recognize_detector(shapes: TensorShapes) -> type[ViTPObjectDetectionConfig]:
+    """Return the configuration class of a detector, by the deltas of its proposals and its mask head."""
+    num_proposal_deltas = shapes["rpn_head.rpn_reg.weight"][0]
+    if num_proposal_deltas not in KINDS:
+        raise ValueError(
+            f"Expected 12 values of rpn_reg (18 for oriented boxes) at each position, got {num_proposal_deltas}."
+        )
+    if "roi_head.mask_head.upsample.weight" in shapes:
+        return ViTPInstanceSegmentationConfig
+    return KINDS[num_proposal_deltas]
 
 
 def stage_settings(config_class: type[ViTPObjectDetectionConfig], stages: int) -> dict[str, Any]:

@@ -28,17 +28,20 @@ from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from ..image_processing_vitp_detection import ViTPDetectionImageProcessor
 from ..opening import check_fields, naming
 from ..processing_vitp import ViTPProcessor
+from ..vision_towers import other_families
 from .internvl import from_internvl_config
 from .keys import BACKBONE, VISION_TOWER, locate_tensor, recognize_layout
 from .original_config import (
+    TensorShapes,
     adapter_from_original,
     chat_from_original,
+    check_required,
+    check_values,
     detection_from_original,
     detection_image_processor,
     segmentation_from_original,
     vision_from_original,
     vision_from_tensors,
-    with_deformable_attention,
 )
 from .tensor_files import StoredTensor, main_dtype, read_checkpoint
 
@@ -51,6 +54,12 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model",
 IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.md", *LICENSE_FILES]
 UNUSED = "backbone.embeddings.cls_token"  # not used by the adapter
+DETECTORS = ("original_detection", "original_cascade")
+# Layouts that an argument of the conversion is for.
+LAYOUTS_OF_OPTIONS = {
+    "deformable_attention": ("original_adapter", "original_adapter_prefixed", "original_segmentation", *DETECTORS),
+    "benchmark": DETECTORS,
+}
 
 
 @dataclass
@@ -83,15 +92,34 @@ class Checkpoint:
 
     @property
     def targets(self) -> list[str]:
-        """Targets of a conversion, the default first."""
-        targets = [self.entry.layout]
-        if self.entry.layout == "vitp":
+        """Layouts that the checkpoint can be converted to."""
+        layout = self.entry.layout
+        if self.other_vit_family is not None:  # such a ViT keeps its own format
+            return ["vitp"] if layout == "vitp" else []
+        targets = [layout]
+        backbone_config = getattr(self.config, "backbone_config", None)
+        is_on_adapter = isinstance(backbone_config, ViTPAdapterConfig)
+        if layout == "vitp":
             targets += ["backbone", "internvl"]
-        if isinstance(getattr(self.config, "backbone_config", None), ViTPAdapterConfig):
+        if is_on_adapter:
             targets.append("adapter")
-        if self.original_layout is not None:
+        if self.original_layout is not None and (is_on_adapter or backbone_config is None):
             targets.append("original")
         return targets
+
+    @property
+    def other_vit_family(self) -> str | None:
+        """Model type of the ViT of a model, `None` if it is an InternViT."""
+        backbone_config = getattr(self.config, "backbone_config", None)
+        for vit_config in (
+            getattr(self.config, "vision_config", None),
+            getattr(self.config, "vit_config", None),
+            backbone_config,
+            getattr(backbone_config, "vit_config", None),
+        ):
+            if vit_config is not None and vit_config.model_type in other_families():
+                return vit_config.model_type
+        return None
 
 
 def read_checkpoint_source(
@@ -111,10 +139,13 @@ def read_checkpoint_source(
         fields = read_json(folder / "config.json")
         check_fields(str(folder / "config.json"), fields)
     layout = layout_of(source, weights, fields.get("model_type"))
+    for option, value in (("deformable_attention", deformable_attention), ("benchmark", benchmark)):
+        layouts = LAYOUTS_OF_OPTIONS[option]
+        if value is not None and layout not in layouts:
+            raise ValueError(f"{option} is for the layouts {', '.join(layouts)}, but {source} has {layout!r}.")
     if deformable_attention is not None:
-        fields = with_deformable_attention(source, layout, fields, deformable_attention)
-    if benchmark is not None and layout not in ("original_detection", "original_cascade"):
-        raise ValueError(f"benchmark requires a detector in the original layout, which {source} is not.")
+        check_values(fields, {"deformable_attention": deformable_attention}, "the argument of the conversion")
+        fields = {**fields, "deformable_attention": deformable_attention}
     if layout == "original_adapter_prefixed":
         weights = without_head(source, weights)
     with naming(folder, PreTrainedConfig):
@@ -126,15 +157,12 @@ def read_checkpoint_source(
     processor = None
     if isinstance(config, ViTPConfig) and has_any(folder, TOKENIZER_FILES):
         processor = read_processor(folder, layout, config, image_processor)
-    if layout == "original":
-        if image_token_id is None:
-            image_token_id = fields.get("img_context_token_id")
+    if layout != "original":
+        image_token_id = getattr(config, "image_token_id", None)
+    elif image_token_id is None:
+        image_token_id = fields.get("img_context_token_id")
+    if isinstance(config, ViTPConfig):
         config.image_token_id = choose_image_token_id(source, config, processor, image_token_id)
-    elif processor is not None and processor.image_token_id != config.image_token_id:
-        raise ValueError(
-            f"{source}: {IMAGE_TOKEN} is token {processor.image_token_id} of the tokenizer, but image_token_id is "
-            f"{config.image_token_id} in config.json."
-        )
     return Checkpoint(
         name=source,
         root=folder if file is None else root,
@@ -150,16 +178,19 @@ def read_checkpoint_source(
 def layout_of(source: str, weights: dict[str, StoredTensor], model_type: str | None) -> str:
     """Return the layout of a checkpoint. Raise a `ValueError` if it is unknown or not that of its model type."""
     layout = recognize_layout(set(weights))
-    if layout is None and any(".lora_" in key for key in weights):
-        raise ValueError(
-            f"{source} is a LoRA adapter, which is converted with its model. Pass the folder of the run with the "
-            "merged model, or merge it with PEFT's `merge_and_unload` and save it with `save_pretrained`."
-        )
     if layout is None:
+        first_key = min(weights, default="none")
+        is_lora = any(".lora_" in key for key in weights)
+        advice = ""
+        if is_lora:
+            advice = (
+                " This is a LoRA adapter, which is converted with its model. Pass the folder of the run with the "
+                "merged model, or merge it with PEFT's `merge_and_unload` and save it with `save_pretrained`."
+            )
         raise ValueError(
             "Expected a ViTP model, an InternVL model (transformers' or the original), the ViT of one, or a "
-            f"ViT-Adapter on that ViT, got {source}, a {model_type or 'model'!r} with tensors such as "
-            f"{min(weights, default='none')!r}."
+            f"ViT-Adapter on that ViT, got {source}, a {model_type or 'model'!r} with tensors such as {first_key!r}."
+            f"{advice}"
         )
     if layout == "original":
         model_types = ["internvl_chat"]
@@ -193,19 +224,33 @@ def without_head(source: str, weights: dict[str, StoredTensor]) -> dict[str, Sto
 
 
 def local_path(source: str, revision: str | None, file: str | None = None) -> Path:
-    """Return the path of a source, of which only one file is downloaded if `file` names it."""
-    folder = Path(source)
-    if folder.exists():
-        if file is not None and not (folder / file).is_file():
-            present_files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors"))
-            listed_files = ", ".join(present_files) or "no safetensors"
-            raise ValueError(f"Expected the file {file} in {source}, found {listed_files}.")
-        return folder
+    """Return the path of a source, of which only one file is downloaded if `file` names it.
+
+    Raises:
+        ValueError: if the source cannot be downloaded, or the file to convert is missing or not named.
+    """
+    path = Path(source)
+    is_on_hub = not path.exists()
+    names = []
     try:
-        return download(source, revision, file)
+        if is_on_hub:
+            path = download(source, revision, file)
+        has_weights = path.is_file() or any(path.glob("*.safetensors"))
+        if file is not None:
+            has_weights = (path / file).is_file()
+        if not has_weights and is_on_hub:
+            names = list_repo_files(source, revision=revision)
+        elif not has_weights:
+            names = [name.relative_to(path).as_posix() for name in sorted(path.rglob("*.safetensors"))]
     except Exception as error:  # the HTTP package depends on the version of huggingface_hub
         reason = " ".join(str(error).split())
         raise ValueError(f"Expected a file, a folder or an available Hub repo, got {source}: {reason}") from error
+    weights_files = [name for name in names if name.endswith(".safetensors")]
+    if not has_weights and (weights_files or file is not None):
+        missing = "safetensors outside of folders" if file is None else f"file {file}"
+        listed_files = ", ".join(weights_files) or "no safetensors"
+        raise ValueError(f"{source} has no {missing}. Set file (--file). Found: {listed_files}.")
+    return path
 
 
 def download(repo_id: str, revision: str | None, file: str | None) -> Path:
@@ -217,22 +262,13 @@ def download(repo_id: str, revision: str | None, file: str | None) -> Path:
             allow_patterns=HUB_FILES,
             ignore_patterns="*/*.safetensors",
         )
-        has_weights = any(Path(folder).glob("*.safetensors"))
-    else:
-        folder_in_repo = file[: file.rfind("/") + 1]
-        patterns = [file, "README.md", *LICENSE_FILES]
-        for pattern in HUB_FILES:
-            if not pattern.endswith(("safetensors", "md")):
-                patterns.append(folder_in_repo + pattern)
-        folder = snapshot_download(repo_id, revision=revision, allow_patterns=patterns)
-        has_weights = (Path(folder) / file).is_file()
-    if not has_weights:
-        repo_files = list_repo_files(repo_id, revision=revision)
-        weights_files = ", ".join(name for name in repo_files if name.endswith(".safetensors"))
-        if file is not None:
-            raise ValueError(f"the file {file} is missing. Found: {weights_files or 'no safetensors'}")
-        if weights_files:
-            raise ValueError(f"all its weights are in folders. Set file (--file) to one of {weights_files}")
+        return Path(folder)
+    folder_in_repo = file[: file.rfind("/") + 1]
+    patterns = [file, "README.md", *LICENSE_FILES]
+    for pattern in HUB_FILES:
+        if not pattern.endswith(("safetensors", "md")):
+            patterns.append(folder_in_repo + pattern)
+    folder = snapshot_download(repo_id, revision=revision, allow_patterns=patterns)
     return Path(folder)
 
 
@@ -241,32 +277,25 @@ def read_config(layout: str, fields: dict, weights: dict[str, StoredTensor], ben
     if layout == "original":
         return chat_from_original(fields)
     if layout in ("adapter", "segmentation", "detection"):
-        config = find_model(fields["model_type"]).model_class.config_class.from_dict(fields)
-        if layout == "detection" and not isinstance(config.backbone_config, ViTPAdapterConfig):
-            raise ValueError("Expected a detector with a ViT-Adapter, which the other layouts require.")
-        return config
-    shapes = {key: tensor.shape for key, tensor in weights.items()}
+        return find_model(fields["model_type"]).model_class.config_class.from_dict(fields)
+    shapes = TensorShapes((key, tensor.shape) for key, tensor in weights.items())
     if layout == "original_segmentation":
         return segmentation_from_original(fields, shapes)
-    if layout in ("original_detection", "original_cascade"):
+    if layout in DETECTORS:
         return detection_from_original(fields, shapes, benchmark)
     if layout.startswith("original_adapter"):
         return adapter_from_original(fields, shapes)
     if layout.startswith("original_vision"):
         if not fields:
-            return vision_from_tensors({key.removeprefix("vision_model."): shape for key, shape in shapes.items()})
-        vision_config = fields if fields.get("model_type") == "intern_vit_6b" else fields.get("vision_config")
-        if not isinstance(vision_config, dict):
-            raise ValueError(
-                f"config.json (model_type {fields.get('model_type')!r}) lacks vision_config, which a ViT in the "
-                "original layout must have."
-            )
-        return vision_from_original(vision_config)
+            shapes = TensorShapes((key.removeprefix("vision_model."), shape) for key, shape in shapes.items())
+            return vision_from_tensors(shapes)
+        if fields.get("model_type") == "intern_vit_6b":
+            return vision_from_original(fields)
+        check_required(fields, ["vision_config"])
+        return vision_from_original(fields["vision_config"])
     if layout == "backbone":
         return ViTPVisionConfig.from_dict({**fields, "model_type": ViTPVisionConfig.model_type})
-    for name in ("vision_config", "text_config"):
-        if not isinstance(fields.get(name), dict):
-            raise ValueError(f"config.json (model_type {fields['model_type']!r}) lacks the required {name}.")
+    check_required(fields, ("vision_config", "text_config"))
     if layout == "internvl":
         return from_internvl_config(InternVLConfig.from_dict(fields))
     return ViTPConfig.from_dict(fields)
@@ -298,10 +327,10 @@ def match_tensors(
                 missing_keys.add(key)
             continue
         stored_shape = shape
-        if location.num_parts > 1:
-            stored_shape = (shape[0] * location.num_parts, *shape[1:])
+        if location.num_blocks > 1:
+            stored_shape = (shape[0] * location.num_blocks, *shape[1:])
         if weights[key].shape == stored_shape:
-            tensors[name] = weights[key].rows(location.part, location.num_parts)
+            tensors[name] = weights[key].rows(location.block_index, location.num_blocks)
         else:
             wrong_shapes.add(f"{key} is {list(weights[key].shape)}, expected {list(stored_shape)}")
     problems = []
@@ -396,7 +425,10 @@ def choose_image_token_id(
     """Return the id of the image token, which the original code reads from the tokenizer."""
     if processor is not None:
         if stated_id not in (None, processor.image_token_id):
-            raise ValueError(f"{source}: {IMAGE_TOKEN} is token {processor.image_token_id}, got {stated_id}.")
+            raise ValueError(
+                f"{source}: {IMAGE_TOKEN} is token {processor.image_token_id} of the tokenizer, but image_token_id is "
+                f"{stated_id}."
+            )
         return processor.image_token_id
     if stated_id is None:
         logger.warning(

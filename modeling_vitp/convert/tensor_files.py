@@ -1,6 +1,5 @@
 """Safetensors checkpoints whose tensors are renamed, cut and joined without loading a model, and checked."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -13,12 +12,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from ..cards.record import write_json
+from ..cards.record import read_json, write_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 FLOATS = tuple(getattr(torch, name) for name in DTYPES.values())
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
 FROM_PICKLE = (
     "Convert it: safetensors.torch.save_file(torch.load(FILE, weights_only=True)['state_dict'], 'model.safetensors')."
 )
@@ -26,21 +26,21 @@ FROM_PICKLE = (
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Tensor of a safetensors file, or one of `num_parts` equal blocks of its rows, which is loaded on demand."""
+    """Tensor of a safetensors file, or one of `num_blocks` equal blocks of its rows, which is loaded on demand."""
 
     path: Path
     key: str
     dtype: str
     shape: tuple[int, ...]
-    part: int = 0
-    num_parts: int = 1
+    block_index: int = 0
+    num_blocks: int = 1
 
-    def rows(self, part: int, num_parts: int) -> "StoredTensor":
-        """Return the `part`-th of `num_parts` equal blocks of rows."""
-        if num_parts == 1:
+    def rows(self, block_index: int, num_blocks: int) -> "StoredTensor":
+        """Return one of `num_blocks` equal blocks of rows."""
+        if num_blocks == 1:
             return self
-        shape = (self.shape[0] // num_parts, *self.shape[1:])
-        return replace(self, shape=shape, part=part, num_parts=num_parts)
+        shape = (self.shape[0] // num_blocks, *self.shape[1:])
+        return replace(self, shape=shape, block_index=block_index, num_blocks=num_blocks)
 
     def load(self, files: dict[Path, safe_open] | None = None) -> torch.Tensor:
         """Return the tensor, in memory that is mapped to the file; tensors of the same `files` share the mapping."""
@@ -49,9 +49,9 @@ class StoredTensor:
         if self.path not in files:
             files[self.path] = safe_open(self.path, "pt")
         tensor = files[self.path].get_tensor(self.key)
-        if self.num_parts == 1:
+        if self.num_blocks == 1:
             return tensor
-        return tensor.chunk(self.num_parts)[self.part]
+        return tensor.chunk(self.num_blocks)[self.block_index]
 
 
 def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
@@ -60,38 +60,32 @@ def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
     Raises:
         ValueError: if safetensors are missing, a file is damaged, or the index and its shards disagree.
     """
-    if path.is_file():
-        if path.suffix != ".safetensors":
-            raise ValueError(
-                f"Expected a safetensors file, got {path}. Pickles are not read, as they can run code. {FROM_PICKLE}"
-            )
-        return read_tensors(path)
     if (path / INDEX_FILE).is_file():
         return read_shards(path / INDEX_FILE)
     if (path / SINGLE_FILE).is_file():
         return read_tensors(path / SINGLE_FILE)
-    candidates = sorted(path.glob("*.safetensors"))
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    candidates = [file for file in files if file.suffix == ".safetensors"]
     if len(candidates) == 1:
         return read_tensors(candidates[0])
-    if candidates:
-        names = [file.name for file in candidates]
-        raise ValueError(f"Expected {SINGLE_FILE} or {INDEX_FILE} in {path}, found {names}. Pass one file.")
-    pickles = sorted(file.name for file in path.iterdir() if file.suffix in (".bin", ".pt", ".pth"))
-    message = f"{path} holds no safetensors. Found: {pickles or 'no weights'}."
-    if pickles:
-        message += f" Pickles are not read, because they can run code. {FROM_PICKLE}"
-    raise ValueError(message)
+    weights = candidates or [file for file in files if file.suffix in PICKLE_SUFFIXES]
+    advice = "Pass one file."
+    if not candidates:
+        advice = f"Pickles are not read, because they can run code. {FROM_PICKLE}"
+    names = [file.name for file in weights]
+    raise ValueError(
+        f"Expected a safetensors file or a folder with {SINGLE_FILE} or {INDEX_FILE}, got {path}. Found weights: "
+        f"{names or 'none'}. {advice}"
+    )
 
 
 def read_shards(index_file: Path) -> dict[str, StoredTensor]:
-    try:
-        weight_map = json.loads(index_file.read_text())["weight_map"]
-        shard_files = {name: index_file.with_name(name) for name in sorted(set(weight_map.values()))}
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{index_file} is not a valid index of safetensors shards ({error!r}).") from error
+    weight_map = read_json(index_file).get("weight_map")
+    if not weight_map:
+        raise ValueError(f"Expected an index of safetensors shards, but {index_file} has no weight_map.")
     tensors = {}
-    for shard_name, file in shard_files.items():
-        shard = read_tensors(file)
+    for shard_name in sorted(set(weight_map.values())):
+        shard = read_tensors(index_file.with_name(shard_name))
         listed_keys = {key for key, name in weight_map.items() if name == shard_name}
         if listed_keys != shard.keys():
             raise ValueError(
@@ -110,11 +104,9 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
             for key in file.keys():
                 header = file.get_slice(key)
                 tensors[key] = StoredTensor(path, key, header.get_dtype(), tuple(header.get_shape()))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing, but listed in the index.") from error
     except (OSError, SafetensorError) as error:
         raise ValueError(
-            f"{path} is not a valid safetensors file ({error}): it is damaged or cut short. Download it again."
+            f"{path} is not a valid safetensors file ({error}): it is missing, damaged or cut short. Download it again."
         ) from error
     return tensors
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 import httpx2
 from huggingface_hub.errors import (
     HfHubHTTPError,
+    HFValidationError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
 )
@@ -44,10 +45,9 @@ def retry(step: Callable[[], T], after_lost_answer: bool = True) -> T:
         try:
             return step()
         except Exception as error:  # several clients have errors of their own
-            if not after_lost_answer and status_of(error) is None:
-                raise
             wait = seconds_to_wait(error, number)
-            if wait is None:
+            is_lost_answer = status_of(error) is None
+            if wait is None or (is_lost_answer and not after_lost_answer):
                 raise
             pause(error, wait, number)
     return step()
@@ -112,6 +112,8 @@ def explain_failure(error: Exception, repo_id: str) -> str:
     """Return the cause of a failure in one line."""
     if isinstance(error, RuntimeError) and error.__cause__ is not None:
         return f"{one_line(str(error))} {explain_failure(error.__cause__, repo_id)}"
+    if isinstance(error, HFValidationError):
+        return one_line(str(error))
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set: unset it to reach the Hub"
     if isinstance(error, LocalTokenNotFoundError):

@@ -115,6 +115,8 @@ def find_secret(path: str | Path, content: bytes | None = None) -> str | None:
 
 def find_packed_secret(file: BinaryIO) -> str | None:
     """Return the kind of secret inside a compressed file, or `None`; also `None` for other files."""
+    if read_start(file).startswith(UNSUPPORTED):
+        return "an archive that cannot be searched: its format is not supported"
     try:
         for name, chunk in unpack_file(file):
             kind = SECRET_FILE if is_secret_name(name) else secret_in(chunk)
@@ -155,14 +157,8 @@ def overlapping_chunks(file: BinaryIO) -> Iterator[bytes]:
 
 
 def unpack_file(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content, in chunks, of the members of a compressed file; nothing for other files.
-
-    Raises:
-        ValueError: if the format of the compressed file is not supported.
-    """
+    """Yield name and content, in chunks, of the members of a compressed file; nothing for other files."""
     start = read_start(file)
-    if start.startswith(UNSUPPORTED):
-        raise ValueError("its format is not supported")
     if start.startswith(ZIP):
         yield from zip_members(file)
     elif start.startswith(PARQUET):

@@ -64,7 +64,7 @@ FINE_TUNED = "fine_tuned"
 PICKLES = set(".bin .ckpt .joblib .pickle .pkl .pt .pth".split())  # loading them can run code
 NOT_CONFIGS = ("tokenizer.json", "vocab.json", "model.safetensors.index.json")
 # An id of Open Images, `/m/01g317`, is not a path.
-ABSOLUTE = re.compile(r"(?:file://)?(?:~|/[^/\s][^/\n]+|[A-Za-z]:)[/\\][^\n]+")
+ABSOLUTE = re.compile(r"\A(?:file://)?(?:~|/[^/\s][^/\n]+|[A-Za-z]:)[/\\][^\n]+\Z")
 ABSOLUTE_IN_TEXT = re.compile(r"(?<![\w./:~<>)-])(?:~/[\w.-]|/[\w.-]{2,}/[\w.-]|[A-Za-z]:\\\w)[\w./\\+-]*")
 # Files of an earlier push that would be loaded beside or instead of the new ones.
 STALE = "*.safetensors *.safetensors.index.json pytorch_model*.bin pytorch_model*.index.json adapter_*.json".split()
@@ -132,7 +132,7 @@ def gather_contents(
         ValueError: if the checkpoint has another model type, a secret, an absolute path, or a license that contradicts
             that of its sources, or if a bundle has a pickle.
     """
-    check_hub_id(repo_id, "the Hub id of the target, NAMESPACE/NAME")
+    validate_repo_id(repo_id)
     if what == "space":
         contents = gather_space(checkpoint, repo_id, license)
     elif what == "dataset":
@@ -167,13 +167,12 @@ def gather_model(
         entry = MODELS["adapter"]
     else:
         entry = entry_to_push(what, source)
-    run = Path(run or source)
+    run = source if run is None else Path(run)
     files: dict[str, Path | bytes] = dict(model_files(folder))
     for path in (run / "metrics.json", run / "loss.png", *license_files(run_folder(run))):
         if path.is_file():
             files.setdefault(path.name, path)
-    if not any(name.endswith(".safetensors") for name in files):
-        raise ValueError(f"Expected safetensors weights in {checkpoint}, found none.")
+    check_has_files(checkpoint, files, {".safetensors"}, "safetensors weights")
     for name, path in files.items():
         if name.endswith(".json") and name not in NOT_CONFIGS:
             files[name] = portable_config(path, base_model)
@@ -183,10 +182,23 @@ def gather_model(
 
 def adapter_folder(source: Path) -> Path:
     """Return the folder of the LoRA adapter of a run, which may be the run's own folder."""
-    for folder in (source, source / "adapter"):
-        if (folder / "adapter_config.json").is_file():
-            return folder
-    raise ValueError(f"{source} has no adapter. A run with use_peft saves one in its folder `adapter`.")
+    if (source / "adapter_config.json").is_file():
+        return source
+    check_exists(source / "adapter", "adapter_config.json", "A run with use_peft saves it.")
+    return source / "adapter"
+
+
+def check_exists(folder: Path, name: str, advice: str) -> None:
+    """Raise a `ValueError` if the file by which a folder is recognized is missing."""
+    if not (folder / name).is_file():
+        raise ValueError(f"{name} is missing in {folder}. {advice}")
+
+
+def check_has_files(folder: str | Path, names: Iterable[str], suffixes: set[str], expected: str) -> None:
+    """Raise a `ValueError` if no file to push has one of the suffixes."""
+    found_suffixes = {Path(name).suffix.lower() for name in names}
+    if suffixes.isdisjoint(found_suffixes):
+        raise ValueError(f"Expected {expected} in {folder}, found none.")
 
 
 def entry_to_push(what: str, folder: Path) -> ModelEntry:
@@ -203,9 +215,9 @@ def entry_to_push(what: str, folder: Path) -> ModelEntry:
 
 def gather_bundle(folder: Path, repo_id: str, license: str | None) -> Contents:
     """Collect the visible files of a bundle of `vitp adapt`, with the checks of a backbone."""
-    folder = folder / "bundle" if (folder / "bundle").is_dir() else folder
-    if not (folder / BUNDLE_CONFIG).is_file():
-        raise ValueError(f"{folder} is not a bundle of `vitp adapt`: {BUNDLE_CONFIG} is missing. Finish the command.")
+    if (folder / "bundle").is_dir():
+        folder = folder / "bundle"
+    check_exists(folder, BUNDLE_CONFIG, "`vitp adapt` writes it at its end: finish that command.")
     contents = gather_model("backbone", folder, repo_id, license, base_model=None, run=None)
     for name, path in visible_files(folder).items():
         suffix = path.suffix.lower()
@@ -215,8 +227,9 @@ def gather_bundle(folder: Path, repo_id: str, license: str | None) -> Contents:
             check_relative(name, path.read_text())
         if name == RECORD or name in contents.files:  # the card states what the record has
             continue
-        is_config = suffix == ".json" and path.name not in NOT_CONFIGS
-        contents.files[name] = portable_config(path, None) if is_config else path
+        contents.files[name] = path
+        if suffix == ".json" and path.name not in NOT_CONFIGS:
+            contents.files[name] = portable_config(path, None)
     if (folder / FINE_TUNED).is_dir():
         auto_class = find_model(read_model_type(folder / FINE_TUNED)).auto_class
         section = example_of_fine_tuned(auto_class, repo_id)
@@ -249,9 +262,10 @@ def gather_dataset(checkpoint: str | Path, license: str | None) -> Contents:
             )
     check_no_secrets(folder)
     files: dict[str, Path | bytes] = visible_files(folder)
-    if not any(path.suffix.lower() in DATA_SUFFIXES for path in files.values()):
-        raise ValueError(f"Expected data files (Parquet, JSON Lines, images …) in {checkpoint}, found none.")
-    card = load_card(folder / "README.md", DatasetCard) if "README.md" in files else DatasetCard("---\n{}\n---\n")
+    check_has_files(folder, files, DATA_SUFFIXES, "data files (Parquet, JSON Lines, images …)")
+    card = DatasetCard("---\n{}\n---\n")
+    if "README.md" in files:
+        card = load_card(folder / "README.md", DatasetCard)
     metadata = card_metadata(folder)
     license_of_card = {}
     for key in FIELDS:
@@ -272,7 +286,7 @@ def gather_space(model: str | Path, repo_id: str, license: str | None) -> Conten
     card = SpaceCard.load(SPACE / "README.md")
     card.data["thumbnail"] = f"https://huggingface.co/spaces/{repo_id}/resolve/main/{THUMBNAIL}"
     if not Path(model).is_dir():
-        check_hub_id(str(model))
+        validate_repo_id(str(model))
         card.data["models"] = [str(model)]
         card.data["preload_from_hub"] = [str(model)]
         return Contents("space", files, card, {MODEL_VARIABLE: str(model)})
@@ -288,34 +302,26 @@ def pack_model(folder: Path, license: str | None) -> dict[str, Path | bytes]:
     Raises:
         ValueError: if the demo cannot load the model, or its repo has no room for it.
     """
-    what = find_model(read_model_type(folder)).push_as
+    push_as = find_model(read_model_type(folder)).push_as
     if "timm_wrapper" in (folder / "config.json").read_text():
         raise ValueError(f"{folder} needs timm, which the demo of the Hub does not install. Choose a model without it.")
-    contents = gather_model(what, folder, folder.resolve().name, license, base_model=None, run=None)
-    size = sum(size_of(content) for content in contents.files.values())
+    contents = gather_model(push_as, folder, folder.resolve().name, license, base_model=None, run=None)
+    size = sum(map(size_of, contents.files.values()))
     if size > MAX_PACKED:
         raise ValueError(
             f"A Space has room for a model of {MAX_PACKED / 1e9:g} GB, {folder} has {size / 1e9:.1f} GB. Push it with "
-            f"--what {what}, and pass its Hub id."
+            f"--what {push_as}, and pass its Hub id."
         )
     return {**contents.files, "README.md": str(contents.card).encode()}
-
-
-def check_hub_id(name: str, expected: str = "a folder or a Hub id") -> None:
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise ValueError(f"Expected {expected}, got {name!r}.") from error
 
 
 def local_folder(checkpoint: str | Path) -> Path:
     """Return the folder of a checkpoint. Download it if it is on the Hub."""
     if Path(checkpoint).is_dir():
         return Path(checkpoint)
-    check_hub_id(checkpoint)
     try:
         return Path(snapshot_download(checkpoint))
-    except (LocalEntryNotFoundError, *FAILURES) as error:
+    except (HFValidationError, LocalEntryNotFoundError, *FAILURES) as error:
         raise ValueError(f"{checkpoint} cannot be downloaded: {explain_failure(error, checkpoint)}.") from error
 
 
@@ -332,17 +338,18 @@ def visible_files(folder: Path) -> dict[str, Path]:
 
 def read_model_type(folder: Path) -> str | None:
     """Return the `model_type` of a model's folder."""
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is not the folder of a model: config.json is missing.")
+    check_exists(folder, "config.json", "Pass the folder of a model.")
     return read_json(folder / "config.json").get("model_type")
 
 
-def check_relative(name: str, text: str) -> None:
-    """Raise a `ValueError` if the text of a file has an absolute path."""
-    match = ABSOLUTE_IN_TEXT.search(text)
+def check_relative(name: str, text: str, key: str | None = None) -> None:
+    """Raise a `ValueError` if a file has an absolute path: in its text, or as the value of a key."""
+    pattern = ABSOLUTE_IN_TEXT if key is None else ABSOLUTE
+    match = pattern.search(text)
     if match is not None:
         path = match[0].rstrip(".")
-        raise ValueError(f"Nothing was sent: {name} has an absolute path, {path}. Make it relative.")
+        place = "" if key is None else f" under {key!r}"
+        raise ValueError(f"Nothing was sent: {name} has an absolute path{place}, {path}. Make it relative.")
 
 
 def portable_config(path: Path, base_model: str | None) -> Path | bytes:
@@ -357,8 +364,7 @@ def portable_config(path: Path, base_model: str | None) -> Path | bytes:
         config["base_model_name_or_path"] = base_model or published_base(config.get("base_model_name_or_path"))
     drop_local_keys(config)
     for key, value in strings_of(config):
-        if ABSOLUTE.fullmatch(value):
-            raise ValueError(f"Nothing was sent: {path.name} has an absolute path under {key!r}. Make it relative.")
+        check_relative(path.name, value, key)
     if json.dumps(config) == original_text:
         return path
     return (json.dumps(config, indent=2) + "\n").encode()
@@ -455,6 +461,22 @@ def push(
             create_repo(api, contents, repo_id, private)
         if revision is not None and not revision.startswith("refs/"):
             retry(lambda: api.create_branch(repo_id, repo_type=contents.repo_type, branch=revision, exist_ok=True))
+    commit_info = send_files(api, contents, repo_id, revision, commit_message, create_pr)
+    if not create_pr:
+        for key, value in contents.variables.items():
+            retry(partial(api.add_space_variable, repo_id, key, value))
+    return commit_info
+
+
+def send_files(
+    api: HfApi,
+    contents: Contents,
+    repo_id: str,
+    revision: str | None,
+    commit_message: str,
+    create_pr: bool,
+) -> CommitInfo:
+    """Upload the files that the Hub does not have, and add all in one commit that also deletes outdated files."""
     additions = [CommitOperationAdd(name, content) for name, content in contents.files.items()]
     fresh_additions = [copy.copy(addition) for addition in additions]
     # The client retries each file by itself.
@@ -481,11 +503,7 @@ def push(
         )
 
     # If the answer was lost, the pull request may exist, and a retry would open a second one.
-    commit_info = retry(commit, after_lost_answer=not create_pr)
-    if not create_pr:
-        for key, value in contents.variables.items():
-            retry(partial(api.add_space_variable, repo_id, key, value))
-    return commit_info
+    return retry(commit, after_lost_answer=not create_pr)
 
 
 def create_repo(api: HfApi, contents: Contents, repo_id: str, private: bool | None) -> None:

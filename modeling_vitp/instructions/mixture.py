@@ -348,7 +348,7 @@ def load_sources(name: str) -> Mixture:
 def recipe_without_mixture(path: Path) -> dict[str, Any]:
     """Return the fields of a recipe, or none if it has a mixture or cannot be read."""
     fields = None
-    with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # `load_mixture` raises an error for such files.
+    with contextlib.suppress(yaml.YAMLError):  # `load_mixture` raises an error for such files.
         fields = read_yaml(path)
     if isinstance(fields, dict) and "mixture" not in fields:
         return fields

@@ -67,7 +67,7 @@ def test_declared_type_is_registered_everywhere(folder, tmp_path):
     with pytest.raises(ValueError, match="no record"):
         open_scorer(str(folder), RobustnessArguments(models=[str(folder)], output_dir=str(tmp_path / "out")))
 
-    with pytest.raises(ValueError, match="segmentation, adapter"):
+    with pytest.raises(ValueError, match="'original'.*adapter"):
         convert_checkpoint(folder, tmp_path / "original", "original", license="mit")
     spread = convert_checkpoint(
         folder, tmp_path / "bands", license="mit", input_spec={"band_names": ["VV", "VH"], "window": [-25, 0]}

@@ -25,7 +25,12 @@ from modeling_vitp import (
 )
 from modeling_vitp.convert.__main__ import main
 from modeling_vitp.convert.keys import locate_tensor
-from modeling_vitp.convert.original_config import adapter_from_original, text_from_original, text_to_original
+from modeling_vitp.convert.original_config import (
+    TensorShapes,
+    adapter_from_original,
+    text_from_original,
+    text_to_original,
+)
 from modeling_vitp.modeling_vitp_dense import HEADS
 
 
@@ -309,22 +314,22 @@ def test_published_adapter_needs_no_config():
     config = ViTPAdapterConfig.from_dict(config.to_dict() | {"intermediate_size": 4096, "image_size": [512, 512]})
     with torch.device("meta"):
         state = ViTPAdapter(config).state_dict()
-    shapes = {}
+    shapes = TensorShapes()
     for name, tensor in state.items():
         found = locate_tensor(f"backbone.{name}", "original_adapter")
         if found is not None:
-            shapes[found.key] = (tensor.shape[0] * found.num_parts, *tensor.shape[1:])
+            shapes[found.key] = (tensor.shape[0] * found.num_blocks, *tensor.shape[1:])
     assert adapter_from_original({}, shapes).to_dict() == config.to_dict()
 
 
 MISTAKES = {  # change of the configuration, a renamed tensor (without a new name, it is removed), and the error
     "no settings": (None, None, "not visible in the tensors"),
     "interactions": ({"interaction_indexes": [[0, 1], [2, 3], [4, 5], [6, 6]]}, None, "must be four"),
-    "width": ({"embed_dim": 64}, None, "embed_dim=64, but the tensors have 32"),
+    "width": ({"embed_dim": 64}, None, "embed_dim=64, expected 32"),
     "final norm": ({"use_final_norm": False}, None, "use_final_norm=False"),
     "unknown": ({}, ("interactions.1.injector.gamma", "spm.fc5.weight"), "unknown: spm.fc5.weight"),
     "missing": ({}, ("interactions.1.injector.gamma", None), "missing: interactions.1.injector.gamma"),
-    "other ViT": ({}, ("embeddings.position_embedding", "pos_embed"), "it lacks 'embeddings.position_embedding'"),
+    "other ViT": ({}, ("embeddings.position_embedding", "pos_embed"), "'embeddings.position_embedding' is missing"),
 }
 
 
@@ -379,7 +384,7 @@ def test_head_with_one_output_is_refused(tmp_path):
 def test_head_from_outside_has_no_original_layout(tmp_path, monkeypatch):
     monkeypatch.setitem(HEADS, "one_map", lambda config, channels: torch.nn.Conv2d(channels[0], config.num_labels, 1))
     source = save_source(segmentation_model(decode_head="one_map"), tmp_path / "source")
-    with pytest.raises(ValueError, match="decode_head='one_map', but only 'upernet'"):
+    with pytest.raises(ValueError, match="decode_head='one_map', expected 'upernet'"):
         convert_checkpoint(source, tmp_path / "target", "original")
     adapter = convert_checkpoint(source, tmp_path / "adapter", "adapter")
     assert not any(ViTPAdapter.from_pretrained(adapter, output_loading_info=True)[1].values())

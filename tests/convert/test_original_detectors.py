@@ -146,13 +146,13 @@ def test_benchmark_sets_names_and_image_size(benchmark, tmp_path, warnings):
 
 MISTAKES = [  # changed tensors (None removes), settings of the heads, and the error
     ({"rpn_head.rpn_reg.weight": (15, 16, 1, 1)}, {}, "rpn_reg (18 for oriented boxes) at each position, got 15"),
-    ({"roi_head.bbox_head.0.fc_reg.weight": (5, 32)}, {}, "4 values of fc_reg, for all 4 classes or for each, got 5"),
+    ({"roi_head.bbox_head.0.fc_reg.weight": (5, 32)}, {}, "roi_head.bbox_head.0.fc_reg.weight is [5, 32], expected"),
     ({"roi_head.bbox_head.2.": None}, {}, "1 or 3 stages, got 2"),
     ({"neck.lateral_convs.0.conv.weight": None}, {}, "'neck.lateral_convs.0.conv.weight'"),
     ({"rpn_head.rpn_cls.bias": None}, {}, "missing: rpn_head.rpn_cls.bias"),
     ({"roi_head.extra.weight": (2,)}, {}, "unknown: roi_head.extra.weight"),
     ({"roi_head.bbox_head.1.fc_cls.weight": (9, 32)}, {}, "fc_cls.weight is [9, 32], expected [5, 32]"),
-    ({}, {"neck_channels": 256}, "neck_channels=256, but the tensors have 16"),
+    ({}, {"neck_channels": 256}, "neck_channels=256, expected 16"),
     ({}, {"id2label": {"0": "ship"}}, "config.json names 1 classes, but the head has 4"),
 ]
 

@@ -93,7 +93,7 @@ def edit_part(folder: Path, part: str, **changes) -> None:
 KEY = "vision_model.encoder.layers.1.attn.qkv.weight"
 MISTAKES = {
     "cut short": (cut_short, r"model\.safetensors .*cut short"),
-    "pickle": (as_pickle, r"no safetensors.*\['pytorch_model\.bin'\].*Pickles"),
+    "pickle": (as_pickle, r"safetensors.*\['pytorch_model\.bin'\].*Pickles"),
     "other model": (as_another_model, r"'gpt2' with tensors such as 'transformer\.wte\.weight'"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "model_type.*config.json.*None"),
     "broken config": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not valid JSON"),

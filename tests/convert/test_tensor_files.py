@@ -27,10 +27,10 @@ def test_shards_and_their_index_must_agree(tmp_path):
     with pytest.raises(ValueError, match=rf"\[\], only in the shard \['{key}'\]"):
         convert_checkpoint(source, tmp_path / "target")
     (source / shard).unlink()
-    with pytest.raises(ValueError, match=f"{shard} is missing"):
+    with pytest.raises(ValueError, match=f"{shard} is not a valid"):
         convert_checkpoint(source, tmp_path / "target")
     index_file.write_text("{}")
-    with pytest.raises(ValueError, match="index of safetensors shards"):
+    with pytest.raises(ValueError, match="index of safetensors shards.*model.safetensors.index.json"):
         convert_checkpoint(source, tmp_path / "target")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 

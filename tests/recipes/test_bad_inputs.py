@@ -41,7 +41,7 @@ MISTAKES = [  # words, and a pattern of the error line
     ("help pretran", "'pretran'.*'pretrain'"),
     ("pretrain --config quickstrat", "'quickstrat'.*'quickstart'"),
     ("pretrain --config broken.yaml", "expected|mapping|scanning"),
-    ("pretrain --config binary.yaml", "binary.yaml.*UTF-8"),
+    ("pretrain --config binary.yaml", 'invalid start byte in "binary.yaml"'),
     ("pretrain --config names.yaml", "dataset_name to be text"),
     ("pretrain --config dash.yaml", "'learning-rate'.*'learning_rate'"),
     ("pretrain --config key.yaml", "'max_step'.*'max_st"),
