@@ -135,10 +135,15 @@ def find_tiles(image: Image.Image, zones: np.ndarray) -> Iterator[Tile]:
             yield Tile(row, column, folder, class_name, image.crop(box))
 
 
+def read_image(wheel: zipfile.ZipFile, name: str) -> Image.Image:
+    content = wheel.read(name)
+    return Image.open(io.BytesIO(content))
+
+
 def build(image_wheel: zipfile.ZipFile, zones_wheel: zipfile.ZipFile, output_dir: Path) -> Counter[tuple[str, str]]:
     """Write `SITE/SPLIT/CLASS/NAME.png`, and return the number of tiles of each folder and class."""
-    image = Image.open(io.BytesIO(image_wheel.read(IMAGE_FILE))).convert("RGB")
-    zones = np.array(Image.open(io.BytesIO(zones_wheel.read(ZONES_FILE))))
+    image = read_image(image_wheel, IMAGE_FILE).convert("RGB")
+    zones = np.array(read_image(zones_wheel, ZONES_FILE))
     counts: Counter[tuple[str, str]] = Counter()
     for tile in find_tiles(image, zones):
         class_folder = output_dir / tile.folder / tile.class_name

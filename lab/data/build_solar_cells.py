@@ -23,7 +23,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from lab.data.wheels import open_wheel
+from lab.data.wheels import open_wheel, read_license
 
 REQUIREMENT = "elpv-dataset==1.0.0.post1"
 FOLDER = "elpv_dataset/data"
@@ -61,14 +61,19 @@ def read_cells(wheel: zipfile.ZipFile) -> list[Cell]:
 
 def split_cells(cells: list[Cell]) -> dict[str, list[Cell]]:
     """Return the cells of each folder `SITE/SPLIT`."""
-    mono_cells = [cell for cell in cells if cell.cell_type == "mono"]
-    poly_cells = [cell for cell in cells if cell.cell_type == "poly"]
+    mono_cells = []
+    poly_cells = []
+    for cell in cells:
+        if cell.cell_type == "mono":
+            mono_cells.append(cell)
+        else:
+            poly_cells.append(cell)
     folders = {}
     for split, ranges in MONO_RANGES.items():
-        split_cells = []
+        cells_of_split = []
         for start, end in ranges:
-            split_cells += mono_cells[start:end]
-        folders[f"mono/{split}"] = split_cells
+            cells_of_split += mono_cells[start:end]
+        folders[f"mono/{split}"] = cells_of_split
     folders["poly/test"] = poly_cells
     return folders
 
@@ -91,12 +96,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("data/solar_cells"))
     args = parser.parse_args(argv)
     with open_wheel(REQUIREMENT, args.wheel) as wheel:
-        for folder, cells in split_cells(read_cells(wheel)).items():
+        cells_of_folders = split_cells(read_cells(wheel))
+        for folder, cells in cells_of_folders.items():
             counts = write_cells(wheel, cells, args.output_dir / folder)
             shown_counts = ", ".join(f"{counts[name]} {name}" for name in CLASSES)
             print(f"{folder}: {len(cells)} cells, {shown_counts}")
-        license_file = next(name for name in wheel.namelist() if name.endswith("LICENSE.md"))
-        (args.output_dir / "LICENSE.md").write_bytes(wheel.read(license_file))
+        license_text = read_license(wheel)
+    (args.output_dir / "LICENSE.md").write_bytes(license_text)
 
 
 if __name__ == "__main__":

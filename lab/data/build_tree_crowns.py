@@ -21,7 +21,7 @@ from pathlib import Path
 
 from lab.data.build_aerial_trees import BIG_SCENE, GAP, SECOND_SCENE, SMALL_SCENES, TEST_START, cut, read_scene
 from lab.data.build_sample import write_coco
-from lab.data.wheels import open_wheel
+from lab.data.wheels import open_wheel, read_license
 from modeling_vitp.data.boxes import Box
 
 REQUIREMENT = "deepforest==2.1.0"
@@ -52,15 +52,19 @@ def build(wheel: zipfile.ZipFile, tile: int) -> dict[str, list[dict]]:
     """Return the rows of each folder, see [`~lab.data.build_aerial_trees.cut`]."""
     folders = {}
     image, boxes = read_scene(wheel, BIG_SCENE)
-    for split, area in home_areas(*image.size).items():
-        folders[f"yellowstone/{split}"] = cut(image, boxes, "yellowstone", whole_tiles(area, tile), tile, tile)
+    for split, area in home_areas(image.width, image.height).items():
+        tiled_area = whole_tiles(area, tile)
+        folders[f"yellowstone/{split}"] = cut(
+            image, boxes, scene="yellowstone", area=tiled_area, size=tile, stride=tile
+        )
     other_scenes = {"yellowstone_2": SECOND_SCENE}
     for name in SMALL_SCENES:
         other_scenes[name.lower()] = name
     for site, name in other_scenes.items():
         image, boxes = read_scene(wheel, name)
-        area = whole_tiles((0, 0, *image.size), tile)
-        folders[f"{site}/test"] = cut(image, boxes, site, area, tile, tile)
+        width, height = image.size
+        tiled_area = whole_tiles((0, 0, width, height), tile)
+        folders[f"{site}/test"] = cut(image, boxes, scene=site, area=tiled_area, size=tile, stride=tile)
     return folders
 
 
@@ -72,8 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with open_wheel(REQUIREMENT, args.wheel) as wheel:
         folders = build(wheel, args.tile)
-        license_file = next(name for name in wheel.namelist() if name.endswith("licenses/LICENSE"))
-        license_text = wheel.read(license_file)
+        license_text = read_license(wheel)
     for folder, rows in folders.items():
         num_boxes = write_coco(rows, args.output_dir / folder, f"Tree crowns in aerial images, {folder}")
         print(f"{folder}: {len(rows)} tiles, {num_boxes} boxes")

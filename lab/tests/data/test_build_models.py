@@ -163,6 +163,11 @@ def interleave_halves(weight: np.ndarray, heads: int) -> np.ndarray:
     return halves.swapaxes(1, 2).reshape(rows, columns)
 
 
+def to_half(values: np.ndarray) -> np.ndarray:
+    """Return float32 values with the precision of float16, in which GGUF stores scales."""
+    return values.astype(np.float16).astype(np.float32)
+
+
 def round_to_q4_1(weight: np.ndarray) -> np.ndarray:
     """Return the weights with 16 values between the smallest and the largest of each block."""
     blocks = weight.reshape(-1, BLOCK)
@@ -170,9 +175,9 @@ def round_to_q4_1(weight: np.ndarray) -> np.ndarray:
     high = blocks.max(1, keepdims=True)
     scale = (high - low) / 15
     steps = np.floor((blocks - low) / scale + 0.5)
-    rounded = steps.clip(0, 15) * scale.astype(np.float16).astype(np.float32)
-    rounded = rounded + low.astype(np.float16).astype(np.float32)
-    return rounded.reshape(weight.shape).astype(np.float32)
+    steps = steps.clip(0, 15)
+    rounded = steps * to_half(scale) + to_half(low)
+    return rounded.reshape(weight.shape)
 
 
 def round_to_q8_0(weight: np.ndarray) -> np.ndarray:
@@ -180,8 +185,8 @@ def round_to_q8_0(weight: np.ndarray) -> np.ndarray:
     blocks = weight.reshape(-1, BLOCK)
     scale = np.abs(blocks).max(1, keepdims=True) / 127
     steps = np.round(blocks / scale)
-    rounded = steps * scale.astype(np.float16).astype(np.float32)
-    return rounded.reshape(weight.shape).astype(np.float32)
+    rounded = steps * to_half(scale)
+    return rounded.reshape(weight.shape)
 
 
 @pytest.fixture(scope="module")
