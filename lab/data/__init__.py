@@ -1,1 +1,1 @@
-"""Sample data, and the scripts that build it and the data of small trials."""
+"""Sample data, and the scripts that build it, models, domains, and the data of small trials."""

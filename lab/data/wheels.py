@@ -24,3 +24,17 @@ def open_wheel(requirement: str, path: Path | None = None) -> Iterator[zipfile.Z
             path = next(Path(folder).glob("*.whl"))
         with zipfile.ZipFile(path) as wheel:
             yield wheel
+
+
+def read_license(wheel: zipfile.ZipFile) -> bytes:
+    """Return the license text of a wheel.
+
+    Raises:
+        FileNotFoundError: If the wheel has no license file.
+    """
+    for name in wheel.namelist():
+        path = Path(name)
+        is_license = path.stem == "LICENSE" and path.parent.name == "licenses"
+        if is_license:
+            return wheel.read(name)
+    raise FileNotFoundError(f"No file licenses/LICENSE found in {wheel.filename}.")

@@ -31,6 +31,15 @@ SMALL = {  # options that reduce the work, appended to those of the page
     "lab.benchmarks.benchmark_growth": {"sides": 600, "rows": "", "epochs": 100, "runs": 1},
     "lab.benchmarks.benchmark_loader": {"rows": 4, "batch_size": 2, "workers": 0, "rounds": 1},
 }
+WHEEL_BUILDERS = (
+    "build_brain_mri",
+    "build_climate_zones",
+    "build_dinov2_small",
+    "build_nuclei",
+    "build_smollm2",
+    "build_solar_cells",
+    "build_tree_crowns",
+)
 IN_TEXT = re.compile(r"`python -m (lab\.[^`…]+ [^`…]+)`")
 
 
@@ -69,7 +78,7 @@ def stopped(monkeypatch):
     def stop(*args, **kwargs):
         raise Parsed
 
-    for builder in ("build_brain_mri", "build_nuclei"):
+    for builder in WHEEL_BUILDERS:
         monkeypatch.setattr(f"lab.data.{builder}.open_wheel", stop)
     for builder in ("build_tree_classes", "build_tree_masks"):
         monkeypatch.setattr(f"lab.data.{builder}.load_dataset", stop)
