@@ -85,6 +85,30 @@ class TreeFinetuningPlan(Settings):
 
 
 @dataclass
+class SitePlan(Settings):
+    """Plan for probes of frozen backbones on several sites, see lab.experiments.site_probes."""
+
+    data: dict | JsonText = field(metadata={"help": "Settings of `data` of vitp probe."})
+    task: str = field(metadata={"help": "Task of the labels."})
+    sites: list[str] = field(metadata={"help": "Splits that are scored, of the own site and of held-out ones."})
+    layers: list[PositiveInt] = field(metadata={"help": "Numbers of layers of the ViT, of which one is chosen."})
+    score: str = field(metadata={"help": "Score of the probes."})
+    image_size: PositiveInt = field(metadata={"help": "Side in pixels of the square that images are resized to."})
+    train_split: str = field(default="train", metadata={"help": "Split that the probes are trained on."})
+    validation_split: str = field(default="val", metadata={"help": "Split that shares and layers are chosen on."})
+    probe: str = field(default="linear", metadata={"help": "Probe whose score on the validation split chooses."})
+    shares: list[Share] = field(
+        default_factory=lambda: [0.25, 0.5, 0.75],
+        metadata={"help": "Shares of the way from the start to the trained ViT, beside the whole way; one is chosen."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.validation_split in self.sites or self.train_split in self.sites:
+            raise ValueError("sites: a split that is trained on or chosen by is no site.")
+
+
+@dataclass
 class ArmSettings(Settings):
     """Settings of an arm beside those of the pretraining."""
 
@@ -135,6 +159,10 @@ class ExperimentArguments(Settings):
         default=None,
         metadata={"help": "Settings of FinetuningPlan, to fine-tune every backbone. Default: no fine-tuning."},
     )
+    site_probes: dict | JsonText | None = field(
+        default=None,
+        metadata={"help": "Settings of SitePlan, to probe every backbone on several sites. Default: no such probes."},
+    )
     probe_label_shares: list[Share] = field(
         default_factory=list,
         metadata={"help": "Shares of labeled windows, for probes of every backbone. Default: no probes."},
@@ -155,6 +183,8 @@ class ExperimentArguments(Settings):
         if self.finetuning is not None:
             plan = TreeFinetuningPlan if "held_out_scene" in self.finetuning else FinetuningPlan
             self.finetuning = from_mapping(plan, self.finetuning, "finetuning")
+        if self.site_probes is not None:
+            self.site_probes = from_mapping(SitePlan, self.site_probes, "site_probes")
         if self.probe_color_jitter is not None:
             from modeling_vitp.images.pixels import ColorJitter
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from lab.command import config_of, run_module
 from lab.experiments.arguments import ROWS, ExperimentArguments, FinetuningPlan, slug
+from lab.experiments.site_probes import score_sites
 from modeling_vitp.adaptation.comparison import Comparison, fine_tuning_settings
 from modeling_vitp.adaptation.labels import labels_of_config, read_labels
 from modeling_vitp.cards.sections import table
@@ -141,6 +142,10 @@ class Experiment:
             metrics = self.train(arm, seed, folder)
             if self.labels is not None:
                 metrics["finetuning"] = self.fine_tune(arm, seed, folder / "backbone")
+            if self.args.site_probes is not None:
+                start = self.config(arm, seed, folder)["vision_model"]
+                output = folder.with_name(f"{folder.name}_sites")
+                metrics["sites"] = score_sites(self.args.site_probes, start, folder / "backbone", output)
             if self.task is not None:
                 metrics |= self.task.score(self, arm, seed, folder)
         scores = {title: look_up(metrics, path) for title, path in self.args.measures.items()}
@@ -249,7 +254,7 @@ def scores_of(metrics: Mapping) -> dict[tuple[int, str], dict[str, float]]:
 def plan_of(args: ExperimentArguments) -> dict[str, Any]:
     """Return the plan of an experiment for its `plan.json`."""
     probes = "probe_label_shares", "corruption_severities", "probe_color_jitter"
-    names = "claim", "against", "base", "arms", "control", "measures", "finetuning", *probes
+    names = "claim", "against", "base", "arms", "control", "measures", "finetuning", "site_probes", *probes
     plan = {name: getattr(args, name) for name in names}
     plan["base"] = Path(args.base).stem  # The path may differ; the settings are compared for each run.
     plan = {name: vars(value) if is_dataclass(value) else value for name, value in plan.items()}

@@ -1,0 +1,130 @@
+"""Probes of the frozen backbone of a run on several sites, with every choice made on validation ground."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from lab.experiments.arguments import SitePlan
+from modeling_vitp.modeling_vitp_backbone import open_vit, resize_backbone
+from modeling_vitp.pretraining.interpolation import interpolate_vit
+from modeling_vitp.probing.arguments import ProbeArguments
+from modeling_vitp.tasks.probing import probe
+from modeling_vitp.training.checkpointing import write_whole
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Backbone that may be chosen.
+
+    Attributes:
+        share: share of the way of the weights from the start to the trained ViT.
+        layers: number of layers whose output is probed.
+    """
+
+    share: float
+    layers: int
+
+    @property
+    def name(self) -> str:
+        return f"share_{round(100 * self.share)}_layer_{self.layers}"
+
+
+def score_sites(plan: SitePlan, start: str, trained: Path, output: Path) -> dict[str, dict[str, Any]]:
+    """Score the backbone of a run on all sites, and write all scores to `sites.json`.
+
+    Args:
+        plan: data, sites and candidates.
+        start: ViT before the pretraining.
+        trained: folder of the ViT after it.
+        output: folder for the features and scores.
+
+    Returns:
+        The scores by site and probe, of two candidates: `trained` is the trained ViT, `chosen` the best share of the
+        way to it. The layer of each is the best on validation ground, and so is the share; of equal ones, the smaller
+        share is taken.
+    """
+    validation_scores = {}
+    for candidate in candidates_of(plan):
+        scores = score_candidate(plan, candidate, start, trained, [plan.validation_split], output)
+        validation_scores[candidate] = scores[plan.validation_split][plan.probe]
+    whole_way = [candidate for candidate in validation_scores if candidate.share == 1]
+    chosen = {
+        "trained": max(whole_way, key=validation_scores.get),
+        "chosen": max(validation_scores, key=validation_scores.get),
+    }
+    scores_of_sites = {}
+    for name, candidate in chosen.items():
+        scores = score_candidate(plan, candidate, start, trained, plan.sites, output)
+        scores_of_sites[name] = {"share": candidate.share, "layers": candidate.layers, **scores}
+    validation = {candidate.name: score for candidate, score in validation_scores.items()}
+    record = {"validation": validation, **scores_of_sites}
+    write_whole(output / "sites.json", json.dumps(record, indent=2) + "\n")
+    return scores_of_sites
+
+
+def candidates_of(plan: SitePlan) -> Iterator[Candidate]:
+    """Yield the candidates, those with a smaller share first."""
+    for share in sorted({*plan.shares, 1.0}):
+        for layers in plan.layers:
+            yield Candidate(share, layers)
+
+
+def score_candidate(
+    plan: SitePlan,
+    candidate: Candidate,
+    start: str,
+    trained: Path,
+    splits: list[str],
+    output: Path,
+) -> dict[str, dict[str, float]]:
+    """Return the main score of each probe of a candidate, by split."""
+    folder = output / candidate.name
+    write_backbone(candidate, start, trained, folder / "backbone")
+    scores = {}
+    for split in splits:
+        arguments = ProbeArguments(
+            backbones=[str(folder / "backbone")],
+            data=plan.data,
+            task=plan.task,
+            train_split=plan.train_split,
+            test_split=split,
+            image_size=plan.image_size,
+            seeds=[0],
+            output_dir=str(folder / "probe"),
+        )
+        with (output / "probes.log").open("a") as log, contextlib.redirect_stdout(log):
+            metrics = probe(arguments)
+        scores[split] = {result["probe"]: result["scores"][plan.score]["mean"] for result in metrics["results"]}
+    shutil.rmtree(folder)  # The features are large.
+    return scores
+
+
+def write_backbone(candidate: Candidate, start: str, trained: Path, folder: Path) -> None:
+    """Write the backbone of a candidate, with its first layers only."""
+    trained_vit = open_vit(trained)
+    # The pretraining resized the positions to its tiles.
+    start_vit = resize_backbone(open_vit(start), image_size=trained_vit.config.image_size)
+    vit = interpolate_vit(start_vit, trained_vit, candidate.share)
+    cut_vit = with_first_layers(vit, candidate.layers)
+    cut_vit.save_pretrained(folder)
+    for file in trained.glob("*processor*.json"):
+        shutil.copy(file, folder)
+
+
+def with_first_layers(vit: PreTrainedModel, layers: int) -> PreTrainedModel:
+    """Return a ViT of transformers with the first layers of another and its final norm."""
+    settings = vit.config.to_dict()
+    for name in ("stage_names", "out_features", "out_indices"):  # They name the last layer.
+        settings.pop(name, None)
+    settings["num_hidden_layers"] = layers
+    cut_vit = type(vit)(type(vit.config)(**settings))
+    report = cut_vit.load_state_dict(vit.state_dict(), strict=False)
+    if report.missing_keys:
+        raise ValueError(f"Expected all weights of {layers} layers, but {report.missing_keys} are missing.")
+    return cut_vit
