@@ -27,7 +27,11 @@ TILE = re.compile(
 
 
 def find_scenes(
-    images: Sequence[Path], root: Path, classes: Sequence[set], layout: Layout, scene_pattern: str | None
+    images: Sequence[Path],
+    root: Path,
+    classes: Sequence[set],
+    layout: Layout,
+    scene_pattern: str | None,
 ) -> tuple[np.ndarray, str]:
     """Return the scene of each image from 0, int of shape `(images,)`, and in words by what images are split.
 
@@ -166,7 +170,12 @@ def are_scenes(keys: Sequence[str], classes: Sequence[set]) -> bool:
     return are_enough and not has_most_images and not have_most_classes
 
 
-def draw_splits(scenes: np.ndarray, classes: Sequence[set], splits: Sequence[str], seed: int) -> list[str]:
+def draw_splits(
+    scenes: np.ndarray,
+    classes: Sequence[set],
+    splits: Sequence[str],
+    seed: int,
+) -> list[str]:
     """Draw the split of each training image, with about `SHARE` of the images in each split but the first.
 
     Of many random splits, the one is chosen that has the most classes in the first split, then the most in the others,
@@ -222,7 +231,12 @@ def scenes_with_labels(scenes: np.ndarray, classes: Sequence[set]) -> tuple[np.n
     return scene_of_pair, label_of_pair
 
 
-def divide_scenes(order: np.ndarray, sizes: np.ndarray, num_splits: int, split_size: float) -> np.ndarray:
+def divide_scenes(
+    order: np.ndarray,
+    sizes: np.ndarray,
+    num_splits: int,
+    split_size: float,
+) -> np.ndarray:
     """Return the index of the split of each scene; scenes in `order` fill the splits from 1, and the rest are 0.
 
     Args:
