@@ -33,7 +33,12 @@ TITLES = {"patch_auc": "AUC of a patch", "mean_iou": "mean IoU", "accuracy": "ac
 ALL_LABELS = FewLabels(share=1.0)
 
 
-def load_backbones(backbone: Path, start: Path, seed: int, device: str | torch.device = "cpu") -> dict[str, Backbone]:
+def load_backbones(
+    backbone: Path,
+    start: Path,
+    seed: int,
+    device: str | torch.device = "cpu",
+) -> dict[str, Backbone]:
     """Return the backbone and its controls under `BACKBONE`, `START`, `RANDOM` and `PIXELS`.
 
     Args:
@@ -208,7 +213,13 @@ def panels_of_truth(task: SegmentationProbe, backbone: Backbone) -> dict[int, li
     return rows
 
 
-def add_panels(rows: dict[int, list], task: SegmentationProbe, name: str, features: np.ndarray, probe: Head) -> None:
+def add_panels(
+    rows: dict[int, list],
+    task: SegmentationProbe,
+    name: str,
+    features: np.ndarray,
+    probe: Head,
+) -> None:
     """Add the principal components of a backbone and the predicted classes to each row."""
     palette = palette_of(task)
     for index, row in rows.items():

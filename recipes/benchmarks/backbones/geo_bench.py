@@ -21,7 +21,13 @@ class ExportedBackbone(BenchModel):
 
     expected_input_unit = InputUnit.REFLECTANCE_0_1
 
-    def __init__(self, bands: list[BandSpec], folder: str, pooling: str = "mean", **options):
+    def __init__(
+        self,
+        bands: list[BandSpec],
+        folder: str,
+        pooling: str = "mean",
+        **options,
+    ):
         opened = load_backbone(folder)
         self.pretrain_mean = opened.image_processor.image_mean
         self.pretrain_std = opened.image_processor.image_std
