@@ -29,8 +29,9 @@ class ExportedBackbone(BenchModel):
         **options,
     ):
         opened = load_backbone(folder)
-        self.pretrain_mean = opened.image_processor.image_mean
-        self.pretrain_std = opened.image_processor.image_std
+        image_processor = opened.image_processor
+        self.pretrain_mean = image_processor.image_mean
+        self.pretrain_std = image_processor.image_std
         super().__init__(bands=bands, **options)
         self.opened = opened
         self.pooling = pooling
