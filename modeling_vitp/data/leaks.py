@@ -214,13 +214,15 @@ def images_of_rows(splits: Mapping[str, tuple[Dataset, Sequence[str]]]) -> Itera
 def images_of_column(split: str, rows: Dataset, column: str) -> Iterator[StoredImage]:
     """Yield the images of a column, without missing ones and those of which only a URL is stored."""
     index = 0
-    for batch in rows.select_columns([column]).with_format("arrow").iter(1000):
+    stored_column = rows.select_columns([column]).with_format("arrow")
+    for batch in stored_column.iter(1000):
         for size, path in sizes_and_paths(batch.column(column)):
             if size is None and path is not None and Path(path).is_file():
                 size = Path(path).stat().st_size
 
             def open_row(index=index):
-                return io.BytesIO(content_of(rows[index][column]))
+                row = rows[index]
+                return io.BytesIO(content_of(row[column]))
 
             if size is not None:
                 yield StoredImage(split, f"row {index} ({column})", size, open_row)

@@ -186,8 +186,10 @@ def move_labels(labels: torch.Tensor, matrix: torch.Tensor, outside: int) -> tor
     height, width = labels.shape[-2:]
     to_source = _inverse(matrix.cpu())
     source_x, source_y = _positions(to_source, height, width)
-    columns = _pixel_indices(source_x, width).to(labels.device)
-    rows = _pixel_indices(source_y, height).to(labels.device)
+    columns = _pixel_indices(source_x, width)
+    rows = _pixel_indices(source_y, height)
+    columns = columns.to(labels.device)
+    rows = rows.to(labels.device)
     is_inside_x = (columns >= 0) & (columns < width)
     is_inside_y = (rows >= 0) & (rows < height)
     is_inside = is_inside_x & is_inside_y
@@ -217,10 +219,10 @@ def undo_motion(features: torch.Tensor, matrix: torch.Tensor) -> tuple[torch.Ten
     x, y = _positions(matrix.cpu(), rows, columns)
     # The centers of the outermost patches are half a patch inside of the edges at -1 and 1.
     tolerance = 1e-9
-    last_center_x = 1 - 1 / columns
-    last_center_y = 1 - 1 / rows
-    is_inside_x = x.abs() <= last_center_x + tolerance
-    is_inside_y = y.abs() <= last_center_y + tolerance
+    farthest_x = 1 - 1 / columns + tolerance
+    farthest_y = 1 - 1 / rows + tolerance
+    is_inside_x = x.abs() <= farthest_x
+    is_inside_y = y.abs() <= farthest_y
     is_valid = is_inside_x & is_inside_y
 
     moved_features = _sample(features, matrix, "border")
@@ -334,8 +336,9 @@ def _pixel_indices(positions: torch.Tensor, length: int) -> torch.Tensor:
     """Return the indices of the pixels at positions from -1 to 1 along an axis of `length` pixels."""
     # Positions between two pixels always go to the same side, independent of rounding.
     tolerance = 1e-9
-    pixel_positions = (positions + 1) / 2 * length
-    return (pixel_positions + tolerance).floor().long()
+    shares = (positions + 1) / 2
+    pixel_positions = shares * length + tolerance
+    return pixel_positions.floor().long()
 
 
 def _sample(maps: torch.Tensor, matrix: torch.Tensor, padding_mode: str) -> torch.Tensor:
@@ -398,8 +401,10 @@ def _perlin_noise(
     generator: torch.Generator,
 ) -> torch.Tensor:
     """Return Perlin noise ("Improving Noise", 2002) of shape `(height, width)`, with lattice cells of `cell` pixels."""
-    y = torch.arange(height)[:, None] / cell
-    x = torch.arange(width)[None] / cell
+    rows = torch.arange(height)
+    columns = torch.arange(width)
+    y = rows[:, None] / cell
+    x = columns[None] / cell
     row = y.long()
     column = x.long()
     # Positions inside of their lattice cell, from 0 to 1.
@@ -467,12 +472,13 @@ def cloud(image: torch.Tensor, generator: torch.Generator, density: float) -> to
 
 def compression_artefacts(image: torch.Tensor, _, quality: int) -> torch.Tensor:
     """Compress as JPEG with a `quality` out of 100, with the chroma subsampling of Pillow."""
-    values = (255 * image).round().to(torch.uint8)
+    values = (255 * image).round()
+    values = values.to(torch.uint8)
     pixels = values.movedim(0, -1).numpy()
     picture = PIL.Image.fromarray(pixels)
     compressed_picture = compress_jpeg(picture, quality)
-    compressed_values = torch.from_numpy(np.array(compressed_picture))
-    compressed_values = compressed_values.movedim(-1, 0)
+    compressed_pixels = np.array(compressed_picture)
+    compressed_values = torch.from_numpy(compressed_pixels).movedim(-1, 0)
     return compressed_values.float() / 255
 
 

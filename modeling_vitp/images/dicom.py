@@ -411,7 +411,8 @@ def check_distances(headers: list[Header], heights: np.ndarray) -> None:
 
 def check_line(headers: list[Header], positions: np.ndarray, step: np.ndarray) -> None:
     """Raise a `ValueError` if a slice is not at a multiple of a step from the first."""
-    numbers_of_steps = np.arange(len(headers))[:, None]
+    numbers_of_steps = np.arange(len(headers))
+    numbers_of_steps = numbers_of_steps[:, None]
     expected_positions = positions[0] + numbers_of_steps * step
     deviations = np.linalg.norm(positions - expected_positions, axis=1)
     farthest = int(deviations.argmax())

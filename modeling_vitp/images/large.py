@@ -221,7 +221,8 @@ def read_colors(
     if alpha is not None:
         opacities = dataset.read(alpha, **options)
         for row, opacity in enumerate(opacities):  # The blending of a single row takes little memory.
-            pixels[:, row] = over_white(pixels[:, row], opacity)
+            colors = pixels[:, row]
+            pixels[:, row] = over_white(colors, opacity)
     return pixels
 
 
@@ -428,7 +429,8 @@ class RowFile(PartFile):
 
     def read(self, count: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the rows from the beginning in groups of `count`, each with the index of its first row."""
-        group_size = count * math.prod(self.shape)
+        row_size = math.prod(self.shape)
+        group_size = count * row_size
         self.file.seek(0)
         for top in range(0, len(self), count):
             content = self.file.read(group_size)
@@ -447,7 +449,8 @@ class LineFile(PartFile):
         return self.path.read_bytes().count(b"\n")
 
     def append(self, value: Any) -> None:
-        self.write(json.dumps(value).encode() + b"\n")
+        line = json.dumps(value).encode()
+        self.write(line + b"\n")
 
     def __iter__(self) -> Iterator[Any]:
         with open(self.path, "rb") as file:
@@ -494,7 +497,8 @@ def weights_digest(model: torch.nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in model.state_dict().items():
         flat_tensor = tensor.cpu().contiguous().flatten()
-        content = flat_tensor.view(torch.uint8).numpy()
+        flat_bytes = flat_tensor.view(torch.uint8)
+        content = flat_bytes.numpy()
         digest.update(name.encode())
         digest.update(content.data)
     return digest.hexdigest()

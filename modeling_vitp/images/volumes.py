@@ -104,7 +104,8 @@ class Volume:
         mirrored = slices[:, :, ::-1]
         turned = np.rot90(mirrored, -1, axes=(1, 2))
         canonical = np.moveaxis(turned, 0, axis)
-        canonical_orientation = io_orientation(np.eye(4))
+        identity = np.eye(4)
+        canonical_orientation = io_orientation(identity)
         to_stored = ornt_transform(canonical_orientation, self.orientation)
         return apply_orientation(canonical, to_stored)
 
@@ -353,9 +354,10 @@ class VolumeSlices:
         for volume, window in zip(self.volumes, self.windows):
             values = volume.cut(self.plane, index)
             channels.append(to_gray(values, window))
-        if len(channels) == 1:
-            return PIL.Image.fromarray(channels[0])
-        return PIL.Image.fromarray(np.stack(channels, -1))
+        pixels = channels[0]
+        if len(channels) > 1:
+            pixels = np.stack(channels, axis=-1)
+        return PIL.Image.fromarray(pixels)
 
     def mask(self, index: int) -> np.ndarray:
         """Return the mask of a slice, uint8 or, for other values than 0 to 255, int32 of shape `(height, width)`."""
