@@ -46,8 +46,8 @@ def add_file(files: dict[str, Path], name: str, path: Path) -> None:
     first_path = files.setdefault(name, path)
     if first_path != path:
         raise ValueError(
-            f"{first_path} and {path} have the same name {name!r}. Expected one file for each name. Rename or remove "
-            "one of them, or set the folder to the one with the right files."
+            f"{first_path} and {path} have the same name {name!r}. Rename or remove one of them, or choose the folder "
+            "of one of them."
         )
 
 

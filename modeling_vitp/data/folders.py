@@ -25,7 +25,7 @@ NNUNET_FOLDERS = {
 def check_folder(root: Path) -> None:
     """Raise a `ValueError` if the folder of a data set does not exist."""
     if not root.is_dir():
-        raise ValueError(f"Folder of the data set {root} not found. Set `root`, or the option `data_root`, to it.")
+        raise ValueError(f"Folder of the data set {root} not found. Correct `root`, or the option `data_root`.")
 
 
 def split_in(name: str) -> str | None:

@@ -114,13 +114,13 @@ def voc_objects(root: ElementTree.Element, path: Path | str) -> list[AnnotatedOb
         is_difficult = node.findtext("difficult", "0").strip() == "1"
         with read_errors(location, "a box of four numbers (`bndbox`) or four corners (`robndbox`)"):
             if node.find("robndbox") is None:
-                box = tuple(float(node.findtext(f"bndbox/{side}")) for side in SIDES)
+                box = tuple(float(node.findtext(f"bndbox/{side}", "")) for side in SIDES)
                 objects.append(AnnotatedObject(location, label, box, is_difficult=is_difficult))
                 continue
             corners = []
             for name in CORNERS:
-                x = float(node.findtext(f"robndbox/x_{name}"))
-                y = float(node.findtext(f"robndbox/y_{name}"))
+                x = float(node.findtext(f"robndbox/x_{name}", ""))
+                y = float(node.findtext(f"robndbox/y_{name}", ""))
                 corners.append((x, y))
             objects.append(oriented_object(location, label, corners, is_difficult))
     return objects
