@@ -460,7 +460,8 @@ def to_pixels(geometry: shapely.Geometry, transformer: AffineTransformer) -> sha
 
     def points_to_pixels(points: np.ndarray) -> np.ndarray:
         xs, ys = points.T
-        rows, columns = transformer.rowcol(xs, ys, op=np.positive)  # The default rounds to whole pixels.
+        # The default of `op` rounds to whole pixels.
+        rows, columns = transformer.rowcol(xs, ys, op=np.positive)
         return np.stack([columns, rows], axis=1)
 
     return shapely.transform(geometry, points_to_pixels)

@@ -88,8 +88,11 @@ def check_shared_rows(splits: Mapping[str, Dataset]) -> None:
     for name, rows in splits.items():
         for stored_split, start, end in ranges_of_rows(rows):
             for earlier_name, earlier_split, earlier_start, earlier_end in earlier_ranges:
-                has_common_rows = max(start, earlier_start) < min(end, earlier_end)
-                if earlier_name != name and earlier_split == stored_split and has_common_rows:
+                if earlier_name == name or earlier_split != stored_split:
+                    continue
+                first_common_row = max(start, earlier_start)
+                common_end = min(end, earlier_end)
+                if first_common_row < common_end:
                     raise ValueError(f"Splits {earlier_name!r} and {name!r} share rows of {stored_split!r}.")
             earlier_ranges.append((name, stored_split, start, end))
         for case in set(cases_of_rows(rows) or ()):
@@ -99,11 +102,14 @@ def check_shared_rows(splits: Mapping[str, Dataset]) -> None:
 def ranges_of_rows(rows: Dataset) -> list[tuple[str, int, int]]:
     """Return the stored split, the first row and the end of each range that the rows of a data set come from."""
     lengths = {split: info.num_examples for split, info in rows.info.splits.items()}
+    stated_ranges = ReadInstruction.from_spec(str(rows.split))
     ranges = []
-    for instruction in ReadInstruction.from_spec(str(rows.split)).to_absolute(lengths):
-        stored_split = instruction.splitname
-        start = instruction.from_ or 0
-        end = lengths[stored_split] if instruction.to is None else instruction.to
+    for stated_range in stated_ranges.to_absolute(lengths):
+        stored_split = stated_range.splitname
+        start = stated_range.from_ or 0
+        end = stated_range.to
+        if end is None:
+            end = lengths[stored_split]
         ranges.append((stored_split, start, end))
     return ranges
 

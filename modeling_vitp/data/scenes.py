@@ -98,9 +98,9 @@ def names_of_originals(images: Sequence[Path], names: Sequence[str]) -> list[str
 
 def connected(number: int, edges: Sequence[tuple[int, int]]) -> np.ndarray:
     """Return the connected component of each of `number` nodes."""
-    nodes = np.array(edges).reshape(-1, 2).T
+    nodes_of_edges = np.array(edges).reshape(-1, 2)
     is_edge = np.ones(len(edges), bool)
-    graph = coo_array((is_edge, nodes), (number, number))
+    graph = coo_array((is_edge, nodes_of_edges.T), shape=(number, number))
     _, components = connected_components(graph, directed=False)
     return components
 
@@ -140,8 +140,10 @@ def touching(images: Sequence[Path]) -> np.ndarray | None:
         neighbors = np.flatnonzero(is_same_system & overlaps_x & overlaps_y)
         for neighbor in neighbors:
             edges.append((index, neighbor))
-    components = connected(len(areas), edges)[area_of_image.ravel()]
-    has_neighbors = max(components) + 1 < len(components)
+    component_of_area = connected(len(areas), edges)
+    components = component_of_area[area_of_image.ravel()]
+    num_components = max(components) + 1
+    has_neighbors = num_components < len(components)
     return components if has_neighbors else None
 
 
@@ -192,7 +194,8 @@ def draw_splits(
     scene_of_pair, label_of_pair = scenes_with_labels(scenes, classes)
     num_labels = max(label_of_pair) + 1
     num_scenes_of_label = np.bincount(label_of_pair)
-    rare_scenes = np.unique(scene_of_pair[num_scenes_of_label[label_of_pair] == 1])
+    is_of_rare_label = num_scenes_of_label[label_of_pair] == 1
+    rare_scenes = np.unique(scene_of_pair[is_of_rare_label])
     common_scenes = np.setdiff1d(np.arange(len(sizes)), rare_scenes)
     random = np.random.default_rng(seed)
     num_splits = len(splits)
@@ -200,7 +203,9 @@ def draw_splits(
     best_score = None
     best_split_of_scene = None
     for _ in range(DRAWS):
-        order = np.concatenate([random.permutation(common_scenes), random.permutation(rare_scenes)])
+        common_order = random.permutation(common_scenes)
+        rare_order = random.permutation(rare_scenes)
+        order = np.concatenate([common_order, rare_order])
         split_of_scene = divide_scenes(order, sizes, num_splits, split_size)
         counts = np.bincount(split_of_scene, sizes, num_splits)
         is_missing = np.ones((num_splits, num_labels), bool)
@@ -245,14 +250,16 @@ def divide_scenes(
         num_splits: number of splits.
         split_size: number of images that each split but the first should have.
     """
-    min_scenes = 2 if len(sizes) >= 3 * num_splits else 1
+    num_scenes = len(sizes)
+    min_scenes = 2 if num_scenes >= 3 * num_splits else 1
     num_images_before = np.concatenate([[0], sizes[order].cumsum()])
-    split_of_scene = np.zeros(len(sizes), int)
+    split_of_scene = np.zeros(num_scenes, int)
     end = 0
     for split in range(1, num_splits):
         start = end
         # Enough scenes remain for the splits that follow.
-        last_end = len(sizes) - min_scenes * (num_splits - split)
+        num_later_scenes = min_scenes * (num_splits - split)
+        last_end = num_scenes - num_later_scenes
         possible_ends = np.arange(start + min_scenes, last_end + 1)
         num_images = num_images_before[possible_ends] - num_images_before[start]
         differences = abs(num_images - max(split_size, MIN_IMAGES))

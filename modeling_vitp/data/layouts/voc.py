@@ -114,7 +114,8 @@ def voc_objects(root: ElementTree.Element, path: Path | str) -> list[AnnotatedOb
         is_difficult = node.findtext("difficult", "0").strip() == "1"
         with read_errors(location, "a box of four numbers (`bndbox`) or four corners (`robndbox`)"):
             if node.find("robndbox") is None:
-                box = tuple(float(node.findtext(f"bndbox/{side}", "")) for side in SIDES)
+                sides = [node.findtext(f"bndbox/{side}", "") for side in SIDES]
+                box = tuple(map(float, sides))
                 objects.append(AnnotatedObject(location, label, box, is_difficult=is_difficult))
                 continue
             corners = []

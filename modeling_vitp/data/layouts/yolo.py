@@ -261,7 +261,8 @@ def parse_line(line: str, size: tuple[int, int], names: dict[int, str]) -> tuple
         return None
     # Points may lie a little outside of the image, but not as far as pixels.
     is_relative = all(-0.5 <= coordinate <= 1.5 for coordinate in coordinates)
-    if len(coordinates) < 4 or len(coordinates) % 2 == 1 or not is_relative:
+    has_points = len(coordinates) >= 4 and len(coordinates) % 2 == 0
+    if not has_points or not is_relative:
         return None
     height, width = size
     points = []
