@@ -3,35 +3,25 @@
 import json
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..images.reading import below, visible_paths
+from ..images.reading import below, read_errors, visible_paths
 
 STATISTICS = ".aux.xml"  # GDAL writes such a file beside an image whose statistics it has computed.
 CLASS_FLAG = re.compile(r"\s+-1$|\s{2,}[01]$")  # Flags in the class lists of Pascal VOC; `scene 1` is a name.
 
 
-@contextmanager
-def naming_file(path: Path, kind: str) -> Iterator[None]:
-    """Raise errors of reading a file as a `ValueError` that names the file and the expected kind of content."""
-    try:
-        yield
-    except (ValueError, LookupError, RecursionError, OSError, ElementTree.ParseError) as error:
-        raise ValueError(f"{path} cannot be read as {kind}: {error}") from error
-
-
 def read_annotation(path: Path) -> Any:
     """Return the content of a JSON file. Raise a `ValueError` that names the file if it cannot be read."""
-    with naming_file(path, "JSON"):
+    with read_errors(path, "JSON"):
         return json.loads(path.read_text(encoding="utf-8-sig"))
 
 
 def read_text(path: Path) -> str:
     """Return the content of a text file. Raise a `ValueError` that names the file if it cannot be read."""
-    with naming_file(path, "UTF-8 text"):
+    with read_errors(path, "UTF-8 text"):
         return path.read_text(encoding="utf-8-sig")
 
 
@@ -47,8 +37,18 @@ def read_list(path: Path) -> list[str]:
 
 def parse_xml(path: Path) -> ElementTree.Element:
     """Return the root of an XML file. Raise a `ValueError` that names the file if it cannot be read."""
-    with naming_file(path, "XML"):
+    with read_errors(path, "XML"):
         return ElementTree.parse(path).getroot()
+
+
+def add_file(files: dict[str, Path], name: str, path: Path) -> None:
+    """Add a file under its name. Raise a `ValueError` that names both files if another file has the same name."""
+    first_path = files.setdefault(name, path)
+    if first_path != path:
+        raise ValueError(
+            f"{first_path} and {path} have the same name {name!r}. Rename or remove one of them, or choose the folder "
+            "of one of them."
+        )
 
 
 def files_by_key(
@@ -79,11 +79,7 @@ def files_by_key(
             paths_within.append(path)
     files = {}
     for path in paths_within or paths:
-        first_path = files.setdefault(key(path), path)
-        if first_path != path:
-            raise ValueError(
-                f"{first_path} and {path} both annotate {key(path)}. Set `annotations` to the right folder."
-            )
+        add_file(files, key(path), path)
     if not files:
         raise ValueError(f"No {suffix} file found in {folder}.")
     return files
@@ -112,7 +108,12 @@ def read_flag(value: Any, name: str) -> bool:
     raise ValueError(f"expected `{name}` to be 0 or 1, got {value!r}.")
 
 
-def check_size(stated: Iterable[Any], size: tuple[int, int], path: Path, image: Path) -> None:
+def check_size(
+    stated: Iterable[Any],
+    size: tuple[int, int],
+    path: Path,
+    image: Path,
+) -> None:
     """Raise a `ValueError` if the height and width in an annotation, if it has any, differ from those of the image."""
     height, width = stated
     try:

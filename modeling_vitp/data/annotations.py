@@ -39,7 +39,12 @@ class AnnotatedObject:
     segmentation: list | dict | None = None
 
 
-def oriented_object(where: str, label: str, corners: list[Point], is_difficult: bool) -> AnnotatedObject:
+def oriented_object(
+    where: str,
+    label: str,
+    corners: list[Point],
+    is_difficult: bool,
+) -> AnnotatedObject:
     """Return an object with an oriented box, and the box that encloses it."""
     xs, ys = zip(*corners)
     box = (min(xs), min(ys), max(xs), max(ys))
@@ -157,14 +162,15 @@ def read_mask_values(path: Path, size: tuple[int, int] | None = None) -> tuple[n
             picture = picture.convert("RGB")
         picture = np.asarray(picture)
     is_color = picture.ndim == 3
-    if is_color and (picture.shape[2] != 3 or picture.dtype != np.uint8):
+    has_valid_bands = not is_color or (picture.shape[2] == 3 and picture.dtype == np.uint8)
+    has_valid_size = size is None or picture.shape[:2] == size
+    if not has_valid_bands or not has_valid_size:
+        expected_size = "" if size is None else f" of height and width {size}, as of the image,"
         raise ValueError(
-            f"Expected a mask with one band, or three 8-bit bands, got {picture.shape[2]} bands of {picture.dtype} in "
-            f"{path}."
+            f"Expected a mask{expected_size} with one band or three 8-bit bands, got shape {picture.shape} and "
+            f"{picture.dtype} in {path}."
         )
     values = whole_numbers(picture, path)
-    if size is not None and values.shape[:2] != size:
-        raise ValueError(f"Expected height and width {size}, as of the image, got {values.shape[:2]} in mask {path}.")
     if is_color:
         values = values @ [1 << 16, 1 << 8, 1]
     return values, is_color

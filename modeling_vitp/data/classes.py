@@ -114,7 +114,10 @@ class LabelEncoding:
             if by == "value":
                 defaults["color"] = distinct_color(index, len(classes))
             self.classes.append(from_mapping(DenseClass, {**defaults, **settings}, f"Class {index}"))
-        repeated_names = [name for name, number in Counter(self.names).items() if number > 1]
+        repeated_names = []
+        for name, number in Counter(self.names).items():
+            if number > 1:
+                repeated_names.append(name)
         if repeated_names or not 2 <= len(classes) < IGNORE_INDEX:
             raise ValueError(
                 f"Expected 2 to {IGNORE_INDEX - 1} `classes` of different names, including the background, got "
@@ -181,7 +184,8 @@ class LabelEncoding:
             kind = "colors" if mask.ndim == 3 else "values"
             raise ValueError(f"The mask {name} has {kind}, but `mask_encoding` is {self.by!r}.")
         if self.by == "color":
-            codes = mask.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.int32)
+            place_values = np.array([1 << 16, 1 << 8, 1], dtype=np.int32)
+            codes = mask.astype(np.int32) @ place_values
             indices = np.full(codes.shape, -1, dtype=np.int16)
             for code, index in self._lookup.items():
                 indices[codes == code] = index

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..command.settings import NonNegativeInt, PositiveInt, Probability, check_value, from_mapping
 from .annotation_files import read_annotation, read_text
+from .folders import check_folder
 
 CASES = ("patient", "case")  # fields whose files must be in one split
 FIELD = re.compile(r"\{(?P<field>\w+)(?::(?P<form>[^{}]+))?\}")
@@ -92,14 +93,16 @@ class PatternSplit(SplitFiles):
 
     def __post_init__(self):
         super().__post_init__()
-        has_roles = (self.image is not None, self.before is not None, self.after is not None)
-        if has_roles not in ((True, False, False), (False, True, True)):
-            raise ValueError("Expected either `image`, or `before` and `after`.")
+        has_image = bool(self.image)
+        has_before = self.before is not None
+        has_after = self.after is not None
+        if (has_image, has_before, has_after) not in ((True, False, False), (False, True, True)):
+            raise ValueError("Expected a pattern of the images: either `image`, or `before` and `after`.")
 
     @property
     def images(self) -> dict[str, str]:
         """Patterns of the images by role, in the order of the images of a sample."""
-        if self.image is None:
+        if not self.image:
             return {"before": self.before, "after": self.after}
         if isinstance(self.image, str):
             return {"image": self.image}
@@ -131,7 +134,12 @@ class FileSample:
         return self.id
 
 
-def find_samples(root: str | Path, settings: Mapping, name: str, use_part: bool = True) -> list[FileSample]:
+def find_samples(
+    root: str | Path,
+    settings: Mapping,
+    name: str,
+    use_part: bool = True,
+) -> list[FileSample]:
     """Find the samples of a split, in the order of their ids.
 
     Args:
@@ -156,10 +164,7 @@ def find_samples(root: str | Path, settings: Mapping, name: str, use_part: bool 
     patterns = split.images
     if split.mask is not None:
         patterns["mask"] = split.mask
-    if not root.is_dir():
-        raise ValueError(f"Folder {root} of the data set not found.")
-    if not patterns:
-        raise ValueError(f"Split {name!r} needs a pattern of its images, got an empty list. Set `image`.")
+    check_folder(root)
     first_role = next(iter(patterns))
     field_names = list(dict.fromkeys(fields_of(patterns[first_role])))
     for role, pattern in patterns.items():
@@ -284,7 +289,12 @@ def fill(pattern: str, fields: Mapping[str, str]) -> str:
     return FIELD.sub(lambda match: fields[match["field"]], pattern)
 
 
-def select_listed(keys: list[tuple], root: Path, path: Path, files: Mapping[tuple, Path]) -> list[tuple]:
+def select_listed(
+    keys: list[tuple],
+    root: Path,
+    path: Path,
+    files: Mapping[tuple, Path],
+) -> list[tuple]:
     """Return the samples listed in a file: by the path of their first file below the root, id, a field or its name."""
     names = read_list_of_names(path)
     keys_of_paths = {}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..images.reading import IMAGE_SUFFIXES, image_files
-from .annotation_files import is_below
+from .annotation_files import add_file, is_below
 
 UNSPLIT = "all"
 SPLIT_NAME = re.compile(r"(trainval|train|training|val|valid|validation|test|testing|test-dev)\d*", re.IGNORECASE)
@@ -20,6 +20,12 @@ NNUNET_FOLDERS = {
     "labelsva": "val",
     "labelsts": "test",
 }
+
+
+def check_folder(root: Path) -> None:
+    """Raise a `ValueError` if the folder of a data set does not exist."""
+    if not root.is_dir():
+        raise ValueError(f"Folder of the data set {root} not found. Correct `root`, or the option `data_root`.")
 
 
 def split_in(name: str) -> str | None:
@@ -57,7 +63,7 @@ def images_in(root: Path, names: tuple[str, ...]) -> dict[str, dict[str, tuple[P
     The split is read from the path. The id is the path without the folder's name and the suffix, so that both files of
     a pair have the same id.
     """
-    splits = defaultdict(dict)
+    paths_of_splits = defaultdict(dict)
     for path in image_files(root):
         folders = path.relative_to(root).parent.parts
         level = level_of(folders, names)
@@ -67,12 +73,11 @@ def images_in(root: Path, names: tuple[str, ...]) -> dict[str, dict[str, tuple[P
         for folder in reversed(folders):
             split = split_in(folder) or split
         image_id = "/".join((*folders[:level], *folders[level + 1 :], path.stem))
-        images_of_split = splits[split]
-        if image_id in images_of_split:
-            (first_path,) = images_of_split[image_id]
-            raise ValueError(f"{first_path} and {path} have the same name.")
-        images_of_split[image_id] = (path,)
-    return dict(splits)
+        add_file(paths_of_splits[split], image_id, path)
+    splits = {}
+    for split, paths in paths_of_splits.items():
+        splits[split] = {image_id: (path,) for image_id, path in paths.items()}
+    return splits
 
 
 def level_of(folders: Sequence[str], names: Sequence[str]) -> int | None:

@@ -15,7 +15,7 @@ from rasterio.transform import AffineTransformer
 from rasterio.warp import transform_bounds, transform_geom
 
 from ..image_decoding import open_file
-from ..images.reading import open_raster, visible_paths
+from ..images.reading import open_raster, read_errors, visible_paths
 from .annotation_files import is_number, read_annotation
 from .annotations import AnnotatedObject
 from .windows import MIN_VISIBLE
@@ -62,16 +62,12 @@ class FeatureFile:
         """Coordinate reference system and features.
 
         Raises:
-            ValueError: If the file is invalid, has another geometry than polygons, or has no features for several
-                images. The message names the file and the feature.
+            ValueError: If the file is invalid, or has another geometry than polygons. The message names the file and
+                the feature.
         """
         if self.path.suffix.lower() == ".gpkg":
-            crs, features = read_geopackage(self.path)
-        else:
-            crs, features = read_geojson(self.path)
-        if not features and self.images[0].stem != self.path.stem:
-            raise ValueError(f"{self.path} has no features. Expected the polygons of {self.images[0]}.")
-        return crs, features
+            return read_geopackage(self.path)
+        return read_geojson(self.path)
 
     @cached_property
     def bounds(self) -> np.ndarray:
@@ -97,19 +93,23 @@ class FeatureFile:
 
         Raises:
             ValueError: If the file is invalid, a feature lacks its class, the image has no georeference, or no feature
-                lies in any of the `images`. The message names the file.
+                lies in any of the `images`, unless the file is empty and has the name of the image. The message names
+                the file.
         """
         image_crs, transformer, bounds = georeference(image)
         crs, features = self.content
         features_near = [features[index] for index in self._near(image, image_crs, bounds)]
-        if features and not features_near and not self._covers_an_image:
-            west, south = self.bounds[:, :2].min(axis=0)
-            east, north = self.bounds[:, 2:].max(axis=0)
-            extent = (west, south, east, north)
+        is_empty_file_of_image = not features and image.stem == self.path.stem
+        if not features_near and not is_empty_file_of_image and not self._covers_an_image:
+            extent = "no features"
+            if features:
+                west, south = self.bounds[:, :2].min(axis=0)
+                east, north = self.bounds[:, 2:].max(axis=0)
+                extent = f"{shown((west, south, east, north))} of {crs}"
             raise ValueError(
                 f"{self.path}: no feature lies in {image}. Expected features in {shown(bounds)} of {image_crs}, got "
-                f"{shown(extent)} of {crs}. Check the coordinate reference systems of both files, and the order of "
-                "longitude and latitude."
+                f"{extent}. Check the coordinate reference systems of both files, and the order of longitude and "
+                "latitude."
             )
         geometries = [feature.geometry for feature in features_near]
         if geometries and crs != image_crs:
@@ -163,7 +163,10 @@ def naming_both(annotations: Path, image: Path) -> Iterator[None]:
 
 
 def feature_files(
-    root: Path, where: Path, images: Iterable[Path], class_property: str | None = None
+    root: Path,
+    where: Path,
+    images: Iterable[Path],
+    class_property: str | None = None,
 ) -> dict[Path, FeatureFile]:
     """Return the feature file of each image: that of the same name, or else the one for all images of a folder.
 
@@ -217,7 +220,12 @@ def feature_files(
     return file_of_image
 
 
-def files_nearest_to(image: Path, root: Path, files: Sequence[Path], base: Path) -> list[Path]:
+def files_nearest_to(
+    image: Path,
+    root: Path,
+    files: Sequence[Path],
+    base: Path,
+) -> list[Path]:
     """Return the files in the deepest folder that has an image in it; `base` is the folder of all files."""
     image_folders = folder_key(image, root)
     nearest_files = []
@@ -309,18 +317,20 @@ def read_geojson(path: Path) -> tuple[CRS, list[Feature]]:
     features = []
     for index, item in enumerate(items):
         location = f"{path}, feature {index}"
-        properties = (item.get("properties") or {}) if isinstance(item, dict) else None
-        if not isinstance(properties, dict):
-            raise ValueError(f"{location}: expected `properties` and `geometry`, got {str(item)[:80]!r}.")
-        geometry = item.get("geometry")
-        if not isinstance(geometry, dict):
-            geometry = {}
+        properties = member_of(item, "properties")
+        geometry = member_of(item, "geometry")
         kind = geometry.get("type")
         coordinates = geometry.get("coordinates")
         polygons = geojson_polygons(kind, coordinates)
         check_geometry(location, kind, coordinates, polygons)
         features.append(Feature(location, properties, polygons))
     return crs, features
+
+
+def member_of(feature: Any, name: str) -> dict[str, Any]:
+    """Return the properties or the geometry of a feature in GeoJSON, empty if they are missing or invalid."""
+    member = feature.get(name) if isinstance(feature, dict) else None
+    return member if isinstance(member, dict) else {}
 
 
 def geojson_polygons(kind: Any, coordinates: Any) -> shapely.MultiPolygon | None:
@@ -352,12 +362,12 @@ def read_geopackage(path: Path) -> tuple[CRS, list[Feature]]:
     # If geopandas is installed, pyogrio imports it, which takes a second that only these files need.
     import pyogrio
 
-    try:
+    with read_errors(path, "a GeoPackage"):  # GDAL raises many error types.
         with open_file(path) as file:
             header = file.read(len(SQLITE_HEADER))
         # GDAL chooses the format by the content. Some formats name other files, which GDAL would open too.
         if header != SQLITE_HEADER:
-            raise ValueError("expected a GeoPackage, which is an SQLite database.")
+            raise ValueError("expected an SQLite database.")
         layers = [name for name, geometry_type in pyogrio.list_layers(path) if geometry_type is not None]
         if len(layers) != 1:
             layer_names = ", ".join(sorted(layers)) or "none"
@@ -379,8 +389,6 @@ def read_geopackage(path: Path) -> tuple[CRS, list[Feature]]:
                 "-a_srs EPSG:4326."
             )
         crs = CRS.from_user_input(definition)
-    except Exception as error:  # GDAL raises many error types.
-        raise ValueError(f"{path}: {error}") from error
     values_of_properties = {}
     for name, column in zip(description["fields"], columns):
         if column.dtype == bool:
@@ -403,7 +411,12 @@ def has_valid_rings(geometry: shapely.Geometry | None) -> bool:
     return len(parts) > 0 and not shapely.is_empty(parts).any() and bool(is_finite.all())
 
 
-def check_geometry(location: str, kind: Any, coordinates: Any, polygons: shapely.Geometry | None) -> None:
+def check_geometry(
+    location: str,
+    kind: Any,
+    coordinates: Any,
+    polygons: shapely.Geometry | None,
+) -> None:
     """Raise a `ValueError` unless a feature is a polygon or several, with valid rings.
 
     Args:
@@ -447,7 +460,8 @@ def to_pixels(geometry: shapely.Geometry, transformer: AffineTransformer) -> sha
 
     def points_to_pixels(points: np.ndarray) -> np.ndarray:
         xs, ys = points.T
-        rows, columns = transformer.rowcol(xs, ys, op=np.positive)  # The default rounds to whole pixels.
+        # The default of `op` rounds to whole pixels.
+        rows, columns = transformer.rowcol(xs, ys, op=np.positive)
         return np.stack([columns, rows], axis=1)
 
     return shapely.transform(geometry, points_to_pixels)

@@ -88,8 +88,11 @@ def check_shared_rows(splits: Mapping[str, Dataset]) -> None:
     for name, rows in splits.items():
         for stored_split, start, end in ranges_of_rows(rows):
             for earlier_name, earlier_split, earlier_start, earlier_end in earlier_ranges:
-                has_common_rows = max(start, earlier_start) < min(end, earlier_end)
-                if earlier_name != name and earlier_split == stored_split and has_common_rows:
+                if earlier_name == name or earlier_split != stored_split:
+                    continue
+                first_common_row = max(start, earlier_start)
+                common_end = min(end, earlier_end)
+                if first_common_row < common_end:
                     raise ValueError(f"Splits {earlier_name!r} and {name!r} share rows of {stored_split!r}.")
             earlier_ranges.append((name, stored_split, start, end))
         for case in set(cases_of_rows(rows) or ()):
@@ -99,11 +102,14 @@ def check_shared_rows(splits: Mapping[str, Dataset]) -> None:
 def ranges_of_rows(rows: Dataset) -> list[tuple[str, int, int]]:
     """Return the stored split, the first row and the end of each range that the rows of a data set come from."""
     lengths = {split: info.num_examples for split, info in rows.info.splits.items()}
+    stated_ranges = ReadInstruction.from_spec(str(rows.split))
     ranges = []
-    for instruction in ReadInstruction.from_spec(str(rows.split)).to_absolute(lengths):
-        stored_split = instruction.splitname
-        start = instruction.from_ or 0
-        end = lengths[stored_split] if instruction.to is None else instruction.to
+    for stated_range in stated_ranges.to_absolute(lengths):
+        stored_split = stated_range.splitname
+        start = stated_range.from_ or 0
+        end = stated_range.to
+        if end is None:
+            end = lengths[stored_split]
         ranges.append((stored_split, start, end))
     return ranges
 
@@ -214,13 +220,15 @@ def images_of_rows(splits: Mapping[str, tuple[Dataset, Sequence[str]]]) -> Itera
 def images_of_column(split: str, rows: Dataset, column: str) -> Iterator[StoredImage]:
     """Yield the images of a column, without missing ones and those of which only a URL is stored."""
     index = 0
-    for batch in rows.select_columns([column]).with_format("arrow").iter(1000):
+    stored_column = rows.select_columns([column]).with_format("arrow")
+    for batch in stored_column.iter(1000):
         for size, path in sizes_and_paths(batch.column(column)):
             if size is None and path is not None and Path(path).is_file():
                 size = Path(path).stat().st_size
 
             def open_row(index=index):
-                return io.BytesIO(content_of(rows[index][column]))
+                row = rows[index]
+                return io.BytesIO(content_of(row[column]))
 
             if size is not None:
                 yield StoredImage(split, f"row {index} ({column})", size, open_row)

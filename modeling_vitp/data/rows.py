@@ -17,7 +17,7 @@ from datasets.utils.file_utils import xopen
 from ..command.settings import check_keys
 from ..image_decoding import open_file
 from ..image_processing_vitp import ViTPImageProcessor
-from ..images.reading import fetch, is_url, picture_size, said
+from ..images.reading import fetch, is_url, picture_size, read_errors
 from .files import CASES
 
 # Streamed data sets refer to files on the Hub, or in an archive there, by such paths.
@@ -52,14 +52,12 @@ def image_size(image: Any) -> tuple[int, int]:
         bands = ViTPImageProcessor._bands_first(torch.as_tensor(image), None)
         return tuple(bands.shape[1:])
     path = image.get("path")
-    try:
+    origin = f" ({path})" if path else ""
+    with read_errors(f"an image{origin}"):
         if image.get("bytes") is None and os.path.isfile(path or ""):
             with open(path, "rb") as file:
                 return picture_size(file)
         return picture_size(io.BytesIO(content_of(image)))
-    except Exception as error:  # Pillow raises many kinds, see `load_images`.
-        origin = f" ({path})" if path else ""
-        raise ValueError(f"an image{origin} cannot be read: {said(error)}") from error
 
 
 def undecoded(features: Features) -> Features:
@@ -86,7 +84,10 @@ def encoded_rows(rows: Dataset) -> Dataset:
 
 
 def find_columns(
-    known: Collection[str], usual: Mapping[str, Sequence[str]], settings: Mapping[str, Any], name: str
+    known: Collection[str],
+    usual: Mapping[str, Sequence[str]],
+    settings: Mapping[str, Any],
+    name: str,
 ) -> dict[str, Any]:
     """Return the column of each role: that of the settings, or the first one with a usual name that exists.
 

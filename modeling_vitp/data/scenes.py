@@ -27,7 +27,11 @@ TILE = re.compile(
 
 
 def find_scenes(
-    images: Sequence[Path], root: Path, classes: Sequence[set], layout: Layout, scene_pattern: str | None
+    images: Sequence[Path],
+    root: Path,
+    classes: Sequence[set],
+    layout: Layout,
+    scene_pattern: str | None,
 ) -> tuple[np.ndarray, str]:
     """Return the scene of each image from 0, int of shape `(images,)`, and in words by what images are split.
 
@@ -94,9 +98,9 @@ def names_of_originals(images: Sequence[Path], names: Sequence[str]) -> list[str
 
 def connected(number: int, edges: Sequence[tuple[int, int]]) -> np.ndarray:
     """Return the connected component of each of `number` nodes."""
-    nodes = np.array(edges).reshape(-1, 2).T
+    nodes_of_edges = np.array(edges).reshape(-1, 2)
     is_edge = np.ones(len(edges), bool)
-    graph = coo_array((is_edge, nodes), (number, number))
+    graph = coo_array((is_edge, nodes_of_edges.T), shape=(number, number))
     _, components = connected_components(graph, directed=False)
     return components
 
@@ -136,8 +140,10 @@ def touching(images: Sequence[Path]) -> np.ndarray | None:
         neighbors = np.flatnonzero(is_same_system & overlaps_x & overlaps_y)
         for neighbor in neighbors:
             edges.append((index, neighbor))
-    components = connected(len(areas), edges)[area_of_image.ravel()]
-    has_neighbors = max(components) + 1 < len(components)
+    component_of_area = connected(len(areas), edges)
+    components = component_of_area[area_of_image.ravel()]
+    num_components = max(components) + 1
+    has_neighbors = num_components < len(components)
     return components if has_neighbors else None
 
 
@@ -166,7 +172,12 @@ def are_scenes(keys: Sequence[str], classes: Sequence[set]) -> bool:
     return are_enough and not has_most_images and not have_most_classes
 
 
-def draw_splits(scenes: np.ndarray, classes: Sequence[set], splits: Sequence[str], seed: int) -> list[str]:
+def draw_splits(
+    scenes: np.ndarray,
+    classes: Sequence[set],
+    splits: Sequence[str],
+    seed: int,
+) -> list[str]:
     """Draw the split of each training image, with about `SHARE` of the images in each split but the first.
 
     Of many random splits, the one is chosen that has the most classes in the first split, then the most in the others,
@@ -183,7 +194,8 @@ def draw_splits(scenes: np.ndarray, classes: Sequence[set], splits: Sequence[str
     scene_of_pair, label_of_pair = scenes_with_labels(scenes, classes)
     num_labels = max(label_of_pair) + 1
     num_scenes_of_label = np.bincount(label_of_pair)
-    rare_scenes = np.unique(scene_of_pair[num_scenes_of_label[label_of_pair] == 1])
+    is_of_rare_label = num_scenes_of_label[label_of_pair] == 1
+    rare_scenes = np.unique(scene_of_pair[is_of_rare_label])
     common_scenes = np.setdiff1d(np.arange(len(sizes)), rare_scenes)
     random = np.random.default_rng(seed)
     num_splits = len(splits)
@@ -191,7 +203,9 @@ def draw_splits(scenes: np.ndarray, classes: Sequence[set], splits: Sequence[str
     best_score = None
     best_split_of_scene = None
     for _ in range(DRAWS):
-        order = np.concatenate([random.permutation(common_scenes), random.permutation(rare_scenes)])
+        common_order = random.permutation(common_scenes)
+        rare_order = random.permutation(rare_scenes)
+        order = np.concatenate([common_order, rare_order])
         split_of_scene = divide_scenes(order, sizes, num_splits, split_size)
         counts = np.bincount(split_of_scene, sizes, num_splits)
         is_missing = np.ones((num_splits, num_labels), bool)
@@ -222,7 +236,12 @@ def scenes_with_labels(scenes: np.ndarray, classes: Sequence[set]) -> tuple[np.n
     return scene_of_pair, label_of_pair
 
 
-def divide_scenes(order: np.ndarray, sizes: np.ndarray, num_splits: int, split_size: float) -> np.ndarray:
+def divide_scenes(
+    order: np.ndarray,
+    sizes: np.ndarray,
+    num_splits: int,
+    split_size: float,
+) -> np.ndarray:
     """Return the index of the split of each scene; scenes in `order` fill the splits from 1, and the rest are 0.
 
     Args:
@@ -231,14 +250,16 @@ def divide_scenes(order: np.ndarray, sizes: np.ndarray, num_splits: int, split_s
         num_splits: number of splits.
         split_size: number of images that each split but the first should have.
     """
-    min_scenes = 2 if len(sizes) >= 3 * num_splits else 1
+    num_scenes = len(sizes)
+    min_scenes = 2 if num_scenes >= 3 * num_splits else 1
     num_images_before = np.concatenate([[0], sizes[order].cumsum()])
-    split_of_scene = np.zeros(len(sizes), int)
+    split_of_scene = np.zeros(num_scenes, int)
     end = 0
     for split in range(1, num_splits):
         start = end
         # Enough scenes remain for the splits that follow.
-        last_end = len(sizes) - min_scenes * (num_splits - split)
+        num_later_scenes = min_scenes * (num_splits - split)
+        last_end = num_scenes - num_later_scenes
         possible_ends = np.arange(start + min_scenes, last_end + 1)
         num_images = num_images_before[possible_ends] - num_images_before[start]
         differences = abs(num_images - max(split_size, MIN_IMAGES))

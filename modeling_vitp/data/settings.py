@@ -18,6 +18,7 @@ from ..cards.record import public_name
 from ..command.settings import check_keys, check_value, from_mapping
 from ..hub.failures import retry
 from .files import FileSample
+from .folders import check_folder
 from .leaks import (
     check_disjoint,
     check_no_shared_images,
@@ -122,8 +123,7 @@ class DataSettings(ABC):
             return dict(settings)
         check_value("data: root", settings["root"], str)
         root = Path(settings["root"])
-        if not root.is_dir():
-            raise ValueError(f"Folder {root} of the data set not found. Set `data_root`.")
+        check_folder(root)
         options = {}
         for name in cls.infer_options:
             if name in settings:

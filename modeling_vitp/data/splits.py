@@ -65,28 +65,22 @@ def choose_listed(
             by_path[relative_path.as_posix()].append(image)
             for name in {paths[0].stem, paths[0].name}:
                 by_name[name].append(image)
-    images_of_names = {}
-    missing_names = []
+    listed_images = {}
+    images_of_wrong_names = {}
     for name in dict.fromkeys(listed):
         matching_images = by_id.get(name) or by_path.get(name) or by_name.get(name, [])
-        images_of_names[name] = list(dict.fromkeys(matching_images))  # An image may be in several splits.
-        if not matching_images:
-            missing_names.append(name)
-    if missing_names:
-        more = ", …" if len(missing_names) > 1 else ""
+        different_images = list(dict.fromkeys(matching_images))  # An image may be in several splits.
+        if len(different_images) == 1:
+            listed_images.update(different_images)
+        else:
+            images_of_wrong_names[name] = different_images
+    if images_of_wrong_names:
+        name, images = next(iter(images_of_wrong_names.items()))
+        matches = " or ".join(f"{image_id!r} ({paths[0]})" for image_id, paths in images[:2]) or "none"
         raise ValueError(
-            f"{len(missing_names)} of {len(listed)} listed images not found in {layout.root}: {missing_names[0]}{more}"
+            f"{len(images_of_wrong_names)} of {len(listed)} listed names are not the name of one image in "
+            f"{layout.root}: {name} matches {matches}. Correct it, list the id of an image, or set --split."
         )
-    listed_images = {}
-    for name, images in images_of_names.items():
-        image_id, paths = images[0]
-        if len(images) > 1:
-            further_id, further_paths = images[1]
-            raise ValueError(
-                f"The listed name {name} is ambiguous: {paths[0]} or {further_paths[0]}. List the id ({image_id!r} or "
-                f"{further_id!r}), or set --split."
-            )
-        listed_images[image_id] = paths
     return listed_images
 
 

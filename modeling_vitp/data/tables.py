@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..images.reading import read_errors
 from .files import CASES, FileSample
 
 Label = str | int  # Name or index of a class.
@@ -105,7 +106,7 @@ def read_first_rows(path: Path) -> pd.DataFrame:
     Raises:
         ValueError: if the file cannot be read.
     """
-    try:
+    with read_errors(path, "a table"):
         if path.suffix.lower() == PARQUET:
             columns = []
             for field in pq.read_schema(path):
@@ -122,8 +123,6 @@ def read_first_rows(path: Path) -> pd.DataFrame:
             dtype=str,
             keep_default_na=False,
         )
-    except (OSError, ValueError, pa.ArrowException, pd.errors.ParserError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def case_fields(rows: pd.DataFrame) -> list[dict[str, str]]:
@@ -169,7 +168,7 @@ class LabelTable:
         suffix = path.suffix.lower()
         if suffix not in (*SEPARATORS, PARQUET):
             raise ValueError(f"table: expected a file with suffix {', '.join(SEPARATORS)} or .parquet, got {path}.")
-        try:
+        with read_errors(path, "a table"):
             if suffix == PARQUET:
                 rows = pd.read_parquet(path)
             else:
@@ -181,8 +180,6 @@ class LabelTable:
                     keep_default_na=False,
                     na_values=[""],
                 )
-        except (OSError, ValueError, pd.errors.ParserError) as error:
-            raise ValueError(f"table: {path} cannot be read: {error}") from error
         label_columns = [self.label] if isinstance(self.label, str) else self.label
         for column in (self.name, *label_columns):
             if column not in rows.columns:
@@ -263,7 +260,13 @@ class LabelTable:
             row_of_name[name] = row
         return row_of_name
 
-    def _select_rows(self, rows: pd.DataFrame, where: Mapping, root: Path, split: str) -> pd.DataFrame:
+    def _select_rows(
+        self,
+        rows: pd.DataFrame,
+        where: Mapping,
+        root: Path,
+        split: str,
+    ) -> pd.DataFrame:
         """Return the rows of a split, which have the column values `where`."""
         for column, value in where.items():
             cells = pd.Series(index=rows.index, dtype=str)

@@ -118,8 +118,8 @@ def shares_inside(corners: np.ndarray, start: tuple[int, int], size: int) -> np.
     positions = np.nan_to_num(positions, nan=0.0, posinf=1.0, neginf=0.0)
     positions = np.sort(np.clip(positions, 0, 1), axis=-1)
     edge_starts = corners[:, :, None]
-    steps = positions[..., None] * edges[:, :, None]  # Shape (n, points, 4, 2).
-    crossings = edge_starts + steps
+    edge_steps = edges[:, :, None]
+    crossings = edge_starts + positions[..., None] * edge_steps  # Shape (n, points, 4, 2).
     outlines = np.concatenate([edge_starts, crossings], axis=2)
     outlines = outlines.reshape(len(corners), -1, 2)
     clamped_outlines = np.clip(outlines, low, high)
@@ -132,5 +132,6 @@ def areas(corners: np.ndarray) -> np.ndarray:
     y = corners[..., 1]
     next_x = np.roll(x, -1, axis=1)
     next_y = np.roll(y, -1, axis=1)
-    doubled_areas = (x * next_y - y * next_x).sum(axis=1)
+    cross_products = x * next_y - y * next_x
+    doubled_areas = cross_products.sum(axis=1)
     return abs(doubled_areas) / 2

@@ -127,8 +127,10 @@ def normalize_answer(text: str) -> str:
 
     A text of articles alone keeps them. A text without words is only converted to lower case.
     """
-    lowered = re.sub(r"(?<=\d),(?=\d)", "", text.lower())
-    lowered = lowered.replace("'", "").replace("’", "")
+    lowered = text.lower()
+    lowered = re.sub(r"(?<=\d),(?=\d)", "", lowered)
+    lowered = lowered.replace("'", "")
+    lowered = lowered.replace("’", "")
     words = [NUMBERS.get(word, word) for word in WORD.findall(lowered)]
     if not words:
         return lowered.strip()
@@ -175,7 +177,8 @@ def choose_option(answer: str, choices: dict[str, str]) -> str | None:
     most_similar_letter = None
     highest_similarity = 0.0
     for letter, text in choices.items():
-        similarity = difflib.SequenceMatcher(None, text.lower(), response.lower()).ratio()
+        matcher = difflib.SequenceMatcher(None, text.lower(), response.lower())
+        similarity = matcher.ratio()
         if similarity > highest_similarity:
             most_similar_letter = letter
             highest_similarity = similarity
@@ -288,8 +291,9 @@ def score_boxes(
         has_box.append(box is not None)
         overlaps.append(highest_overlap)
     overlaps = np.array(overlaps)
+    is_accurate = overlaps >= ACCURATE_IOU
     return {
-        f"accuracy_at_{ACCURATE_IOU}": (overlaps >= ACCURATE_IOU).astype(float),
+        f"accuracy_at_{ACCURATE_IOU}": is_accurate.astype(float),
         "mean_iou": overlaps,
         "answers_with_box": np.array(has_box, dtype=float),
     }
@@ -315,9 +319,12 @@ def score_maps(
     overlaps = []
     for answer, correct_answers in zip(answers, references):
         answer_map = cells(answer)
-        reference_maps = [cells(reference) for reference in correct_answers]
-        map_accuracies = [share_of_equal_cells(answer_map, reference_map) for reference_map in reference_maps]
-        map_overlaps = [mean_iou_of_words(answer_map, reference_map) for reference_map in reference_maps]
+        map_accuracies = []
+        map_overlaps = []
+        for reference in correct_answers:
+            reference_map = cells(reference)
+            map_accuracies.append(share_of_equal_cells(answer_map, reference_map))
+            map_overlaps.append(mean_iou_of_words(answer_map, reference_map))
         accuracies.append(max(map_accuracies))
         overlaps.append(max(map_overlaps))
     return {"accuracy": np.array(accuracies), "mean_iou": np.array(overlaps)}
@@ -352,14 +359,18 @@ def largest_area(answer: str) -> Box | None:
     side = math.isqrt(len(letters))
     covers = []
     for letter in letters[: side**2]:
-        covers.append(max(COVER_LETTERS.find(letter), 0))
+        cover = COVER_LETTERS.find(letter)
+        covers.append(max(cover, 0))
     covers = np.array(covers, dtype=np.int64)
     if not covers.any():
         return None
     # Each of the four lowest bits says whether a quarter of the cell is covered: two rows of two quarters.
-    quarters = (covers[:, None] >> np.arange(4)) & 1
-    quarters = quarters.reshape(side, side, 2, 2).swapaxes(1, 2)
-    covered = quarters.reshape(2 * side, 2 * side).astype(np.uint8)
+    bits = np.arange(4)
+    quarters = (covers[:, None] >> bits) & 1
+    quarters = quarters.reshape(side, side, 2, 2)
+    quarters = quarters.swapaxes(1, 2)
+    covered = quarters.reshape(2 * side, 2 * side)
+    covered = covered.astype(np.uint8)
     _, _, areas, _ = cv2.connectedComponentsWithStats(covered, connectivity=4)
     areas = areas[1:]  # The first is the background.
     largest = areas[:, cv2.CC_STAT_AREA].argmax()
@@ -385,7 +396,9 @@ def mean_iou_of_words(answer_map: Sequence[str], reference_map: Sequence[str]) -
     for word in {*answer_cells, *reference_cells} - {""}:
         in_answer = answer_cells == word
         in_reference = reference_cells == word
-        overlaps.append((in_answer & in_reference).sum() / (in_answer | in_reference).sum())
+        intersection = (in_answer & in_reference).sum()
+        union = (in_answer | in_reference).sum()
+        overlaps.append(intersection / union)
     return float(np.mean(overlaps))
 
 

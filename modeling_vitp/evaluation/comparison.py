@@ -36,7 +36,8 @@ class Progress:
             start = time.monotonic()
             # A result has the same types when it is read from the file, such as lists in the place of tuples.
             result = json.loads(json.dumps(run()))
-            self.parts[part] = {"seconds": time.monotonic() - start, "result": result}
+            seconds = time.monotonic() - start
+            self.parts[part] = {"seconds": seconds, "result": result}
             self.write()
         return self.parts[part]["result"]
 
@@ -46,7 +47,8 @@ class Progress:
         self.write()
 
     def write(self) -> None:
-        write_whole(self.path, json.dumps(self.parts, indent=1) + "\n")
+        text = json.dumps(self.parts, indent=1)
+        write_whole(self.path, text + "\n")
 
     def seconds(self, stage: str) -> float:
         """Return the seconds that the finished parts of a stage took."""
@@ -67,7 +69,8 @@ def check_same_settings(record: Path, settings: dict[str, Any]) -> None:
     settings = json.loads(json.dumps(settings))
     if not record.is_file():
         record.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(record, json.dumps(settings, indent=2) + "\n")
+        text = json.dumps(settings, indent=2)
+        write_whole(record, text + "\n")
         return
     recorded = json.loads(record.read_text())
     changed_names = []
@@ -95,7 +98,10 @@ def read_model_type(name: str) -> str | None:
 
 def short_names(names: Sequence[str]) -> list[str]:
     """Return the last part of each model's name, or the whole name if the last part is not unique."""
-    last_parts = [Path(os.path.abspath(name)).name for name in names]
+    last_parts = []
+    for name in names:
+        path = Path(os.path.abspath(name))
+        last_parts.append(path.name)
     labels = []
     for name, last_part in zip(names, last_parts):
         is_unique = last_parts.count(last_part) == 1

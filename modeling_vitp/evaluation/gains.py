@@ -33,7 +33,12 @@ TITLES = {"patch_auc": "AUC of a patch", "mean_iou": "mean IoU", "accuracy": "ac
 ALL_LABELS = FewLabels(share=1.0)
 
 
-def load_backbones(backbone: Path, start: Path, seed: int, device: str | torch.device = "cpu") -> dict[str, Backbone]:
+def load_backbones(
+    backbone: Path,
+    start: Path,
+    seed: int,
+    device: str | torch.device = "cpu",
+) -> dict[str, Backbone]:
     """Return the backbone and its controls under `BACKBONE`, `START`, `RANDOM` and `PIXELS`.
 
     Args:
@@ -48,7 +53,10 @@ def load_backbones(backbone: Path, start: Path, seed: int, device: str | torch.d
         RANDOM: load_backbone(str(backbone), device, random_seed=1000 + seed),
         PIXELS: PatchPixels.of(trained),
     }
-    return {name: replace(backbone, name=name) for name, backbone in backbones.items()}
+    named_backbones = {}
+    for name, opened_backbone in backbones.items():
+        named_backbones[name] = replace(opened_backbone, name=name)
+    return named_backbones
 
 
 def probe_run(
@@ -68,11 +76,17 @@ def probe_run(
         device: device of the backbones.
     """
     train_split, test_split = splits
+    backbones = load_backbones(
+        output_dir / "backbone",
+        output_dir / "backbone_at_start",
+        seed,
+        device,
+    )
     gains = measure_gains(
         DenseData.from_dict(settings),
         train_split,
         test_split,
-        backbones=load_backbones(output_dir / "backbone", output_dir / "backbone_at_start", seed, device),
+        backbones=backbones,
         folder=output_dir / "probe",
     )
     return with_least_gain(gains[test_split])
@@ -80,7 +94,9 @@ def probe_run(
 
 def with_least_gain(measured: dict[str, Any]) -> dict[str, Any]:
     """Return the scores of [`measure_gains`] of a split with `least_gain`, the smallest gain of each probe."""
-    least_gain = {probe: min(gains.values()) for probe, gains in measured["gains"].items()}
+    least_gain = {}
+    for probe, gains in measured["gains"].items():
+        least_gain[probe] = min(gains.values())
     return {**measured, "least_gain": least_gain}
 
 
@@ -109,11 +125,16 @@ def measure_gains(
     depths = min(DEPTHS, backbones[BACKBONE].model.config.num_hidden_layers)
     tasks = {}
     for split in test_splits:
-        tasks[split] = SegmentationProbe(data, {"train": train_split, "test": split}, l2=1e-2, depths=depths)
+        splits = {"train": train_split, "test": split}
+        tasks[split] = SegmentationProbe(data, splits, l2=1e-2, depths=depths)
     measured = {}
     panels = {}
     for split, task in tasks.items():
-        measured[split] = {"control": task.control(), "scores": {}, "token_similarity": {}}
+        measured[split] = {
+            "control": task.control(),
+            "scores": {},
+            "token_similarity": {},
+        }
         panels[split] = panels_of_truth(task, backbones[BACKBONE])
     folder.mkdir(parents=True, exist_ok=True)
     for name, backbone in backbones.items():
@@ -121,11 +142,15 @@ def measure_gains(
             features_folder = Path(features_folder)
             heads = fit_to_all_labels(tasks[test_splits[0]], backbone, features_folder)
             for split, task in tasks.items():
-                scores = task.score(heads, backbone, None, features_folder)
-                measured[split]["scores"][name] = {probe: draws[0] for (probe, _), draws in scores.items()}
+                scores_of_draws = task.score(heads, backbone, None, features_folder)
+                scores = {}
+                for (probe, _), draws in scores_of_draws.items():
+                    scores[probe] = draws[0]
+                measured[split]["scores"][name] = scores
                 features = task.features(backbone, "test", None, features_folder)
                 if name != PIXELS:
-                    output_tokens = features[..., -backbone.model.config.hidden_size :]
+                    width = backbone.model.config.hidden_size
+                    output_tokens = features[..., -width:]
                     measured[split]["token_similarity"][name] = token_similarity(output_tokens)
                 if name in (START, BACKBONE):
                     (linear_head,) = heads["linear", ALL_LABELS]
@@ -142,8 +167,9 @@ def fit_to_all_labels(
     folder: Path,
 ) -> dict[tuple[str, FewLabels], list[Head]]:
     """Return the heads of a backbone that are fitted to all training images of a task."""
-    all_images = np.arange(len(task.samples["train"]))
-    return task.fit(backbone, {ALL_LABELS: [all_images]}, None, folder)
+    num_images = len(task.samples["train"])
+    draws = {ALL_LABELS: [np.arange(num_images)]}
+    return task.fit(backbone, draws, None, folder)
 
 
 def gains_of(scores: dict[str, dict], score: str = "patch_auc") -> dict[str, dict[str, float]]:
@@ -152,8 +178,10 @@ def gains_of(scores: dict[str, dict], score: str = "patch_auc") -> dict[str, dic
     for probe, backbone_scores in scores[BACKBONE].items():
         gains[probe] = {}
         for control, control_scores in scores.items():
-            if control != BACKBONE:
-                gains[probe][control] = backbone_scores[score] - control_scores[probe][score]
+            if control == BACKBONE:
+                continue
+            control_score = control_scores[probe][score]
+            gains[probe][control] = backbone_scores[score] - control_score
     return gains
 
 
@@ -168,11 +196,13 @@ def token_similarity(features: np.ndarray) -> float:
     for feature_map in features:  # One at a time, because a mapped file may be larger than memory.
         tokens = torch.tensor(feature_map).flatten(0, 1)
         tokens = torch.nn.functional.normalize(tokens, dim=-1)
+        sum_of_tokens = tokens.sum(0)
         # The squared norm of the sum of the tokens is the sum over all pairs, also of each token with itself.
-        similarities = tokens.sum(0).square().sum().item()
+        similarities = sum_of_tokens.square().sum().item()
         similarities_of_images.append(similarities - num_tokens)
     num_pairs = num_tokens * (num_tokens - 1)
-    return float(np.mean(similarities_of_images)) / num_pairs
+    mean_similarities = float(np.mean(similarities_of_images))
+    return mean_similarities / num_pairs
 
 
 def gains_table(measured: dict) -> str:
@@ -199,8 +229,10 @@ def panels_of_truth(task: SegmentationProbe, backbone: Backbone) -> dict[int, li
         band_names = samples.spec.band_names
     palette = palette_of(task)
     number = min(MOST_PANELS, len(samples))
+    positions = np.linspace(0, len(samples) - 1, number)
+    indices = positions.astype(int).tolist()
     rows = {}
-    for index in np.linspace(0, len(samples) - 1, number).astype(int).tolist():
+    for index in indices:
         sample = samples[index]
         image = shown(sample["images"][0], band_names)
         mask = sample["mask"].numpy()
@@ -208,16 +240,24 @@ def panels_of_truth(task: SegmentationProbe, backbone: Backbone) -> dict[int, li
     return rows
 
 
-def add_panels(rows: dict[int, list], task: SegmentationProbe, name: str, features: np.ndarray, probe: Head) -> None:
+def add_panels(
+    rows: dict[int, list],
+    task: SegmentationProbe,
+    name: str,
+    features: np.ndarray,
+    probe: Head,
+) -> None:
     """Add the principal components of a backbone and the predicted classes to each row."""
     palette = palette_of(task)
     for index, row in rows.items():
         feature_map = torch.tensor(features[index])
         scores = principal_scores(feature_map.permute(2, 0, 1))
-        row.append((f"{name}: components", colors_of(scores)))
+        components = colors_of(scores)
         _, image = row[0]
-        logits = interpolate(probe(feature_map).cpu(), image.shape[:2])
-        labels = logits.argmax(0).numpy()
+        logits = probe(feature_map).cpu()
+        logits_of_pixels = interpolate(logits, image.shape[:2])
+        labels = logits_of_pixels.argmax(0).numpy()
+        row.append((f"{name}: components", components))
         row.append((f"{name}: read", palette[labels]))
 
 
@@ -233,7 +273,9 @@ def draw_panels(rows: Iterable[Sequence[tuple[str, np.ndarray]]], path: Path) ->
     rows = list(rows)
     num_rows = len(rows)
     num_columns = len(rows[0])
-    figure = Figure(figsize=(2.3 * num_columns, 2.5 * num_rows), layout="constrained")
+    width = 2.3 * num_columns
+    height = 2.5 * num_rows
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(num_rows, num_columns, squeeze=False)
     for row_axes, panels in zip(axes, rows):
         for axis, (title, panel) in zip(row_axes, panels):

@@ -31,7 +31,10 @@ CLEAN = "clean"
 def open_scorer(name: str, args: RobustnessArguments) -> RobustnessScorer:
     """Return the scorer of a fine-tuned model, which the task of its model type names."""
     model_type = read_model_type(name)
-    fine_tuned_types = [registered_type for registered_type, entry in MODELS.items() if entry.task is not None]
+    fine_tuned_types = []
+    for registered_type, entry in MODELS.items():
+        if entry.task is not None:
+            fine_tuned_types.append(registered_type)
     if model_type not in fine_tuned_types:
         expected = ", ".join(fine_tuned_types)
         raise ValueError(f"Expected a fine-tuned model ({expected}), got {name} of type {model_type!r}.")
@@ -90,9 +93,11 @@ def score_models(
         folder_name = re.sub(r"[^\w.=-]+", "--", os.path.normpath(name)).strip("-")
         folder = output_dir / folder_name
         check_same_settings(folder / "settings.json", settings)
-        scores = score_conditions(scorer, folder, label, [(CLEAN, 0), *conditions])
+        all_conditions = [(CLEAN, 0), *conditions]
+        scores = score_conditions(scorer, folder, label, all_conditions)
         summary = summarize_conditions(scores, about["score"])
-        metrics["models"].append({"model": label, "settings": settings, **summary})
+        model_metrics = {"model": label, "settings": settings, **summary}
+        metrics["models"].append(model_metrics)
         write_whole(output_dir / "metrics.json", json.dumps(without_nan(metrics), indent=2) + "\n")
     return metrics
 
@@ -103,7 +108,10 @@ def open_scorers(args: RobustnessArguments) -> tuple[dict[str, RobustnessScorer]
     first_name = args.models[0]
     first_scorer = scorers[first_name]
     for name, scorer in scorers.items():
-        different_keys = [key for key, value in first_scorer.data.items() if scorer.data[key] != value]
+        different_keys = []
+        for key, value in first_scorer.data.items():
+            if scorer.data[key] != value:
+                different_keys.append(key)
         if different_keys:
             keys = " and ".join(different_keys)
             raise ValueError(f"{name} and {first_name} differ in their {keys}. Set --data.")
@@ -131,20 +139,23 @@ def score_conditions(
     condition_names = {}
     for corruption, severity in conditions:
         condition_names[corruption, severity] = f"{corruption}_{severity}" if severity else corruption
-    num_missing = len(set(condition_names.values()) - progress.parts.keys())
+    missing_names = set(condition_names.values()) - progress.parts.keys()
+    num_images = len(missing_names) * len(scorer)
     scores = {}
     with (
         logging_redirect_tqdm(),
-        tqdm(total=num_missing * len(scorer), unit="image", disable=num_missing == 0) as bar,
+        tqdm(total=num_images, unit="image", disable=not missing_names) as bar,
     ):
 
         def evaluate(corruption: str, severity: int) -> dict[str, float | None]:
             bar.set_description(f"{label}: {condition_names[corruption, severity]}")
-            metrics = scorer.evaluate(None if corruption == CLEAN else corruption, severity, bar.update)
+            applied_corruption = None if corruption == CLEAN else corruption
+            metrics = scorer.evaluate(applied_corruption, severity, bar.update)
             return without_nan(metrics)
 
         for (corruption, severity), condition_name in condition_names.items():
-            stored_metrics = progress.result(condition_name, partial(evaluate, corruption, severity))
+            evaluate_condition = partial(evaluate, corruption, severity)
+            stored_metrics = progress.result(condition_name, evaluate_condition)
             metrics = {}
             for name, value in stored_metrics.items():
                 metrics[name] = math.nan if value is None else value
@@ -156,8 +167,12 @@ def score_conditions(
 def check_has_score(score: str, metrics: dict[str, Any]) -> None:
     if score in metrics:
         return
-    names = [name for name, value in metrics.items() if not isinstance(value, str)]
-    raise ValueError(f"Unknown score {score!r}. The metric has {', '.join(names)}.")
+    names = []
+    for name, value in metrics.items():
+        if not isinstance(value, str):
+            names.append(name)
+    known_names = ", ".join(names)
+    raise ValueError(f"Unknown score {score!r}. The metric has {known_names}.")
 
 
 def summarize_conditions(scores: dict[tuple[str, int], dict[str, float]], score: str) -> dict[str, Any]:
@@ -187,13 +202,17 @@ def summarize_conditions(scores: dict[tuple[str, int], dict[str, float]], score:
         }
         conditions.append(condition)
         scores_by_corruption[corruption].append(metrics[score])
-    means = {}
+    means = []
+    corruptions = {}
     for corruption, scores_of_severities in scores_by_corruption.items():
-        means[corruption] = sum(scores_of_severities) / len(scores_of_severities)
+        mean = sum(scores_of_severities) / len(scores_of_severities)
+        means.append(mean)
+        corruptions[corruption] = with_relative(mean)
+    average = sum(means) / len(means)
     return {
         "clean": {"score": clean, "metrics": scores[CLEAN, 0]},
-        "average": with_relative(sum(means.values()) / len(means)),
-        "corruptions": {corruption: with_relative(mean) for corruption, mean in means.items()},
+        "average": with_relative(average),
+        "corruptions": corruptions,
         "conditions": conditions,
     }
 
@@ -251,10 +270,9 @@ def draw_robustness(metrics: dict[str, Any], path: Path) -> None:
     corruptions = list(models[0]["corruptions"])
     num_columns = min(4, len(corruptions))
     num_rows = math.ceil(len(corruptions) / num_columns)
-    figure = Figure(
-        figsize=(1 + 2.4 * num_columns, 0.8 + 2.0 * num_rows),
-        layout="constrained",
-    )
+    width = 1 + 2.4 * num_columns
+    height = 0.8 + 2.0 * num_rows
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(num_rows, num_columns, sharey=True, squeeze=False)
     for axis, corruption in zip(axes.flat, corruptions):
         for model in models:

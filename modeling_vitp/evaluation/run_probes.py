@@ -66,7 +66,12 @@ def views_data(views: Path, names: Sequence[str]) -> DenseData:
             "mask": f"{split}/masks/{{name}}.png",
         }
     classes = [{"name": name, "value": value} for value, name in enumerate(names)]
-    return DenseData(classes=classes, splits=splits, root=str(views), ignore=[IGNORE_INDEX])
+    return DenseData(
+        classes=classes,
+        splits=splits,
+        root=str(views),
+        ignore=[IGNORE_INDEX],
+    )
 
 
 def probe_scenes(

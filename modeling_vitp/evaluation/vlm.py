@@ -252,8 +252,7 @@ def evaluate_vlm(args: VLMArguments) -> dict[str, Any]:
     rows, questions, partners, num_unscored = choose_questions(args)
     metrics = {**description_of(args, questions, num_unscored), "models": []}
     output_dir = Path(args.output_dir)
-    settings_of_answers = (questions, partners, args.batch_size, args.max_new_tokens)
-    digest_of_questions = hashlib.sha256(repr(settings_of_answers).encode()).hexdigest()
+    digest = digest_of_questions(args, questions, partners)
     logs = []
     for name, label in zip(args.models, short_names(args.models)):
         model, processor = open_model(name, args.bf16)
@@ -261,22 +260,10 @@ def evaluate_vlm(args: VLMArguments) -> dict[str, Any]:
         file_name = label.replace("/", "--")
         log = AnswerLog(
             output_dir / f"unfinished_{file_name}.jsonl",
-            state=f"{digest_of_questions} {weights_digest(model)}",
+            state=f"{digest} {weights_digest(model)}",
         )
         logs.append(log)
-        ask = partial(
-            ask_questions,
-            model,
-            collator,
-            rows,
-            questions,
-            batch_size=args.batch_size,
-            max_new_tokens=args.max_new_tokens,
-            log=log,
-        )
-        own_answers = ask(partners=None, description=label)
-        other_answers = ask(partners=partners, description=f"{label}, other images")
-        answered = list(zip(questions, own_answers, other_answers))
+        answered = answer_with_both_images(args, model, collator, rows, questions, partners, label, log)
         scores = compare_by_kind(answered, args.seed)
         metrics["models"].append({"model": label, "scores": scores})
         write_answers(output_dir / f"answers_{file_name}.jsonl", answered)
@@ -297,13 +284,55 @@ def evaluate_vlm(args: VLMArguments) -> dict[str, Any]:
     return metrics
 
 
+def digest_of_questions(
+    args: VLMArguments,
+    questions: Sequence[Question],
+    partners: Sequence[Question],
+) -> str:
+    """Return a hash of the questions and of the settings on which the answers depend."""
+    settings_of_answers = (questions, partners, args.batch_size, args.max_new_tokens)
+    content = repr(settings_of_answers).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+def answer_with_both_images(
+    args: VLMArguments,
+    model: ViTPForConditionalGeneration,
+    collator: ViTPDataCollator,
+    rows: Dataset,
+    questions: Sequence[Question],
+    partners: Sequence[Question],
+    label: str,
+    log: "AnswerLog",
+) -> list[tuple[Question, str, str]]:
+    """Return each question with the model's answer to its own images, and to those of its partner."""
+    ask = partial(
+        ask_questions,
+        model,
+        collator,
+        rows,
+        questions,
+        batch_size=args.batch_size,
+        max_new_tokens=args.max_new_tokens,
+        log=log,
+    )
+    own_answers = ask(partners=None, description=label)
+    other_answers = ask(partners=partners, description=f"{label}, other images")
+    return list(zip(questions, own_answers, other_answers))
+
+
 def description_of(args: VLMArguments, questions: Sequence[Question], num_unscored: int) -> dict[str, Any]:
     """Return what the metrics say about the questions."""
+    num_questions = Counter()
+    distinct_images = set()
+    for question in questions:
+        num_questions[question.kind] += 1
+        distinct_images.add(question.images)
     return {
         "dataset": args.dataset_name,
         "split": args.split,
-        "questions": dict(Counter(question.kind for question in questions)),
-        "images": len({question.images for question in questions}),
+        "questions": dict(num_questions),
+        "images": len(distinct_images),
         "not_scored": num_unscored,
         "limit": args.limit,
         "seed": args.seed,
@@ -374,7 +403,8 @@ def choose_questions(args: VLMArguments) -> tuple[Dataset, list[Question], list[
         pairs = [pairs[index] for index in sorted(drawn_indices)]
     questions = [question for question, _ in pairs]
     partners = [partner for _, partner in pairs]
-    if any(question.kind == "caption" for question in questions):
+    kinds = {question.kind for question in questions}
+    if "caption" in kinds:
         importlib.import_module("pycocoevalcap")  # A missing package must raise an error before the first model runs.
     return rows, questions, partners, num_unscored
 

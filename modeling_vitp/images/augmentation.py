@@ -18,9 +18,15 @@ class BandJitter(v2.Transform):
 
     def __init__(self, factors: tuple[float, float], from_mean: bool):
         super().__init__()
-        self.factors, self.from_mean = factors, from_mean
+        self.factors = factors
+        self.from_mean = from_mean
 
     def transform(self, inpt: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
-        base = inpt.mean((1, 2), keepdim=True) if self.from_mean else 0.0
-        factors = torch.empty(len(inpt), 1, 1).uniform_(*self.factors)
-        return (base + factors * (inpt - base)).clamp(0, 1)
+        base = 0.0
+        if self.from_mean:
+            base = inpt.mean((1, 2), keepdim=True)
+        num_bands = len(inpt)
+        lowest, highest = self.factors
+        factors = torch.empty(num_bands, 1, 1).uniform_(lowest, highest)
+        changed = base + factors * (inpt - base)
+        return changed.clamp(0, 1)

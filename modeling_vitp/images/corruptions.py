@@ -27,10 +27,16 @@ from ..vrl import keyed_generator
 from .reading import read_picture
 
 SEVERITIES: dict[str, dict[str, tuple[float, ...]]] = {
-    "brightness_contrast": {"brightness": (0.0, 0.1, 0.2, 0.3, 0.4), "contrast": (1.0, 0.8, 0.6, 0.4, 0.2)},
+    "brightness_contrast": {
+        "brightness": (0.0, 0.1, 0.2, 0.3, 0.4),
+        "contrast": (1.0, 0.8, 0.6, 0.4, 0.2),
+    },
     "cloud": {"density": (0.1, 0.15, 0.2, 0.25, 0.3)},
     "compression_artefacts": {"quality": (30, 25, 20, 15, 10)},
-    "data_gaps": {"stripes": (2, 3, 4, 5, 6), "width": (3, 4, 5, 6, 7)},
+    "data_gaps": {
+        "stripes": (2, 3, 4, 5, 6),
+        "width": (3, 4, 5, 6, 7),
+    },
     "gaussian_blur": {"kernel_size": (3, 5, 7, 9, 11)},
     "gaussian_noise": {"sigma": (0.04, 0.05, 0.06, 0.07, 0.08)},
     "haze": {"intensity": (0.2, 0.3, 0.4, 0.5, 0.6)},
@@ -60,7 +66,12 @@ def parameters(name: str, severity: int) -> dict[str, float]:
     return settings
 
 
-def corrupt(image: np.ndarray | torch.Tensor, name: str, severity: int, seed: int = 0) -> np.ndarray | torch.Tensor:
+def corrupt(
+    image: np.ndarray | torch.Tensor,
+    name: str,
+    severity: int,
+    seed: int = 0,
+) -> np.ndarray | torch.Tensor:
     """Corrupt an image. The result depends on the arguments alone.
 
     With the same seed, noise, clouds and gaps have the same random draws at every severity.
@@ -88,10 +99,12 @@ def corrupt(image: np.ndarray | torch.Tensor, name: str, severity: int, seed: in
         pixels = pixels.movedim(-1, 0)
     is_rgb = pixels.ndim == 3 and pixels.shape[0] == 3
     is_empty = pixels.numel() == 0
-    if pixels.dtype != torch.uint8 or not is_rgb or is_empty:
+    is_valid = pixels.dtype == torch.uint8 and is_rgb and not is_empty
+    if not is_valid:
+        shape = tuple(image.shape)
         raise ValueError(
             "Expected a uint8 array (height, width, 3) or tensor (3, height, width), got "
-            f"{image.dtype} of shape {tuple(image.shape)}."
+            f"{image.dtype} of shape {shape}."
         )
     _, height, width = pixels.shape
     matrix = motion(name, severity, height, width, seed=seed)
@@ -103,13 +116,21 @@ def corrupt(image: np.ndarray | torch.Tensor, name: str, severity: int, seed: in
         padding_mode = "zeros" if name == "scale" else "reflection"
         unit = _sample(unit, _inverse(matrix), padding_mode)
     values = (255 * unit).round()
-    corrupted = values.clamp(0, 255).to(torch.uint8)
+    values = values.clamp(0, 255)
+    corrupted = values.to(torch.uint8)
     if is_tensor:
         return corrupted.to(image.device)
-    return corrupted.movedim(0, -1).contiguous().numpy()
+    corrupted = corrupted.movedim(0, -1)
+    return corrupted.contiguous().numpy()
 
 
-def motion(name: str, severity: int, height: int, width: int, seed: int = 0) -> torch.Tensor | None:
+def motion(
+    name: str,
+    severity: int,
+    height: int,
+    width: int,
+    seed: int = 0,
+) -> torch.Tensor | None:
     """Return the matrix by which a geometric corruption moves the content of an image.
 
     - `rotation`: by `degrees` counterclockwise about the center, with reflection padding.
@@ -132,12 +153,20 @@ def motion(name: str, severity: int, height: int, width: int, seed: int = 0) -> 
         ]
     elif name == "scale":
         factor = settings["factor"]
-        rows = [[factor, 0.0, 0.0], [0.0, factor, 0.0]]
+        rows = [
+            [factor, 0.0, 0.0],
+            [0.0, factor, 0.0],
+        ]
     elif name == "translation":
         generator = torch.Generator().manual_seed(seed)
-        signs = 2 * torch.randint(2, (2,), generator=generator) - 1
-        dx, dy = (settings["shift"] * signs).tolist()
-        rows = [[1.0, 0.0, 2 * dx / width], [0.0, 1.0, 2 * dy / height]]
+        draws = torch.randint(2, (2,), generator=generator)
+        signs = 2 * draws - 1
+        shifts = settings["shift"] * signs
+        dx, dy = shifts.tolist()
+        rows = [
+            [1.0, 0.0, 2 * dx / width],
+            [0.0, 1.0, 2 * dy / height],
+        ]
     else:
         return None
     return torch.tensor(rows, dtype=torch.float64)
@@ -155,9 +184,12 @@ def move_labels(labels: torch.Tensor, matrix: torch.Tensor, outside: int) -> tor
         Moved labels of the same shape, dtype and device, by nearest-neighbor sampling.
     """
     height, width = labels.shape[-2:]
-    source_x, source_y = _positions(_inverse(matrix.cpu()), height, width)
-    columns = _pixel_indices(source_x, width).to(labels.device)
-    rows = _pixel_indices(source_y, height).to(labels.device)
+    to_source = _inverse(matrix.cpu())
+    source_x, source_y = _positions(to_source, height, width)
+    columns = _pixel_indices(source_x, width)
+    rows = _pixel_indices(source_y, height)
+    columns = columns.to(labels.device)
+    rows = rows.to(labels.device)
     is_inside_x = (columns >= 0) & (columns < width)
     is_inside_y = (rows >= 0) & (rows < height)
     is_inside = is_inside_x & is_inside_y
@@ -187,10 +219,10 @@ def undo_motion(features: torch.Tensor, matrix: torch.Tensor) -> tuple[torch.Ten
     x, y = _positions(matrix.cpu(), rows, columns)
     # The centers of the outermost patches are half a patch inside of the edges at -1 and 1.
     tolerance = 1e-9
-    last_center_x = 1 - 1 / columns
-    last_center_y = 1 - 1 / rows
-    is_inside_x = x.abs() <= last_center_x + tolerance
-    is_inside_y = y.abs() <= last_center_y + tolerance
+    farthest_x = 1 - 1 / columns + tolerance
+    farthest_y = 1 - 1 / rows + tolerance
+    is_inside_x = x.abs() <= farthest_x
+    is_inside_y = y.abs() <= farthest_y
     is_valid = is_inside_x & is_inside_y
 
     moved_features = _sample(features, matrix, "border")
@@ -239,7 +271,13 @@ class CorruptedImages(Dataset):
         images = sample.get("images") or [sample["image"]]
         first_seed = self.seed_of_image(sample["id"], 0)
         _, height, width = images[0].shape
-        matrix = motion(self.corruption, self.severity, height, width, seed=first_seed)
+        matrix = motion(
+            self.corruption,
+            self.severity,
+            height,
+            width,
+            seed=first_seed,
+        )
 
         corrupted_images = []
         for position, image in enumerate(images):
@@ -298,8 +336,9 @@ def _pixel_indices(positions: torch.Tensor, length: int) -> torch.Tensor:
     """Return the indices of the pixels at positions from -1 to 1 along an axis of `length` pixels."""
     # Positions between two pixels always go to the same side, independent of rounding.
     tolerance = 1e-9
-    pixel_positions = (positions + 1) / 2 * length
-    return (pixel_positions + tolerance).floor().long()
+    shares = (positions + 1) / 2
+    pixel_positions = shares * length + tolerance
+    return pixel_positions.floor().long()
 
 
 def _sample(maps: torch.Tensor, matrix: torch.Tensor, padding_mode: str) -> torch.Tensor:
@@ -319,16 +358,21 @@ def _sample(maps: torch.Tensor, matrix: torch.Tensor, padding_mode: str) -> torc
     return sampled_maps[0]
 
 
-def _filter(image: torch.Tensor, kernel_y: torch.Tensor, kernel_x: torch.Tensor) -> torch.Tensor:
+def _filter(
+    image: torch.Tensor,
+    kernel_y: torch.Tensor,
+    kernel_x: torch.Tensor,
+) -> torch.Tensor:
     """Correlate with a separable kernel and reflection padding, also if the padding is wider than the image."""
     filtered_columns = _filter_axis(image, kernel_y, axis=1)
     return _filter_axis(filtered_columns, kernel_x, axis=2)
 
 
 def _filter_axis(image: torch.Tensor, kernel: torch.Tensor, axis: int) -> torch.Tensor:
-    margin_before = len(kernel) // 2
-    margin_after = (len(kernel) - 1) // 2
-    margins = [(0, 0), (0, 0), (0, 0)]
+    num_taps = len(kernel)
+    margin_before = num_taps // 2
+    margin_after = (num_taps - 1) // 2
+    margins = [(0, 0)] * image.ndim
     margins[axis] = (margin_before, margin_after)
     # The reflection padding of torch must be narrower than the image, that of NumPy may be wider.
     padded_values = np.pad(image.numpy(), margins, mode="reflect")
@@ -337,20 +381,30 @@ def _filter_axis(image: torch.Tensor, kernel: torch.Tensor, axis: int) -> torch.
     length = image.shape[axis]
     filtered = torch.zeros_like(image)
     for tap, weight in enumerate(kernel.tolist()):
-        filtered = filtered + weight * padded.narrow(axis, tap, length)
+        shifted = padded.narrow(axis, tap, length)
+        filtered = filtered + weight * shifted
     return filtered
 
 
 def _gaussian_kernel(size: int, sigma: float) -> torch.Tensor:
-    distances = torch.arange(size) - (size - 1) / 2
-    kernel = torch.exp(-0.5 * (distances / sigma) ** 2)
+    center = (size - 1) / 2
+    distances = torch.arange(size) - center
+    squared_distances = (distances / sigma) ** 2
+    kernel = torch.exp(-0.5 * squared_distances)
     return kernel / kernel.sum()
 
 
-def _perlin_noise(height: int, width: int, cell: float, generator: torch.Generator) -> torch.Tensor:
+def _perlin_noise(
+    height: int,
+    width: int,
+    cell: float,
+    generator: torch.Generator,
+) -> torch.Tensor:
     """Return Perlin noise ("Improving Noise", 2002) of shape `(height, width)`, with lattice cells of `cell` pixels."""
-    y = torch.arange(height)[:, None] / cell
-    x = torch.arange(width)[None] / cell
+    rows = torch.arange(height)
+    columns = torch.arange(width)
+    y = rows[:, None] / cell
+    x = columns[None] / cell
     row = y.long()
     column = x.long()
     # Positions inside of their lattice cell, from 0 to 1.
@@ -358,7 +412,8 @@ def _perlin_noise(height: int, width: int, cell: float, generator: torch.Generat
     x = x - column
     num_rows = int(row.max()) + 2
     num_columns = int(column.max()) + 2
-    angle = 2 * math.pi * torch.rand(num_rows, num_columns, generator=generator)
+    turns = torch.rand(num_rows, num_columns, generator=generator)
+    angle = 2 * math.pi * turns
     cosine = angle.cos()
     sine = angle.sin()
 
@@ -369,12 +424,17 @@ def _perlin_noise(height: int, width: int, cell: float, generator: torch.Generat
         return horizontal + vertical
 
     def fade(t: torch.Tensor) -> torch.Tensor:
-        return t**3 * (t * (6 * t - 15) + 10)
+        polynomial = t * (6 * t - 15) + 10
+        return t**3 * polynomial
 
     fade_x = fade(x)
     fade_y = fade(y)
-    top = torch.lerp(gradient(0, 0), gradient(0, 1), fade_x)
-    bottom = torch.lerp(gradient(1, 0), gradient(1, 1), fade_x)
+    top_left = gradient(0, 0)
+    top_right = gradient(0, 1)
+    bottom_left = gradient(1, 0)
+    bottom_right = gradient(1, 1)
+    top = torch.lerp(top_left, top_right, fade_x)
+    bottom = torch.lerp(bottom_left, bottom_right, fade_x)
     return torch.lerp(top, bottom, fade_y)
 
 
@@ -399,7 +459,8 @@ def cloud(image: torch.Tensor, generator: torch.Generator, density: float) -> to
         noise = noise + scale * octave_noise
     lowest = noise.min()
     noise_range = noise.max() - lowest
-    unit_noise = (noise - lowest) / noise_range.clamp(min=1e-12)
+    noise_range = noise_range.clamp(min=1e-12)
+    unit_noise = (noise - lowest) / noise_range
 
     is_cloud = unit_noise > 1 - density
     cloud_map = is_cloud.float()[None]
@@ -411,11 +472,14 @@ def cloud(image: torch.Tensor, generator: torch.Generator, density: float) -> to
 
 def compression_artefacts(image: torch.Tensor, _, quality: int) -> torch.Tensor:
     """Compress as JPEG with a `quality` out of 100, with the chroma subsampling of Pillow."""
-    values = (255 * image).round().to(torch.uint8)
+    values = (255 * image).round()
+    values = values.to(torch.uint8)
     pixels = values.movedim(0, -1).numpy()
-    compressed = compress_jpeg(PIL.Image.fromarray(pixels), quality)
-    compressed_values = torch.from_numpy(np.array(compressed))
-    return compressed_values.movedim(-1, 0).float() / 255
+    picture = PIL.Image.fromarray(pixels)
+    compressed_picture = compress_jpeg(picture, quality)
+    compressed_pixels = np.array(compressed_picture)
+    compressed_values = torch.from_numpy(compressed_pixels).movedim(-1, 0)
+    return compressed_values.float() / 255
 
 
 def compress_jpeg(image: PIL.Image.Image, quality: int) -> PIL.Image.Image:
@@ -425,14 +489,21 @@ def compress_jpeg(image: PIL.Image.Image, quality: int) -> PIL.Image.Image:
     return read_picture(buffer.getvalue())
 
 
-def data_gaps(image: torch.Tensor, generator: torch.Generator, stripes: int, width: int) -> torch.Tensor:
+def data_gaps(
+    image: torch.Tensor,
+    generator: torch.Generator,
+    stripes: int,
+    width: int,
+) -> torch.Tensor:
     """Add black stripes of `width` pixels at a random angle, with `stripes` stripes along the image diagonal."""
     random_share = torch.rand((), generator=generator)
     angle = (math.pi * random_share).item()
     _, height, image_width = image.shape
     y = torch.arange(height)[:, None]
     x = torch.arange(image_width)
-    distances = x * math.cos(angle) + y * math.sin(angle)
+    cosine = math.cos(angle)
+    sine = math.sin(angle)
+    distances = x * cosine + y * sine
     diagonal = math.hypot(height, image_width)
     period = diagonal / stripes
     is_gap = distances % period < width
@@ -441,7 +512,8 @@ def data_gaps(image: torch.Tensor, generator: torch.Generator, stripes: int, wid
 
 def gaussian_blur(image: torch.Tensor, _, kernel_size: int) -> torch.Tensor:
     """Blur with a Gaussian kernel of `kernel_size` pixels and the OpenCV standard deviation, 0.15 × size + 0.35."""
-    kernel = _gaussian_kernel(kernel_size, 0.15 * kernel_size + 0.35)
+    sigma = 0.15 * kernel_size + 0.35
+    kernel = _gaussian_kernel(kernel_size, sigma)
     return _filter(image, kernel, kernel)
 
 
@@ -453,13 +525,15 @@ def gaussian_noise(image: torch.Tensor, generator: torch.Generator, sigma: float
 
 def haze(image: torch.Tensor, _, intensity: float) -> torch.Tensor:
     """Blend the image with white, with an opacity of `intensity`."""
-    return torch.lerp(image, torch.ones(()), intensity)
+    white = torch.ones(())
+    return torch.lerp(image, white, intensity)
 
 
 def motion_blur(image: torch.Tensor, _, kernel_size: int) -> torch.Tensor:
     """Average `kernel_size` horizontally adjacent pixels, half of them to the left of the pixel."""
+    kernel_y = torch.ones(1)
     kernel_x = torch.full((kernel_size,), 1 / kernel_size)
-    return _filter(image, torch.ones(1), kernel_x)
+    return _filter(image, kernel_y, kernel_x)
 
 
 def salt_and_pepper(image: torch.Tensor, generator: torch.Generator, amount: float) -> torch.Tensor:

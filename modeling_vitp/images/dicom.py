@@ -21,6 +21,7 @@ except ModuleNotFoundError as error:
 
 PERCENTILES = (2, 98)  # Percentiles of black and white for files without a window in their tags.
 TOLERANCE = 0.05  # Largest deviation of a slice from its expected position, relative to the slice spacing.
+Header = tuple[Path, pydicom.Dataset]  # Path of a file, and its tags without pixels.
 SAME = 1e-4  # Tolerance for direction cosines and spacings, which files store with few digits.
 
 
@@ -59,7 +60,8 @@ def open_dicom(file: BinaryIO | str | os.PathLike, name: str | Path, with_pixels
     has_size = "Rows" in dataset and "Columns" in dataset
     lacks_pixels = with_pixels and "PixelData" not in dataset
     if not has_size or lacks_pixels:
-        raise ValueError(f"{name} is DICOM without an image (modality {dataset.get('Modality', 'unknown')}).")
+        modality = dataset.get("Modality", "unknown")
+        raise ValueError(f"{name} is DICOM without an image (modality {modality}).")
     return dataset
 
 
@@ -97,7 +99,8 @@ def read_frame(dataset: pydicom.Dataset, name: str | Path, index: int | None = N
     if has_palette:
         pixels = apply_color_lut(pixels, dataset)
         bits = 8 * pixels.dtype.itemsize
-    return Frame(pixels, {"window": (0, 2**bits - 1)}, has_palette=has_palette)
+    input_spec = {"window": (0, 2**bits - 1)}
+    return Frame(pixels, input_spec, has_palette=has_palette)
 
 
 def gray_frame(dataset: pydicom.Dataset, pixels: np.ndarray, index: int) -> Frame:
@@ -106,16 +109,22 @@ def gray_frame(dataset: pydicom.Dataset, pixels: np.ndarray, index: int) -> Fram
     values = apply_modality_lut(pixels, rescale_tags)
     is_padding = padding(dataset, pixels)
     if np.any(is_padding):
-        values = values.astype(np.result_type(values.dtype, np.float32))
+        float_type = np.result_type(values.dtype, np.float32)
+        values = values.astype(float_type)
         values[is_padding] = np.nan
-    input_spec = tagged_window(tags_of_frame(dataset, index, "FrameVOILUTSequence"))
+    window_tags = tags_of_frame(dataset, index, "FrameVOILUTSequence")
+    input_spec = tagged_window(window_tags)
     if input_spec is None:
         input_spec = {"percentiles": PERCENTILES}
-    return Frame(values, input_spec, is_inverted=dataset.PhotometricInterpretation == "MONOCHROME1")
+    is_inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
+    return Frame(values, input_spec, is_inverted=is_inverted)
 
 
 def to_picture(
-    file: BinaryIO, name: str | Path, spec: InputSpec | None = None, as_stored: bool = False
+    file: BinaryIO,
+    name: str | Path,
+    spec: InputSpec | None = None,
+    as_stored: bool = False,
 ) -> PIL.Image.Image | np.ndarray:
     """Return the middle frame as an image.
 
@@ -132,7 +141,8 @@ def to_picture(
         ValueError: if the image is MONOCHROME1 and the windows of the spec have different centers.
         Exception: if the file has no image, is damaged, or cannot be decoded. The type depends on the decoder.
     """
-    frame = read_frame(open_dicom(file, name), name)
+    dataset = open_dicom(file, name)
+    frame = read_frame(dataset, name)
     is_gray = frame.values.ndim == 2
     in_units = as_stored or (spec is not None and spec.is_in_units)
     if not is_gray or not in_units:
@@ -147,7 +157,8 @@ def to_picture(
             "a MONOCHROME1 image, whose low values are bright, needs windows with the same center, got "
             f"{spec.windows}. Use one window, or save the image as MONOCHROME2"
         )
-    return np.float32(mirrored_zeros.pop()) - values
+    (mirrored_zero,) = mirrored_zeros
+    return np.float32(mirrored_zero) - values
 
 
 def in_8_bits(frame: Frame) -> PIL.Image.Image:
@@ -158,12 +169,14 @@ def in_8_bits(frame: Frame) -> PIL.Image.Image:
     else:
         bands = frame.values.transpose(2, 0, 1)
     to_colors = InputSpec.from_dict(frame.input_spec)
-    colors = to_colors(torch.from_numpy(bands.astype(np.float64)))
+    values = torch.from_numpy(bands.astype(np.float64))
+    colors = to_colors(values)
     rounded_colors = colors.round().to(torch.uint8)
     pixels = rounded_colors.movedim(0, -1).numpy()
     if frame.is_inverted:
         is_padding = np.isnan(frame.values)[..., None]
-        pixels = np.where(is_padding, 0, 255 - pixels).astype(np.uint8)
+        inverted_pixels = np.where(is_padding, 0, 255 - pixels)
+        pixels = inverted_pixels.astype(np.uint8)
     if is_gray:
         pixels = pixels[..., 0]
     return PIL.Image.fromarray(pixels)
@@ -177,7 +190,9 @@ def tags_of_frame(dataset: pydicom.Dataset, index: int, name: str) -> pydicom.Da
     """
     groups_of_frames = dataset.get("PerFrameFunctionalGroupsSequence") or []
     shared_groups = dataset.get("SharedFunctionalGroupsSequence") or []
-    for group in [*groups_of_frames[index : index + 1], *shared_groups]:
+    groups_of_frame = list(groups_of_frames[index : index + 1])
+    groups_of_frame += shared_groups
+    for group in groups_of_frame:
         if group.get(name):
             return group[name][0]
     return dataset
@@ -222,7 +237,9 @@ def padding(dataset: pydicom.Dataset, pixels: np.ndarray) -> np.ndarray | bool:
     limit = stated(dataset, "PixelPaddingRangeLimit")
     if limit is None:
         limit = value
-    return (pixels >= min(value, limit)) & (pixels <= max(value, limit))
+    lowest = min(value, limit)
+    highest = max(value, limit)
+    return (pixels >= lowest) & (pixels <= highest)
 
 
 def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -243,15 +260,17 @@ def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     headers, affine = in_order(headers)
     _, first = headers[0]
     shape = (len(headers), first.Rows, first.Columns)
-    values = np.memmap(tempfile.TemporaryFile(), np.float32, "w+", shape=shape)
+    unnamed_file = tempfile.TemporaryFile()
+    values = np.memmap(unnamed_file, np.float32, "w+", shape=shape)
     for index, (path, _) in enumerate(headers):
         with read_errors(path):
             dataset = open_dicom(path, path)
-            values[index] = read_frame(dataset, path).values
+            frame = read_frame(dataset, path)
+            values[index] = frame.values
     return values.transpose(2, 1, 0), affine
 
 
-def read_headers(folder: Path) -> list[tuple[Path, pydicom.Dataset]]:
+def read_headers(folder: Path) -> list[Header]:
     """Read the tags of all DICOM files with an image in a folder, without subfolders and with any file name."""
     headers = []
     for path in sorted(folder.iterdir()):
@@ -271,7 +290,7 @@ def read_headers(folder: Path) -> list[tuple[Path, pydicom.Dataset]]:
     return headers
 
 
-def check_alike(headers: list[tuple[Path, pydicom.Dataset]]) -> None:
+def check_alike(headers: list[Header]) -> None:
     """Raise a `ValueError` unless the files are gray slices of one series with the same size and spacing."""
     first_path, first = headers[0]
     for path, dataset in headers:
@@ -326,29 +345,33 @@ def invalid_tag(dataset: pydicom.Dataset) -> str | None:
     return None if are_perpendicular_units else "ImageOrientationPatient"
 
 
-def in_order(headers: list[tuple[Path, pydicom.Dataset]]) -> tuple[list[tuple[Path, pydicom.Dataset]], np.ndarray]:
+def in_order(headers: list[Header]) -> tuple[list[Header], np.ndarray]:
     """Sort slices along their normal, and return them with the affine of `(column, row, slice)`.
 
     Raises:
         ValueError: if slices are missing, duplicated, or not on one line with the others.
     """
     _, first = headers[0]
-    along_row, along_column = np.array(first.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
+    directions = np.array(first.ImageOrientationPatient, dtype=np.float64)
+    along_row, along_column = directions.reshape(2, 3)
     normal = np.cross(along_row, along_column)
 
-    def height_of(header: tuple[Path, pydicom.Dataset]) -> float:
+    def height_of(header: Header) -> float:
         """Return the position of a slice along the normal."""
         _, dataset = header
-        return normal @ np.array(dataset.ImagePositionPatient, dtype=np.float64)
+        position = np.array(dataset.ImagePositionPatient, dtype=np.float64)
+        return normal @ position
 
     headers = sorted(headers, key=height_of)
-    positions = np.array([dataset.ImagePositionPatient for _, dataset in headers], dtype=np.float64)
+    stated_positions = [dataset.ImagePositionPatient for _, dataset in headers]
+    positions = np.array(stated_positions, dtype=np.float64)
     if len(headers) == 1:
         path, dataset = headers[0]
         step = thickness_of(path, dataset) * normal
     else:
         check_distances(headers, positions @ normal)
-        step = (positions[-1] - positions[0]) / (len(headers) - 1)
+        num_steps = len(headers) - 1
+        step = (positions[-1] - positions[0]) / num_steps
         check_line(headers, positions, step)
 
     between_rows, between_columns = first.PixelSpacing
@@ -370,12 +393,13 @@ def thickness_of(path: Path, dataset: pydicom.Dataset) -> float:
     return thickness
 
 
-def check_distances(headers: list[tuple[Path, pydicom.Dataset]], heights: np.ndarray) -> None:
+def check_distances(headers: list[Header], heights: np.ndarray) -> None:
     """Raise a `ValueError` unless sorted slices have equal distances, from their positions along the normal."""
     distances = np.diff(heights)
     usual_distance = np.median(distances)
     for index, distance in enumerate(distances):
-        is_unusual = abs(distance - usual_distance) > TOLERANCE * usual_distance
+        difference = abs(distance - usual_distance)
+        is_unusual = difference > TOLERANCE * usual_distance
         if is_unusual or distance <= SAME:
             before, _ = headers[index]
             after, _ = headers[index + 1]
@@ -385,9 +409,10 @@ def check_distances(headers: list[tuple[Path, pydicom.Dataset]], heights: np.nda
             )
 
 
-def check_line(headers: list[tuple[Path, pydicom.Dataset]], positions: np.ndarray, step: np.ndarray) -> None:
+def check_line(headers: list[Header], positions: np.ndarray, step: np.ndarray) -> None:
     """Raise a `ValueError` if a slice is not at a multiple of a step from the first."""
-    numbers_of_steps = np.arange(len(headers))[:, None]
+    numbers_of_steps = np.arange(len(headers))
+    numbers_of_steps = numbers_of_steps[:, None]
     expected_positions = positions[0] + numbers_of_steps * step
     deviations = np.linalg.norm(positions - expected_positions, axis=1)
     farthest = int(deviations.argmax())

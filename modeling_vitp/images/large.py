@@ -91,10 +91,12 @@ class LargeImage:
 
     def read(self, top: int, bottom: int) -> torch.Tensor:
         """Return rows as in training, `(1, bands, bottom - top, width)`, with transparent pixels in white."""
-        pixels = read_colors(self.dataset, self.bands, self.alpha, window=whole_rows(self.dataset, top, bottom))
+        window = whole_rows(self.dataset, top, bottom)
+        pixels = read_colors(self.dataset, self.bands, self.alpha, window=window)
         is_png_of_8_bits = self.dataset.driver == "PNG" and pixels.dtype == np.uint8
         if is_png_of_8_bits and self.is_masked and self.input_spec is None:
-            pixels[:, self.has_no_data(top, bottom)] = 255  # A PNG may have one transparent color.
+            is_transparent = self.has_no_data(top, bottom)
+            pixels[:, is_transparent] = 255  # A PNG may have one transparent color.
         return torch.from_numpy(pixels)[None]
 
     def inputs(self, windows: torch.Tensor, **options) -> BatchFeature:
@@ -114,7 +116,8 @@ class LargeImage:
 
     def has_no_data(self, top: int, bottom: int) -> np.ndarray:
         """Return which pixels of rows have no data, bool of shape `(bottom - top, width)`."""
-        valid = self.dataset.dataset_mask(window=whole_rows(self.dataset, top, bottom))
+        window = whole_rows(self.dataset, top, bottom)
+        valid = self.dataset.dataset_mask(window=window)
         return valid == 0
 
 
@@ -143,8 +146,9 @@ def open_images(paths: Sequence[Path], image_processor: BaseImageProcessor) -> I
 def check_pixels_of_gdal(path: Path, spec: InputSpec) -> None:
     """Raise a `ValueError` if GDAL returns other pixels of an image than those of training."""
     check_upright(path)  # GDAL returns pixels in stored orientation, but training uses upright images.
+    is_png = path.suffix.lower() == ".png"
     with path.open("rb") as file:
-        if path.suffix.lower() == ".png" and lacks_end(file):  # GDAL reads its missing rows as zeros.
+        if is_png and lacks_end(file):  # GDAL reads its missing rows as zeros.
             raise ValueError(f"{path} cannot be read: the file is truncated. Save or download it again.")
         if is_tiff(path) and not spec.takes_bands:
             check_colors(path, tiff_tags(file))
@@ -152,7 +156,9 @@ def check_pixels_of_gdal(path: Path, spec: InputSpec) -> None:
 
 def whole_rows(dataset: DatasetReader, top: int, bottom: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return a window for rasterio: the ranges of rows and of columns."""
-    return (top, bottom), (0, dataset.width)
+    rows = (top, bottom)
+    columns = (0, dataset.width)
+    return rows, columns
 
 
 def chosen_bands(dataset: DatasetReader, spec: InputSpec) -> list[int]:
@@ -181,7 +187,12 @@ def transparency(dataset: DatasetReader, bands: list[int], spec: InputSpec) -> i
     return None
 
 
-def read_colors(dataset: DatasetReader, bands: list[int], alpha: int | None, **options) -> np.ndarray:
+def read_colors(
+    dataset: DatasetReader,
+    bands: list[int],
+    alpha: int | None,
+    **options,
+) -> np.ndarray:
     """Read bands, `(bands, height, width)`, with transparent pixels in white.
 
     Args:
@@ -191,7 +202,8 @@ def read_colors(dataset: DatasetReader, bands: list[int], alpha: int | None, **o
         options: options of rasterio that select the pixels.
     """
     largest_picture = PIL.Image.MAX_IMAGE_PIXELS or math.inf
-    fits_into_memory = dataset.width * dataset.height <= largest_picture
+    num_pixels = dataset.width * dataset.height
+    fits_into_memory = num_pixels <= largest_picture
     if dataset.driver == "JPEG" and "window" in options and fits_into_memory:
         # GDAL interpolates subsampled colors in another way than Pillow, which reads the images of training.
         (top, bottom), (left, right) = options["window"]
@@ -204,18 +216,21 @@ def read_colors(dataset: DatasetReader, bands: list[int], alpha: int | None, **o
     if dataset.driver == "PNG":  # GDAL returns values of 1, 2 and 4 bits without scaling them to 8 bits.
         tags = dataset.tags(bands[0], ns="IMAGE_STRUCTURE")
         bits = int(tags.get("NBITS", 8))
-        pixels *= 255 // (2**bits - 1)
+        highest_value = 2**bits - 1
+        pixels *= 255 // highest_value
     if alpha is not None:
         opacities = dataset.read(alpha, **options)
         for row, opacity in enumerate(opacities):  # The blending of a single row takes little memory.
-            pixels[:, row] = over_white(pixels[:, row], opacity)
+            colors = pixels[:, row]
+            pixels[:, row] = over_white(colors, opacity)
     return pixels
 
 
 @lru_cache(maxsize=2)
 def jpeg_pixels(path: Path, modified: int) -> np.ndarray:
     """Return the pixels of a JPEG as in training, `(bands, height, width)`, kept until the file is modified."""
-    return to_pixels(decode(path), None).numpy()
+    picture = decode(path)
+    return to_pixels(picture, None).numpy()
 
 
 def has_gaps(dataset: DatasetReader, bands: list[int]) -> bool:
@@ -235,14 +250,16 @@ def sampled_windows(dataset: DatasetReader, bands: list[int], spec: InputSpec) -
     """Return percentiles of each band over evenly spaced pixels, without pixels that have no data."""
     shape = tuple(min(length, SAMPLE_SIZE) for length in dataset.shape)
     alpha = transparency(dataset, bands, spec)
-    sample = read_colors(dataset, bands, alpha, out_shape=shape).astype(np.float64)
+    sample = read_colors(dataset, bands, alpha, out_shape=shape)
+    sample = sample.astype(np.float64)
     if has_gaps(dataset, bands):
         valid = dataset.read_masks(bands, out_shape=shape)
         sample[valid == 0] = np.nan
     windows = []
     with read_errors(dataset.name):
         for band in sample:
-            low, high = band_percentiles(torch.from_numpy(band), spec.percentiles)
+            values = torch.from_numpy(band)
+            low, high = band_percentiles(values, spec.percentiles)
             if high <= low:
                 high = low + 1
             windows.append([low, high])
@@ -287,13 +304,15 @@ def whole_range(spec: InputSpec, image: Path | bytes, is_part: bool) -> InputSpe
             bands = chosen_bands(dataset, spec)
             if spec.bands is None:
                 spec.check_number(len(bands))
-            return spec.with_windows(sampled_windows(dataset, bands, spec))
+            windows = sampled_windows(dataset, bands, spec)
+            return spec.with_windows(windows)
     if not is_part:
         return spec
     content = image if isinstance(image, bytes) else image.read_bytes()
     picture = read_picture(content, spec)
     layout = ChannelDimension.LAST if isinstance(picture, np.ndarray) else None
-    return spec.with_range_of(IMAGE_PROCESSOR.stored_bands(picture, spec, layout))
+    stored_bands = IMAGE_PROCESSOR.stored_bands(picture, spec, layout)
+    return spec.with_range_of(stored_bands)
 
 
 @lru_cache(maxsize=100_000)
@@ -304,7 +323,10 @@ def whole_range_of_file(spec: InputSpec, path: Path, is_part: bool) -> InputSpec
 
 def is_array(spec: InputSpec, image: Path | bytes) -> bool:
     """Return whether an image is a TIFF that is read with its stored values, or a PNG with transparency."""
-    file = io.BytesIO(image) if isinstance(image, bytes) else image.open("rb")
+    if isinstance(image, bytes):
+        file = io.BytesIO(image)
+    else:
+        file = image.open("rb")
     with file:
         header = file.read(26)
         if header[:4] in TIFF:
@@ -344,11 +366,14 @@ class PartFile(ABC):
 
     def check_made_of(self) -> None:
         stored = json.loads(self.made_of_path.read_text())
-        changed_settings = [name for name, value in self.made_of.items() if stored.get(name) != value]
+        changed_settings = []
+        for name, value in self.made_of.items():
+            if stored.get(name) != value:
+                changed_settings.append(name)
         if changed_settings:
+            changes = ", ".join(changed_settings)
             raise ValueError(
-                f"{self.path} was started with different {', '.join(changed_settings)}. Use the same values to "
-                "resume, or delete the file."
+                f"{self.path} was started with different {changes}. Use the same values to resume, or delete the file."
             )
 
     def __exit__(self, error_type: type[BaseException] | None, *_) -> None:
@@ -399,16 +424,19 @@ class RowFile(PartFile):
 
     def whole(self) -> np.memmap:
         """Return all rows, `(rows, *shape)`, mapped from the file."""
-        return np.memmap(self.path, np.uint8, "r", shape=(len(self), *self.shape))
+        shape = (len(self), *self.shape)
+        return np.memmap(self.path, np.uint8, "r", shape=shape)
 
     def read(self, count: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the rows from the beginning in groups of `count`, each with the index of its first row."""
-        group_size = count * math.prod(self.shape)
+        row_size = math.prod(self.shape)
+        group_size = count * row_size
         self.file.seek(0)
         for top in range(0, len(self), count):
             content = self.file.read(group_size)
             flat_rows = np.frombuffer(content, dtype=np.uint8)
-            yield top, flat_rows.reshape(-1, *self.shape)
+            rows = flat_rows.reshape(-1, *self.shape)
+            yield top, rows
 
 
 class LineFile(PartFile):
@@ -421,7 +449,8 @@ class LineFile(PartFile):
         return self.path.read_bytes().count(b"\n")
 
     def append(self, value: Any) -> None:
-        self.write(json.dumps(value).encode() + b"\n")
+        line = json.dumps(value).encode()
+        self.write(line + b"\n")
 
     def __iter__(self) -> Iterator[Any]:
         with open(self.path, "rb") as file:
@@ -468,7 +497,8 @@ def weights_digest(model: torch.nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in model.state_dict().items():
         flat_tensor = tensor.cpu().contiguous().flatten()
-        content = flat_tensor.view(torch.uint8).numpy()
+        flat_bytes = flat_tensor.view(torch.uint8)
+        content = flat_bytes.numpy()
         digest.update(name.encode())
         digest.update(content.data)
     return digest.hexdigest()

@@ -21,7 +21,9 @@ IMAGE_PROCESSOR = ViTPSegmentationImageProcessor()
 
 
 def to_pixels(
-    picture: Picture, spec: InputSpec | None, layout: ChannelDimension = ChannelDimension.LAST
+    picture: Picture,
+    spec: InputSpec | None,
+    layout: ChannelDimension = ChannelDimension.LAST,
 ) -> torch.Tensor:
     """Convert an image to a tensor for augmentation, before normalization with mean and standard deviation.
 
@@ -83,16 +85,21 @@ class ColorJitter(Settings):
     shared: bool = False
 
     def __call__(
-        self, tiles: Sequence[torch.Tensor], image_processor: TorchvisionBackend, generator: torch.Generator
+        self,
+        tiles: Sequence[torch.Tensor],
+        image_processor: TorchvisionBackend,
+        generator: torch.Generator,
     ) -> list[torch.Tensor]:
         """Return the tiles of a sample in other colors.
 
         Args:
             tiles: uint8 in [0, 255], or float32 normalized by `image_processor`, each `(channels, height, width)`.
         """
-        num_curves = 1 if self.shared else len(tiles[0])
-        draws = 2 * torch.rand(3, num_curves, 1, generator=generator) - 1
-        draws = draws.expand(3, len(tiles[0]), 1)
+        num_channels = len(tiles[0])
+        num_curves = 1 if self.shared else num_channels
+        unit_draws = torch.rand(3, num_curves, 1, generator=generator)
+        draws = 2 * unit_draws - 1
+        draws = draws.expand(3, num_channels, 1)
         is_gray = torch.rand((), generator=generator) < self.gray
 
         def recolor(values: torch.Tensor) -> torch.Tensor:
@@ -148,7 +155,9 @@ def on_one_grid(bands: Sequence[np.ndarray]) -> list[np.ndarray]:
     sizes = [shape[:2] for shape in shapes]
     height, width = max(sizes, key=math.prod)
     for shape in shapes:
-        if len(shape) != 2 or shape[0] * width != shape[1] * height:
+        is_one_band = len(shape) == 2
+        has_same_ratio = shape[0] * width == shape[1] * height
+        if not is_one_band or not has_same_ratio:
             shapes_in_words = ", ".join(str(shape) for shape in shapes)
             raise ValueError(
                 f"expected bands of shape (height, width) with the same aspect ratio, got {shapes_in_words}"
@@ -159,7 +168,8 @@ def on_one_grid(bands: Sequence[np.ndarray]) -> list[np.ndarray]:
     for band in bands:
         pixels = torch.from_numpy(band.astype(np.float32))
         resized = F.resize(pixels[None], [height, width], antialias=True)
-        resized_bands.append(resized[0].numpy())
+        resized_band = resized[0].numpy()
+        resized_bands.append(resized_band)
     return resized_bands
 
 
@@ -176,8 +186,9 @@ def shown(pixels: torch.Tensor, band_names: Sequence[str] | None = None) -> np.n
         elif not displayed_bands:
             displayed_bands = [0, 0, 0]
         values = 255 * pixels[displayed_bands]
-        rounded_values = values.round()
-        pixels = rounded_values.clamp(0, 255).to(torch.uint8)
+        values = values.round()
+        values = values.clamp(0, 255)
+        pixels = values.to(torch.uint8)
     image = pixels.permute(1, 2, 0)
     return image.cpu().numpy()
 
@@ -202,8 +213,10 @@ def principal_scores(features: torch.Tensor, count: int = 3) -> torch.Tensor:
     covariance = patches @ patches.T / num_patches
     variances, components = torch.linalg.eigh(covariance)
     # `eigh` sorts from the smallest variance to the largest.
-    variances = variances.flip(0)[:count]
-    components = components.flip(1)[:, :count]
+    variances = variances.flip(0)
+    variances = variances[:count]
+    components = components.flip(1)
+    components = components[:, :count]
 
     largest_rows = components.abs().argmax(0, keepdim=True)
     largest_loadings = components.gather(0, largest_rows)
@@ -250,6 +263,7 @@ def colors_of(scores: torch.Tensor) -> np.ndarray:
         Colors, uint8 of shape `(rows, columns, 3)`.
     """
     unit_colors = scores / 4 + 0.5
-    values = 255 * unit_colors.clamp(0, 1)
-    colors = values.round().to(torch.uint8)
+    unit_colors = unit_colors.clamp(0, 1)
+    values = (255 * unit_colors).round()
+    colors = values.to(torch.uint8)
     return colors.movedim(0, -1).numpy()

@@ -74,7 +74,12 @@ IS_URL = re.compile(r"[a-z][a-z0-9+.-]+:/+|[^/]*::[a-z]", re.IGNORECASE)
 OF_THE_WEB = re.compile(r"https?://", re.IGNORECASE)
 
 
-def read_image(path: Path, window: Window | None, spec: "InputSpec | None" = None, as_stored: bool = False) -> Picture:
+def read_image(
+    path: Path,
+    window: Window | None,
+    spec: "InputSpec | None" = None,
+    as_stored: bool = False,
+) -> Picture:
     """Read an image file or a window of it. For an upright TIFF, only the window is read.
 
     Args:
@@ -96,7 +101,12 @@ def read_image(path: Path, window: Window | None, spec: "InputSpec | None" = Non
     return cut(picture, window)
 
 
-def read_tiff(path: Path, window: Window | None, spec: "InputSpec | None", as_stored: bool) -> Picture:
+def read_tiff(
+    path: Path,
+    window: Window | None,
+    spec: "InputSpec | None",
+    as_stored: bool,
+) -> Picture:
     takes_bands = spec is not None and spec.takes_bands
     in_color = not as_stored and not takes_bands
     with read_errors(path):
@@ -160,15 +170,21 @@ def read_picture(content: bytes, spec: "InputSpec | None" = None, as_stored: boo
 
 
 @contextmanager
-def read_errors(name: str | Path) -> Iterator[None]:
-    """Convert the errors of a decoder, which are of many types, to a `ValueError` that names the file."""
+def read_errors(name: str | Path, kind: str | None = None) -> Iterator[None]:
+    """Convert the errors of a decoder, which are of many types, to a `ValueError` that names the file.
+
+    Args:
+        name: name of the file in the error.
+        kind: expected content of the file in the error, such as `"JSON"`.
+    """
     try:
         yield
     except Exception as error:
         names_the_file = isinstance(error, ValueError) and str(name) in str(error)
         if names_the_file:
             raise
-        raise ValueError(f"{name} cannot be read: {said(error)}") from error
+        expected_content = f" as {kind}" if kind else ""
+        raise ValueError(f"{name} cannot be read{expected_content}: {said(error)}") from error
 
 
 def decode(path: Path, spec: "InputSpec | None" = None, as_stored: bool = False) -> Picture:
@@ -307,6 +323,8 @@ def said(error: Exception) -> str:
         )
     if isinstance(error, PIL.UnidentifiedImageError):
         return "it is not an image"
+    if isinstance(error, KeyError):
+        return f"missing key {error}"
     return str(error) or type(error).__name__
 
 

@@ -73,18 +73,20 @@ class Volume:
         """Return the spacing in millimeters between slices, rows and columns."""
         unit_name, _ = self.header.get_xyzt_units()
         unit = MILLIMETERS.get(unit_name, 1.0)
-        sizes = (unit * voxel_sizes(self.canonical_affine)).tolist()
+        sizes_in_millimeters = unit * voxel_sizes(self.canonical_affine)
+        sizes = sizes_in_millimeters.tolist()
         between = sizes.pop(PLANES[plane])
         across, up = sizes
         return between, up, across
 
     def cut(self, plane: str, index: int) -> np.ndarray:
         """Return a slice in the units of the volume, float32 of shape `(height, width)`."""
+        axis = PLANES[plane]
         canonical = apply_orientation(self.stored, self.orientation)
-        slices = np.moveaxis(canonical, PLANES[plane], 0)
+        slices = np.moveaxis(canonical, axis, 0)
         turned = np.rot90(slices[index])
-        mirrored = turned[:, ::-1]
-        return self.scaled(np.ascontiguousarray(mirrored))
+        mirrored = np.ascontiguousarray(turned[:, ::-1])
+        return self.scaled(mirrored)
 
     def scaled(self, stored: np.ndarray) -> np.ndarray:
         slope, intercept = self.scale
@@ -98,10 +100,12 @@ class Volume:
 
         The result is a view.
         """
+        axis = PLANES[plane]
         mirrored = slices[:, :, ::-1]
         turned = np.rot90(mirrored, -1, axes=(1, 2))
-        canonical = np.moveaxis(turned, 0, PLANES[plane])
-        canonical_orientation = io_orientation(np.eye(4))
+        canonical = np.moveaxis(turned, 0, axis)
+        identity = np.eye(4)
+        canonical_orientation = io_orientation(identity)
         to_stored = ornt_transform(canonical_orientation, self.orientation)
         return apply_orientation(canonical, to_stored)
 
@@ -117,9 +121,11 @@ class Volume:
         sampled_values = self.stored.ravel(order="K")[::every]
         values = self.scaled(sampled_values)
         is_counted = np.isfinite(values) & (values != 0)
-        low = high = 0.0
-        if is_counted.any():
-            low, high = np.percentile(values[is_counted], percentiles)
+        counted_values = values[is_counted]
+        low = 0.0
+        high = 0.0
+        if len(counted_values) > 0:
+            low, high = np.percentile(counted_values, percentiles)
         if not low < high:
             raise ValueError(
                 f"Expected several non-zero values, of which two percentiles become black and white, {self.path} has "
@@ -135,9 +141,13 @@ def is_volume(path: Path) -> bool:
 
 def files_of(path: Path) -> list[Path]:
     """Return all files of a volume: the NIfTI file, or the files in the folder of a series."""
-    if path.is_dir():
-        return sorted(file for file in path.iterdir() if file.is_file())
-    return [path]
+    if not path.is_dir():
+        return [path]
+    files = []
+    for file in sorted(path.iterdir()):
+        if file.is_file():
+            files.append(file)
+    return files
 
 
 def open_volume(path: Path) -> Volume:
@@ -150,7 +160,9 @@ def open_volume(path: Path) -> Volume:
         ValueError: if a NIfTI file cannot be read, does not have three axes, has no spacing, or has colors, NaN or
             infinite values. For a series, see [`~modeling_vitp.images.dicom.read_series`].
     """
-    return open_series(path) if path.is_dir() else open_nifti(path)
+    if path.is_dir():
+        return open_series(path)
+    return open_nifti(path)
 
 
 def open_series(folder: Path) -> Volume:
@@ -160,7 +172,8 @@ def open_series(folder: Path) -> Volume:
     lowest_values = []
     for values_of_slice in values.T:
         if np.isfinite(values_of_slice).any():
-            lowest_values.append(float(np.nanmin(values_of_slice)))
+            lowest_of_slice = np.nanmin(values_of_slice)
+            lowest_values.append(float(lowest_of_slice))
     lowest = min(lowest_values, default=0.0)
     for values_of_slice in values.T:
         values_of_slice[np.isnan(values_of_slice)] = lowest
@@ -184,7 +197,8 @@ def open_nifti(path: Path) -> Volume:
                 f"shape {proxy.shape} with values of type {proxy.dtype}. Save several volumes separately, for example "
                 "with nibabel.four_to_three"
             )
-        stored = map_file(Path(image.file_map["image"].filename), proxy)
+        file_name = image.file_map["image"].filename
+        stored = map_file(Path(file_name), proxy)
     header = image.header
     if not isinstance(header, nibabel.Nifti1Header):
         header = nibabel.Nifti1Header.from_header(header)
@@ -196,17 +210,20 @@ def open_nifti(path: Path) -> Volume:
     if stored.dtype.kind == "f":
         num_invalid = 0
         for stored_slice in stored.T:  # Slices of a mapped file take little memory.
-            num_invalid += int((~np.isfinite(stored_slice)).sum())
+            is_invalid = ~np.isfinite(stored_slice)
+            num_invalid += int(is_invalid.sum())
         if num_invalid > 0:
             raise ValueError(f"{path} has {num_invalid} values that are NaN or infinite. Repair or remove the file.")
-    return Volume(path, stored, image.affine, header, (float(proxy.slope), float(proxy.inter)))
+    scale = (float(proxy.slope), float(proxy.inter))
+    return Volume(path, stored, image.affine, header, scale)
 
 
 def has_spacing(image: nibabel.spatialimages.SpatialImage) -> bool:
     """Return whether a header has a voxel size, from the stored header, because nibabel replaces a size of 0 by 1."""
     if isinstance(image, nibabel.Nifti1Image):
+        header_class = type(image.header)
         with ImageOpener(image.file_map["image"].filename) as file:
-            stored_header = type(image.header).from_fileobj(file, check=False)
+            stored_header = header_class.from_fileobj(file, check=False)
         sizes = stored_header["pixdim"][1:4]
         has_sizes = (sizes > 0).all()
         has_affine = bool(stored_header["sform_code"])
@@ -233,7 +250,14 @@ def map_file(path: Path, proxy: nibabel.arrayproxy.ArrayProxy) -> np.memmap:
         file = tempfile.TemporaryFile()
         with ImageOpener(path) as packed:
             shutil.copyfileobj(packed, file)
-    return np.memmap(file, proxy.dtype, "r", proxy.offset, proxy.shape, order="F")
+    return np.memmap(
+        file,
+        dtype=proxy.dtype,
+        mode="r",
+        offset=proxy.offset,
+        shape=proxy.shape,
+        order="F",
+    )
 
 
 def check_same_place(volumes: Sequence[Volume]) -> None:
@@ -241,7 +265,8 @@ def check_same_place(volumes: Sequence[Volume]) -> None:
     first = volumes[0]
     for volume in volumes[1:]:
         has_same_shape = volume.canonical_shape == first.canonical_shape
-        if not has_same_shape or not np.allclose(volume.canonical_affine, first.canonical_affine, atol=1e-2):
+        has_same_affine = np.allclose(volume.canonical_affine, first.canonical_affine, atol=1e-2)
+        if not has_same_shape or not has_same_affine:
             raise ValueError(
                 f"Expected volumes of the same shape at the same position, {volume.path} has "
                 f"{volume.canonical_shape} with the affine {volume.canonical_affine.tolist()} and {first.path} has "
@@ -252,8 +277,9 @@ def check_same_place(volumes: Sequence[Volume]) -> None:
 def to_gray(values: np.ndarray, window: tuple[float, float]) -> np.ndarray:
     """Convert a slice to uint8: values below the window become black, values above become white."""
     low, high = window
-    shares = np.clip((values - low) / (high - low), 0, 1)
-    return (255 * shares).round().astype(np.uint8)
+    shares = (values - low) / (high - low)
+    levels = 255 * np.clip(shares, 0, 1)
+    return levels.round().astype(np.uint8)
 
 
 def check_cut(plane: str, window: Sequence[float] | None, percentiles: Sequence[float] | None) -> None:
@@ -261,8 +287,9 @@ def check_cut(plane: str, window: Sequence[float] | None, percentiles: Sequence[
     is_one_set = (window is None) != (percentiles is None)
     pair = percentiles if window is None else window
     if plane not in PLANES or not is_one_set or not is_increasing_pair(pair):
+        planes = ", ".join(sorted(PLANES))
         raise ValueError(
-            f"Expected for volumes a `plane` of {', '.join(sorted(PLANES))}, and either `window` or `percentiles`, as "
+            f"Expected for volumes a `plane` of {planes}, and either `window` or `percentiles`, as "
             f"two increasing numbers that become black and white, got plane={plane!r}, window={window} and "
             f"percentiles={percentiles}."
         )
@@ -311,7 +338,8 @@ class VolumeSlices:
         check_same_place(volumes_and_labels)
         self.windows = []
         for volume in self.volumes:
-            self.windows.append(tuple(window) if window else volume.window(percentiles))
+            window_of_volume = tuple(window) if window else volume.window(percentiles)
+            self.windows.append(window_of_volume)
 
     def __len__(self) -> int:
         return self.volumes[0].number(self.plane)
@@ -324,10 +352,12 @@ class VolumeSlices:
     def image(self, index: int) -> PIL.Image.Image:
         channels = []
         for volume, window in zip(self.volumes, self.windows):
-            channels.append(to_gray(volume.cut(self.plane, index), window))
-        if len(channels) == 1:
-            return PIL.Image.fromarray(channels[0])
-        return PIL.Image.fromarray(np.stack(channels, -1))
+            values = volume.cut(self.plane, index)
+            channels.append(to_gray(values, window))
+        pixels = channels[0]
+        if len(channels) > 1:
+            pixels = np.stack(channels, axis=-1)
+        return PIL.Image.fromarray(pixels)
 
     def mask(self, index: int) -> np.ndarray:
         """Return the mask of a slice, uint8 or, for other values than 0 to 255, int32 of shape `(height, width)`."""

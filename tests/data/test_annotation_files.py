@@ -21,7 +21,7 @@ def test_dior_r_box_has_corners():
     (found,) = voc_objects(ElementTree.fromstring(document), "00001.xml")
     assert found.corners == tuple(CORNERS) and found.box == (9, 20, 30, 32) and found.label == "Dam"
     broken = document.replace("<y_right_top>22.0</y_right_top>", "")
-    with pytest.raises(ValueError, match="00001.xml, object 0: "):
+    with pytest.raises(ValueError, match="00001.xml, object 0 "):
         voc_objects(ElementTree.fromstring(broken), "00001.xml")
 
 

@@ -2,16 +2,17 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ...command.settings import check_value
 from ...images.reading import image_files, patient_of
-from ..annotation_files import files_by_key, is_number
+from ..annotation_files import add_file, files_by_key, is_number
 from ..annotations import AnnotatedImage, AnnotatedObject, Region, plain_words, upright_size
 from ..boxes import box_area, clip
-from ..folders import images_in, split_of_path
+from ..folders import check_folder, images_in, split_of_path
 
 LAYOUTS: dict[str, type["Layout"]] = {}
 
@@ -84,14 +85,9 @@ class Layout(ABC):
     case_source: ClassVar[str] = "tags of DICOM"
 
     def __init__(self, root: Path, names: dict[str, str | None] | None = None, annotations: Path | None = None):
-        if not root.is_dir():
-            raise ValueError(f"Folder {root} not found.")
+        check_folder(root)
         names = {} if names is None else names
-        phrases = names.values() if isinstance(names, dict) else [names]
-        for phrase in phrases:
-            has_words = isinstance(phrase, str) and phrase.strip()
-            if phrase is not None and not has_words:
-                raise ValueError(f"`names` must map each class to a phrase or null, got {str(names)[:80]}.")
+        check_value("names", names, Mapping[str, str | None])
         self.root = root
         self.annotations = annotations
         self._given_names = names
@@ -205,8 +201,8 @@ class PairedLayout(Layout):
         else:
             problem = f"was not found under {self.annotations or self.root}"
         raise ValueError(
-            f"The {self.annotation} of {path} {problem}. Put each {self.annotation} in the same subfolders as its "
-            "image, with the same name."
+            f"The {self.annotation} of {path} {problem}. Expected a file of the same name as the image, in the same "
+            "subfolders if names repeat."
         )
 
 
@@ -248,6 +244,7 @@ class ObjectLayout(PairedLayout):
     lists_images: ClassVar[bool] = False
 
     @classmethod
+    @abstractmethod
     def read_objects(cls, annotation: Any, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
         """Read the objects of an image.
 
@@ -259,7 +256,6 @@ class ObjectLayout(PairedLayout):
         Raises:
             ValueError: If the file is invalid; the message names it and the object.
         """
-        raise NotImplementedError
 
     @classmethod
     def match(
@@ -388,9 +384,7 @@ def images_by_name(folder: Path) -> dict[str, Path]:
     """Return the images of a folder and its subfolders, by name without suffix."""
     images = {}
     for path in image_files(folder):
-        if path.stem in images:
-            raise ValueError(f"{images[path.stem]} and {path} are two images with the same name.")
-        images[path.stem] = path
+        add_file(images, path.stem, path)
     if not images:
         raise ValueError(f"No images found in {folder}.")
     return images

@@ -4,7 +4,7 @@ from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
 
-from ...images.reading import visible_paths
+from ...images.reading import read_errors, visible_paths
 from ..annotation_files import read_annotation
 from ..annotations import AnnotatedImage, Region, connected_regions, read_mask_values, upright_size
 from ..folders import UNSPLIT, have_common_names, images_in, masks_in, split_in, split_of_path
@@ -58,14 +58,14 @@ class ChangePairs(Layout):
         files = [location] if location.is_file() else visible_paths(location, "*captions*.json")
         captions = defaultdict(dict)
         for path in files:
-            try:
+            with read_errors(path, "captions in the format of LEVIR-CC"):
                 for image in read_annotation(path)["images"]:
+                    name = image["filename"]
                     sentences = sentences_of(image)
                     split = split_in(str(image.get("split") or image.get("filepath") or "")) or UNSPLIT
-                    if captions[image["filename"]].setdefault(split, sentences) != sentences:
-                        raise ValueError(f"{path} has different captions for two images {image['filename']!r}.")
-            except (KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"Expected captions in the format of LEVIR-CC in {path}: {error!r}.") from error
+                    first_sentences = captions[name].setdefault(split, sentences)
+                    if first_sentences != sentences:
+                        raise ValueError(f"{path} has different captions for two images {name!r}.")
         return captions
 
     def _captions_of(self, path: Path) -> tuple[str, ...]:
@@ -75,7 +75,8 @@ class ChangePairs(Layout):
         if split == UNSPLIT and len(captions_of_splits) == 1:
             (captions,) = captions_of_splits.values()
             return captions
-        return captions_of_splits.get(split, captions_of_splits.get(UNSPLIT, ()))
+        unsplit_captions = captions_of_splits.get(UNSPLIT, ())
+        return captions_of_splits.get(split, unsplit_captions)
 
     def annotate(self, image_id, paths):
         before, after = paths

@@ -68,7 +68,8 @@ class ClassFolders(ClassLayout):
     def annotate(self, image_id, paths):
         (path,) = paths
         expected_parts = ("SPLIT", "CLASS", "NAME") if self._split_folders else ("CLASS", "NAME")
-        if len(path.relative_to(self.root).parts) != len(expected_parts):
+        parts = path.relative_to(self.root).parts
+        if len(parts) != len(expected_parts):
             pattern = "/".join(expected_parts)
             raise ValueError(f"Expected images at {pattern} in {self.root}, got {path}. Move the file.")
         size = stored_size(path)  # Of any orientation, which the class does not depend on.

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ...images.reading import IMAGE_SUFFIXES, visible_paths
+from ...images.reading import IMAGE_SUFFIXES, read_errors, visible_paths
 from ..annotation_files import check_size, is_below, read_annotation, read_flag
 from ..annotations import AnnotatedObject
 from ..boxes import Box
@@ -40,7 +40,13 @@ class Coco(ObjectLayout):
         return file.objects(entry, image, size)
 
     @classmethod
-    def match(cls, root, images, annotations, class_property=None):
+    def match(
+        cls,
+        root,
+        images,
+        annotations,
+        class_property=None,
+    ):
         """Find the images by `file_name` relative to the folder, or else by name."""
         if annotations is None:
             return super().match(root, images, annotations)
@@ -122,10 +128,7 @@ class Coco(ObjectLayout):
         return names
 
     def _file(self, image_id, path):
-        file, entry = self._entries[path]
-        if not file.has_annotations:
-            raise ValueError(f"{file.path} needs `annotations` for {path}.")
-        return file, entry
+        return self._entries[path]
 
 
 class CocoFile:
@@ -160,9 +163,12 @@ class CocoFile:
 
     def objects(self, entry: dict, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
         """Return the objects of an entry of `images`; `size` is the height and width of the file `image`."""
+        if not self.has_annotations:
+            raise ValueError(f"{self.path} needs `annotations` for {image}.")
         stated_size = (entry.get("height"), entry.get("width"))
         check_size(stated_size, size, self.path, image)
-        return [coco_object(annotation, self.categories, self.path) for annotation in self._annotations[entry["id"]]]
+        annotations = self._annotations[entry["id"]]
+        return [coco_object(annotation, self.categories, self.path) for annotation in annotations]
 
 
 def coco_object(annotation: dict, names: dict[int | str, str], path: Path | str) -> AnnotatedObject:
@@ -180,12 +186,10 @@ def coco_object(annotation: dict, names: dict[int | str, str], path: Path | str)
             f"{location}: expected `category_id` to be an id of `categories`, and `bbox` to be four numbers in pixels, "
             f"got {category!r} and {stated_box!r}."
         )
-    try:
+    with read_errors(location, "an object with `iscrowd`, `area` and an outline (`segmentation`)"):
         area = read_numbers(annotation.get("area"))
         segmentation = read_numbers(annotation.get("segmentation") or None)
         is_crowd = read_flag(annotation.get("iscrowd"), "iscrowd")
-    except ValueError as error:
-        raise ValueError(f"{location}: invalid `iscrowd`, `area` or outline (`segmentation`): {error}") from error
     caption = annotation.get("caption")
     if isinstance(caption, str) and not caption.strip():
         caption = None
@@ -232,6 +236,8 @@ def check_coco(contents: dict, path: Path) -> None:
 
 def problem_of_coco(contents: dict) -> str | None:
     """Return the first invalid entry of a COCO file in words, or `None` if all are valid."""
+    if not isinstance(contents, dict) or not {"images", "categories"} <= contents.keys():
+        return f"expected COCO JSON with `images` and `categories`, got {str(contents)[:80]!r}."
     for kind, keys in COCO_KEYS.items():
         entries = contents.get(kind, [])
         if not isinstance(entries, list):
@@ -239,19 +245,18 @@ def problem_of_coco(contents: dict) -> str | None:
         for index, entry in enumerate(entries):
             for key in keys:
                 value = entry.get(key) if isinstance(entry, dict) else None
-                if key in ("file_name", "name"):
-                    is_valid = isinstance(value, str) and value != ""
-                else:
-                    is_valid = isinstance(value, (int, str))
+                is_name = isinstance(value, str) and value != ""
+                is_id = isinstance(value, (int, str))
+                is_valid = is_name if key in ("file_name", "name") else is_id
                 if not is_valid:
                     return f"entry {index} of `{kind}` has no valid {key!r}: {str(entry)[:80]!r}."
     for kind, key in UNIQUE_KEYS:
         values = set()
-        for entry in contents.get(kind, []):
+        for entry in contents[kind]:
             if entry[key] in values:
                 return f"two entries of `{kind}` have the {key} {entry[key]!r}. Merge them."
             values.add(entry[key])
-    image_ids = {entry["id"] for entry in contents.get("images", [])}
+    image_ids = {entry["id"] for entry in contents["images"]}
     for annotation in contents.get("annotations", []):
         image_id = annotation["image_id"]
         if image_id not in image_ids:
@@ -271,10 +276,7 @@ def entries_by_name(path: Path) -> dict[str, tuple[CocoFile, dict]]:
 
     If two images have the same name, all names include the folders.
     """
-    contents = read_annotation(path)
-    if not isinstance(contents, dict) or not {"images", "categories", "annotations"} <= contents.keys():
-        raise ValueError(f"Expected COCO JSON with `images`, `categories` and `annotations` in {path}.")
-    file = CocoFile(path, contents)
+    file = CocoFile(path, read_annotation(path))
     stems = {file_stem(entry["file_name"]) for entry in file.images}
     has_unique_stems = len(stems) == len(file.images)
     entries = {}

@@ -49,7 +49,13 @@ class GeoJson(ObjectLayout):
         return annotation.objects(image, size)
 
     @classmethod
-    def match(cls, root, images, annotations, class_property=None):
+    def match(
+        cls,
+        root,
+        images,
+        annotations,
+        class_property=None,
+    ):
         image_paths = images_by_name(images)
         if annotations is None:
             return image_paths, dict.fromkeys(image_paths)

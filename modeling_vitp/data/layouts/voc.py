@@ -6,7 +6,7 @@ from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
 
-from ...images.reading import image_files
+from ...images.reading import image_files, read_errors
 from ..annotation_files import STATISTICS, check_size, files_by_key, parse_xml, read_list
 from ..annotations import AnnotatedObject, oriented_object
 from ..folders import SPLIT_NAME, split_in, split_of_path
@@ -100,11 +100,6 @@ class PascalVOC(ObjectLayout):
             raise ValueError(f"The image {name} is ambiguous: {paths[0]} or {paths[1]}.")
         return paths[0]
 
-    def _file(self, image_id, path):
-        if image_id not in self._files:
-            raise ValueError(f"No {image_id}.xml for {path} found under {self.annotations or self.root}.")
-        return self._files[image_id]
-
 
 def voc_objects(root: ElementTree.Element, path: Path | str) -> list[AnnotatedObject]:
     """Return the objects of a Pascal VOC document, with axis-aligned (`bndbox`) or oriented (`robndbox`) boxes.
@@ -117,19 +112,18 @@ def voc_objects(root: ElementTree.Element, path: Path | str) -> list[AnnotatedOb
         location = f"{path}, object {index}"
         label = node.findtext("name", "").strip()
         is_difficult = node.findtext("difficult", "0").strip() == "1"
-        try:
+        with read_errors(location, "a box of four numbers (`bndbox`) or four corners (`robndbox`)"):
             if node.find("robndbox") is None:
-                box = tuple(float(node.findtext(f"bndbox/{side}")) for side in SIDES)
+                sides = [node.findtext(f"bndbox/{side}", "") for side in SIDES]
+                box = tuple(map(float, sides))
                 objects.append(AnnotatedObject(location, label, box, is_difficult=is_difficult))
                 continue
             corners = []
             for name in CORNERS:
-                x = float(node.findtext(f"robndbox/x_{name}"))
-                y = float(node.findtext(f"robndbox/y_{name}"))
+                x = float(node.findtext(f"robndbox/x_{name}", ""))
+                y = float(node.findtext(f"robndbox/y_{name}", ""))
                 corners.append((x, y))
             objects.append(oriented_object(location, label, corners, is_difficult))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{location}: expected a box of four numbers or four corners.") from error
     return objects
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ...images.reading import is_dicom_file, whole_numbers
 from ...images.volumes import NIFTI, VolumeSlices, check_cut, open_volume
+from ..annotation_files import add_file
 from ..annotations import AnnotatedImage, LabelMap, mask_key, names_of_values, number_classes, regions_of
 from ..folders import NNUNET_FOLDERS, split_of_path
 from .base import Layout, register_layout
@@ -135,7 +136,13 @@ class Volumes(Layout):
 
 
 @lru_cache(maxsize=1)
-def open_slices(path: Path, mask: Path, plane: str, intensities: tuple, percentiles: tuple) -> VolumeSlices:
+def open_slices(
+    path: Path,
+    mask: Path,
+    plane: str,
+    intensities: tuple,
+    percentiles: tuple,
+) -> VolumeSlices:
     """Open a volume with its mask, which is cached for the next slice."""
     return VolumeSlices([path], plane, intensities, percentiles, mask)
 
@@ -159,10 +166,7 @@ def volumes_in(root: Path, names: tuple[str, ...]) -> dict[str, dict[str, Path]]
         for path in paths:
             if is_volume(path):
                 split = split_of_path(path.relative_to(root))
-                volumes_of_split = splits[split]
-                first_path = volumes_of_split.setdefault(case_of(path), path)
-                if first_path != path:
-                    raise ValueError(f"{first_path} and {path} have the same name.")
+                add_file(splits[split], case_of(path), path)
     return dict(splits)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ...images.reading import image_files
+from ...images.reading import image_files, read_errors
 from ..annotation_files import read_list, read_text
 from ..annotations import AnnotatedImage, AnnotatedObject, Point, upright_size
 from .base import ObjectLayout, register_layout
@@ -143,10 +143,8 @@ def read_description(path: Path) -> tuple[Path, dict[str, Any]]:
         has_image_folder = (folder / "images").is_dir()
         contents = {"names": read_list(path), "train": "images" if has_image_folder else "."}
     else:
-        try:
+        with read_errors(path, "YAML"):
             contents = yaml.safe_load(read_text(path))
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not valid YAML: {error}") from error
     keys = contents.keys() if isinstance(contents, dict) else set()
     has_splits = not keys.isdisjoint(YOLO_SPLITS)
     if not has_splits or not contents.get("names") or "kpt_shape" in keys:
@@ -212,7 +210,12 @@ def read_label(path: Path, size: tuple[int, int], names: dict[int, str]) -> list
     return yolo_objects(read_text(path), path, size, names) if path.exists() else []
 
 
-def yolo_objects(text: str, path: Path | str, size: tuple[int, int], names: dict[int, str]) -> list[AnnotatedObject]:
+def yolo_objects(
+    text: str,
+    path: Path | str,
+    size: tuple[int, int],
+    names: dict[int, str],
+) -> list[AnnotatedObject]:
     """Return the objects of a YOLO file: lines with a class index and a box, an oriented box or a polygon.
 
     Args:
@@ -258,7 +261,8 @@ def parse_line(line: str, size: tuple[int, int], names: dict[int, str]) -> tuple
         return None
     # Points may lie a little outside of the image, but not as far as pixels.
     is_relative = all(-0.5 <= coordinate <= 1.5 for coordinate in coordinates)
-    if len(coordinates) < 4 or len(coordinates) % 2 == 1 or not is_relative:
+    has_points = len(coordinates) >= 4 and len(coordinates) % 2 == 0
+    if not has_points or not is_relative:
         return None
     height, width = size
     points = []

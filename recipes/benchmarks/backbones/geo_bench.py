@@ -21,10 +21,17 @@ class ExportedBackbone(BenchModel):
 
     expected_input_unit = InputUnit.REFLECTANCE_0_1
 
-    def __init__(self, bands: list[BandSpec], folder: str, pooling: str = "mean", **options):
+    def __init__(
+        self,
+        bands: list[BandSpec],
+        folder: str,
+        pooling: str = "mean",
+        **options,
+    ):
         opened = load_backbone(folder)
-        self.pretrain_mean = opened.image_processor.image_mean
-        self.pretrain_std = opened.image_processor.image_std
+        image_processor = opened.image_processor
+        self.pretrain_mean = image_processor.image_mean
+        self.pretrain_std = image_processor.image_std
         super().__init__(bands=bands, **options)
         self.opened = opened
         self.pooling = pooling

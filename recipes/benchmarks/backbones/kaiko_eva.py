@@ -21,7 +21,12 @@ class ExportedBackbone(nn.Module):
         ValueError: If `out_indices` is neither 1 nor `None`.
     """
 
-    def __init__(self, folder: str, pooling: str = "mean", out_indices: int | None = None):
+    def __init__(
+        self,
+        folder: str,
+        pooling: str = "mean",
+        out_indices: int | None = None,
+    ):
         super().__init__()
         if out_indices not in (1, None):
             raise ValueError(f"Expected out_indices 1 (the last map) or None, got {out_indices}. Set OUT_INDICES=1.")

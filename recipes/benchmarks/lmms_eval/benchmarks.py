@@ -50,7 +50,8 @@ def vrsbench(root: Path, annotations: str) -> list[Document]:
         answer = str(entry["ground_truth"])
         corners = PERCENT_BOX.fullmatch(answer.strip())
         if corners:
-            box = tuple(map(int, corners.groups()[:4]))
+            left, top, right, bottom = corners.groups()[:4]
+            box = (int(left), int(top), int(right), int(bottom))
             answer = write_boxes([box], (100, 100))
         entry_document = document(
             entry.get("question_id", len(documents)),
@@ -78,9 +79,10 @@ def rsvqa(root: Path, prefix: str, images: str) -> list[Document]:
         if not question["active"]:
             continue
         answer_id = question["answers_ids"][0]
+        image = root / images / f"{question['img_id']}.tif"
         question_document = document(
             question["id"],
-            [root / images / f"{question['img_id']}.tif"],
+            [image],
             question=question["question"],
             answers=[answers[answer_id]],
             kind=question["type"],
@@ -91,13 +93,15 @@ def rsvqa(root: Path, prefix: str, images: str) -> list[Document]:
 
 def dior_rsvg(root: Path, indices: str = "test.txt") -> list[Document]:
     """Read DIOR-RSVG (Zhan et al. 2023): VOC's XML with descriptions of objects, and the split's object numbers."""
-    numbers_of_split = set((root / indices).read_text().split())
+    text = (root / indices).read_text()
+    numbers_of_split = set(text.split())
     documents = []
     for number, entry in DiorRSVG(root).objects():
         if number in numbers_of_split:
             _, name, box, expression = entry.content
             image = root / "JPEGImages" / name
-            answer = write_boxes([box], stored_size(image))
+            size = stored_size(image)
+            answer = write_boxes([box], size)
             documents.append(document(number, [image], expression, [answer]))
     return documents
 
@@ -129,9 +133,15 @@ def pmc_vqa(root: Path, annotations: str = "test_clean.csv", images: str = "imag
                 choice = re.sub(r"^\s*[A-D]\s*:\s*", "", row[f"Choice {letter}"])
                 choices.append(choice.strip())
             question = with_choices(row["Question"].strip(), choices)
-            right = (row.get("Answer_label") or row["Answer"]).strip()
+            answer = row.get("Answer_label") or row["Answer"]
             image = root / images / row["Figure_path"]
-            documents.append(document(number, [image], question, [right]))
+            row_document = document(
+                number,
+                [image],
+                question=question,
+                answers=[answer.strip()],
+            )
+            documents.append(row_document)
     return documents
 
 
@@ -140,9 +150,13 @@ def omnimedvqa(root: Path, annotations: str = "QA_information/Open-access") -> l
     documents = []
     for path in sorted((root / annotations).glob("*.json")):
         for entry in read_json(path):
-            options = [entry.get(f"option_{letter}") for letter in LETTERS]
-            choices = list(filter(None, options))
-            right = choose_option(entry["gt_answer"], dict(zip(LETTERS, choices)))
+            choices = []
+            for letter in LETTERS:
+                choice = entry.get(f"option_{letter}")
+                if choice:
+                    choices.append(choice)
+            lettered_choices = dict(zip(LETTERS, choices))
+            right = choose_option(entry["gt_answer"], lettered_choices)
             entry_document = document(
                 entry["question_id"],
                 [root / entry["image_path"]],

@@ -20,7 +20,6 @@ SPLIT = "test"
 NUMBERS = ("count", "area")  # question types of RSVQA that comparisons of vision-language models exclude
 CAPTION_SCORES = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider")
 
-
 Document = dict[str, Any]
 
 
@@ -38,12 +37,15 @@ class BenchmarkTask(ConfigurableMessagesTask):
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
         """Read the documents from the folder; nothing is downloaded."""
-        root = Path(os.environ.get(FOLDERS, "."), self.config.dataset_path)
+        parent = os.environ.get(FOLDERS, ".")
+        root = Path(parent, self.config.dataset_path)
         read_documents = getattr(benchmarks, self.config.dataset_name)
-        documents = read_documents(root, **(dataset_kwargs or {}))
+        options = dataset_kwargs or {}
+        documents = read_documents(root, **options)
         if not documents:
             raise ValueError(f"No documents of {self.config.task} found in {root}.")
-        self.dataset = DatasetDict({SPLIT: Dataset.from_list(documents)})
+        rows = Dataset.from_list(documents)
+        self.dataset = DatasetDict({SPLIT: rows})
         self.dataset_no_image = self.dataset
 
 
@@ -63,7 +65,12 @@ def target_of(document: Document) -> str:
 
 
 def score(kind: str, document: Document, results: Sequence[str]) -> dict[str, float]:
-    scores = score_answers(kind, [document["question"]], [results[0]], [document["answers"]])
+    scores = score_answers(
+        kind,
+        questions=[document["question"]],
+        answers=[results[0]],
+        references=[document["answers"]],
+    )
     means = {}
     for name, scores_of_answers in scores.items():
         means[name] = float(np.mean(scores_of_answers))
@@ -75,13 +82,13 @@ def score_box(document: Document, results: Sequence[str]) -> dict[str, float]:
 
 
 def score_short_answer(document: Document, results: Sequence[str]) -> dict[str, Any]:
-    accuracy = score("vqa", document, results)["accuracy"]
-    return by_type(document, accuracy)
+    scores = score("vqa", document, results)
+    return by_type(document, scores["accuracy"])
 
 
 def score_choice(document: Document, results: Sequence[str]) -> dict[str, Any]:
-    accuracy = score("choice", document, results)["accuracy"]
-    return by_type(document, accuracy)
+    scores = score("choice", document, results)
+    return by_type(document, scores["accuracy"])
 
 
 def by_type(document: Document, accuracy: float) -> dict[str, Any]:
@@ -99,13 +106,18 @@ def average_over_types(typed_accuracies: Sequence[tuple[str, float]]) -> float:
     accuracies_by_type = defaultdict(list)
     for question_type, accuracy in typed_accuracies:
         accuracies_by_type[question_type].append(accuracy)
-    means = [np.mean(accuracies) for accuracies in accuracies_by_type.values()]
+    means = []
+    for accuracies in accuracies_by_type.values():
+        means.append(np.mean(accuracies))
     return float(np.mean(means))
 
 
 def average_without_numbers(typed_accuracies: Sequence[tuple[str, float]]) -> float:
     """Return the mean over questions that do not ask for a number, or NaN without such questions."""
-    accuracies = [accuracy for question_type, accuracy in typed_accuracies if question_type not in NUMBERS]
+    accuracies = []
+    for question_type, accuracy in typed_accuracies:
+        if question_type not in NUMBERS:
+            accuracies.append(accuracy)
     if not accuracies:
         return float("nan")
     return float(np.mean(accuracies))

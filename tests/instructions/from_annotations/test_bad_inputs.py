@@ -88,7 +88,7 @@ WRITERS = {name: write for name, (write, _) in LAYOUTS.items()} | {"folders": wr
 VOC, DOTA, YOLO = "Annotations/003.xml", "train/labelTxt/003.txt", "labels/train/003.txt"
 OF_ONE_IMAGE = [  # Layout, change that breaks it, and text that the error must match.
     ("voc", remove("JPEGImages/003.png"), r"003\.jpg"),
-    ("voc", remove(VOC), r"No 003\.xml for .*003\.png"),
+    ("voc", remove(VOC), r"annotation of .*003\.png was not found"),
     ("voc", put(VOC, b"<annotation"), VOC),
     ("voc", voc(), f"{VOC}, object 0"),
     ("voc", voc(voc_box(9, 9, 4, 12)), f"{VOC}, object 0"),

@@ -23,7 +23,7 @@ def test_test_images_are_held_out(tmp_path, capsys):
     rows = make("voc", root, tmp_path / "listed", "--split_list", tmp_path / "list.txt", "--kinds", "counting")["train"]
     assert set(rows["id"]) <= {"001", "002", "003"}
     (tmp_path / "list.txt").write_text("001\nnothing\n")
-    with pytest.raises(ValueError, match=r"1 of 2 listed images .*: nothing"):
+    with pytest.raises(ValueError, match=r"1 of 2 listed names .* nothing matches none"):
         make("voc", root, tmp_path / "listed", "--split_list", tmp_path / "list.txt")
     with pytest.raises(ValueError, match=r"'val' not found .*\['test', 'train'\]"):
         make("voc", root, tmp_path / "listed", "--split", "val")
@@ -34,7 +34,7 @@ def test_listed_name_must_be_unique(tmp_path):
     for place, name in enumerate(("forest/1.png", "water/1.png", "water/2.png")):
         noise(tmp_path / "classes" / name, place, (16, 16))
     layout = layouts.ClassFolders(tmp_path / "classes")
-    with pytest.raises(ValueError, match=r"name 1.png .*'forest/1.png' or 'water/1.png'"):
+    with pytest.raises(ValueError, match=r"1.png matches 'forest/1.png' .* or 'water/1.png'"):
         choose_split(layout, "train", ["1.png"])
     chosen, held_out = choose_split(layout, "train", ["forest/1.png", "2"])
     assert [*chosen] == ["forest/1.png", "water/2.png"] and held_out == {tmp_path / "classes" / "water" / "1.png"}
