@@ -317,6 +317,7 @@ def test_license_files_of_two_sources_are_kept(tmp_path):
     assert found == licenses | {"NOTICE": "made by all"}
 
 
+@pytest.mark.slow
 def test_training_from_hub_and_back(hub, logged_in, folder, data_folder, tmp_path, capsys):
     """Model and data come from the Hub, each checkpoint is pushed, and every card has the license."""
     hub.create(

@@ -64,6 +64,7 @@ def test_masks_are_not_read_as_classes(tmp_path):
         make("folders", tmp_path / "data", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_boxes_of_masks_are_their_components(tmp_path):
     """Answers without boxes are compared with the masks by the tests of drawn views."""
     named = {1: "water", 2: "grass", 3: "road"}

@@ -59,6 +59,7 @@ def write_labels(root):
     return boxes
 
 
+@pytest.mark.slow
 def test_five_commands_read_layout_of_plugin(tmp_path, plugin, monkeypatch, quick_probe):
     boxes = write_labels(tmp_path / "labels")
     root = str(tmp_path / "labels")

@@ -134,6 +134,7 @@ def test_gains_are_differences_to_controls(measured):
     assert measured[0]["control"]["mean_iou"] < 0.5
 
 
+@pytest.mark.slow
 def test_same_backbone_has_no_gain(data, run, tmp_path, quick_probe):
     arms = load_backbones(run / "backbone", run / "backbone", seed=3)
     measured = measure_gains(data, "train", "test", backbones=arms, folder=tmp_path)["test"]

@@ -141,6 +141,7 @@ def test_written_images_and_masks_agree(tmp_path):
     assert all(height == width for height, width in sizes["train"])
 
 
+@pytest.mark.slow
 def test_boxes_are_probed(coco, run, tmp_path, monkeypatch, quick_probe):
     monkeypatch.setattr(labeled_views, "MOST_VIEWS", 6)
     measured = probe_labels(*opened(coco, window=64), run, 3, "cpu")

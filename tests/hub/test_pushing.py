@@ -56,6 +56,7 @@ def test_hub_strategies_push_expected_files(hub, settings, tmp_path, strategy, c
         assert {f"{name}/optimizer.pt", f"{name}/model.safetensors", f"{name}/checkpoint.json"} <= set(files)
 
 
+@pytest.mark.slow
 def test_failed_push_does_not_stop_training(hub, settings, tmp_path, caplog, pauses):
     hub.fail("POST", "*/commit/main", 403)
     assert train(tmp_path, **settings, max_steps=1) == 0
@@ -76,6 +77,7 @@ def test_failed_push_does_not_stop_training(hub, settings, tmp_path, caplog, pau
     assert hub.files("tester/second", "v2")["model.safetensors"] == (tmp_path / "second/model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_background_push_is_retried_and_deletes_stale_weights(hub, settings, tmp_path, pauses):
     stale = {"model-00001-of-00002.safetensors": b"old", "model.safetensors.index.json": b"{}", "notes.txt": b"kept"}
     hub.create("tester/trained", stale)
@@ -96,6 +98,7 @@ def test_secret_in_the_output_folder_is_not_pushed(hub, settings, tmp_path, capl
     assert set(hub.files("tester/trained")) == {".gitattributes"}
 
 
+@pytest.mark.slow
 def test_lora_pushes_the_merged_model(hub, settings, folder, tmp_path, capsys):
     hub.create("org/start", dict(model_files(folder).items()))
     settings |= {"model_name_or_path": "org/start", "use_peft": True, "lora_r": 2}

@@ -65,6 +65,7 @@ def test_processor_without_normalization_is_kept(tokenizer, changes):
     assert collator.with_raw_tiles() is collator
 
 
+@pytest.mark.slow
 def test_run_with_raw_tiles_is_exact(tmp_path, monkeypatch):
     def losses(folder):
         trainer = make_trainer(folder, save_strategy="no", logging_steps=1)

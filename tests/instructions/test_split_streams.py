@@ -83,6 +83,7 @@ def all_parts(folder, processes, workers, monkeypatch, number=2, **options):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "workers"), READERS)
 def test_parts_yield_every_copy_once(folder, processes, workers, monkeypatch):
     parts = all_parts(folder, processes, workers, monkeypatch)
@@ -215,6 +216,7 @@ def test_part_without_rows_raises_error(tmp_path, folder, monkeypatch):
         next(rows_of(opened(tmp_path, only=["lines"]), 3, 2, 1, 0, monkeypatch))
 
 
+@pytest.mark.slow
 def test_resumed_run_reads_the_remaining_rows(folder, tmp_path, model, processor):
     def train(output, resume=None, **options):
         fields = {"max_steps": 10, "save_steps": 6, "per_device_train_batch_size": 16, "learning_rate": 1e-3}

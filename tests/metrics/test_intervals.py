@@ -113,6 +113,7 @@ def test_no_difference_is_rarely_clear():
     assert all(paired_difference(*simulate(seed, 0.3)).is_clear for seed in range(20))
 
 
+@pytest.mark.slow
 def test_tiles_of_few_scenes_are_not_as_many_images():
     """Equal models differ by scene and by tile. Resampled tiles would give too narrow intervals, scenes do not."""
     clear = []

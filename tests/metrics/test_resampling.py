@@ -70,6 +70,7 @@ def add(metric, kind: str, case: dict, index: int, copy: int = 0) -> None:
         metric.add_batch(**one, case_ids=[f"{index}/{copy}"], **ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_resampled_scores_equal_repeated_images(kind):
     make, _, options = KINDS[kind]

@@ -159,6 +159,7 @@ def arguments(tmp_path):
     return [str(word) for name, value in options.items() for word in (f"--{name}", value)]
 
 
+@pytest.mark.slow
 def test_probe_compares_backbone_with_start(arguments, tmp_path, capsys, quick_probe):
     assert main([*arguments, "--probe_splits", "train", "val"]) == 0
     out = tmp_path / "out"
@@ -197,6 +198,7 @@ def train(folder, scenes, name, line):
     assert all(torch.isfinite(weight).all() for weight in backbone.parameters())
 
 
+@pytest.mark.slow
 def test_folder_in_format_is_trained_on(tmp_path, scenes, capsys):
     train(tmp_path, scenes, "LLaVA", f"dataset_name: {tmp_path / 'data'}\n")
     assert f"{FORMATS['LLaVA'][1]}, {len(scenes)} rows" in capsys.readouterr().out

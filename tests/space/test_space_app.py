@@ -83,6 +83,7 @@ def saved(tmp_path):
     return save
 
 
+@pytest.mark.slow
 def test_api_functions_return_plain_values(client, saved):
     """Each function is called once; their results are tested below and with the tabs."""
     image, later = saved(picture(64, 48)), saved(picture(64, 48, seed=1), "later.png")

@@ -39,6 +39,7 @@ def write_numbers(root, num_images) -> dict[str, float]:
     return numbers
 
 
+@pytest.mark.slow
 def test_task_of_plugin_is_fine_tuned(tmp_path, monkeypatch):
     numbers = write_numbers(tmp_path / "data", {"train": 48, "test": 16})
     words = f"--plugins {PLUGIN} --data_root {tmp_path / 'data'} --test_split test --output_dir {tmp_path / 'tuned'}"

@@ -180,6 +180,7 @@ def test_pair_scores_match_loop(runs, tmp_path, corruption, severity):
     assert condition["metrics"]["iou"] == both / either and condition["score"] == 2 * both / (either + both)
 
 
+@pytest.mark.slow
 def test_models_get_identical_pixels(runs, tmp_path, monkeypatch):
     original, seen = ViTPSegmentationTrainer.predict_labels, []
 
@@ -204,6 +205,7 @@ def test_models_get_identical_pixels(runs, tmp_path, monkeypatch):
     assert seen[2 * number : 2 * number + 3] == seen[:3] and not {*seen[2 * number + 3 :]} & {*seen[: 2 * number]}
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_scores(runs, tmp_path):
     settings = {"corruptions": "gaussian_noise", "severities": 3}
     alone = evaluate(runs / "first", **settings, output_dir=tmp_path / "alone")
@@ -211,6 +213,7 @@ def test_workers_do_not_change_scores(runs, tmp_path):
     assert alone == workers
 
 
+@pytest.mark.slow
 def test_settings_precedence(runs, tmp_path):
     described = dense_data.read_config("loveda") | {"crop_size": 40, "window": None, "stride": 20}
     described["data"]["root"] = "nowhere"

@@ -90,6 +90,7 @@ def test_batches_by_length_have_little_padding(collator, mixed_rows):
             assert shares[0] < 0.15 and shares[1] < 0.18
 
 
+@pytest.mark.slow
 def test_trainer_batches_by_length_and_logs_padding(mixed_rows, tmp_path):
     shares = {}
     options = {"max_steps": 1, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 8, **ONCE}
@@ -244,9 +245,9 @@ LOADING = {
     # One worker has two of three shards and ends one step after the other.
     "stream, uneven workers": {"stream": True, "num_shards": 3, **PERSISTENT},
 }
-FAST = [("map", 5), ("stream", 2), ("stream, uneven workers", 3)]
+FAST = [("map", 5), ("stream", 2)]
 SLOW = [("map, two workers that stay", 3), ("map, by length", 2), ("map, balanced", 5), ("stream, by length", 3)]
-SLOW += [("stream, uneven workers", 2), ("stream, uneven workers", 5)]
+SLOW += [("stream, uneven workers", 2), ("stream, uneven workers", 3), ("stream, uneven workers", 5)]
 
 
 @pytest.mark.parametrize(

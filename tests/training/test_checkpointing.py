@@ -139,6 +139,7 @@ def test_lock_is_shared_within_a_process(tmp_path):
     first.release()
 
 
+@pytest.mark.slow
 def test_crashed_run_keeps_record_of_finished_run(data_folder, tmp_path, monkeypatch):
     settings = {"from_scratch": FROM_SCRATCH, "dataset_name": str(data_folder), "max_steps": 1}
     assert train(tmp_path, **settings) == 0

@@ -147,6 +147,7 @@ def test_stream_fingerprint_changes_with_reader(tmp_path):
     assert len({known(), known("long"), known(prompt="What is it?")}) == 3
 
 
+@pytest.mark.slow
 def test_changed_masks_are_refused(tmp_path):
     dense_data.make_loveda(tmp_path / "data")
     settings = {"submission": None, "num_pictures": 0, "save_steps": 1, "eval_split": None, "train_splits": ["train"]}

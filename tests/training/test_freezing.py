@@ -276,6 +276,7 @@ def test_peft_model_exports_its_trained_vit(model, tmp_path):
         assert load_file(tmp_path / case / "model.safetensors").keys() == start.state_dict().keys()
 
 
+@pytest.mark.slow
 def test_lora_checkpoint_exports_the_backbone_of_the_run(data_folder, start, tmp_path):
     half = tmp_path / "half"
     shutil.copytree(start, half)
@@ -289,6 +290,7 @@ def test_lora_checkpoint_exports_the_backbone_of_the_run(data_folder, start, tmp
         assert exported[name].dtype == weight.dtype == torch.float32 and torch.equal(exported[name], weight), name
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_works_with_frozen_vit_and_lora(model_and_processor, data_folder, tmp_path):
     model, processor = model_and_processor
     freeze(model, vision=True, unfreeze_vision_layers=1)

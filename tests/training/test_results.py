@@ -29,6 +29,7 @@ def fail(*_, **__):
     raise TypeError("a bad\nday")
 
 
+@pytest.mark.slow
 def test_next_run_in_folder_drops_parts_of_earlier_run(data_folder, tmp_path, from_scratch):
     out, options = tmp_path / "out", {**from_scratch, "save_strategy": "no"}
     assert train(tmp_path, **options, use_peft=True, lora_r=2) == 0
@@ -147,6 +148,7 @@ class Stop(TrainerCallback):
         raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resume", [results.train, lambda trainer: {"train": trainer.train(True).metrics}])
 def test_train_loss_of_resumed_run_has_all_steps(tmp_path, monkeypatch, resume):
     losses, training_step = [], ViTPTrainer.training_step

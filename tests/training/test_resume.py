@@ -29,7 +29,8 @@ def whole_runs(tmp_path_factory):
     return whole
 
 
-@pytest.mark.parametrize("stream", [pytest.param(False, marks=pytest.mark.slow), True], ids=["map", "stream"])
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", [False, True], ids=["map", "stream"])
 def test_run_killed_again_and_again_is_exact(tmp_path, stream):
     options = {"stream": stream, **(PERSISTENT if stream else {})}
     whole = run(tmp_path / "whole", **options)

@@ -139,6 +139,7 @@ def test_jpeg_collages_list_their_crops(tmp_path):
     assert stored["path"] == "000000.jpg"
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(
     st.one_of(st.binary(), st.text(), st.integers(), st.lists(st.integers()).map(lambda a: json.dumps({"collage": a})))

@@ -550,6 +550,7 @@ def test_yes_and_no_are_equally_frequent(coco):
         assert abs(counts["yes"] / number - 0.5) < 4 * (0.25 / number + 1 / number) ** 0.5, answers
 
 
+@pytest.mark.slow
 def test_unbalanced_class_is_balanced(tmp_path):
     """A class in nearly every view would be a reason to answer yes without looking."""
     classes = paint(tmp_path, "train", 30)

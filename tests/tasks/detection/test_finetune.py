@@ -158,6 +158,7 @@ def test_data_root_is_enough(tmp_path):
         main(words)
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_uninterrupted_run(tmp_path, oriented_run):
     words = configure(tmp_path, "oriented", **ROTATION)
     assert main([*words, "--max_steps", "2", "--test_split", "", "--num_pictures", "0"]) in (0, 1)

@@ -135,6 +135,7 @@ def test_levir_cd_trains_and_scores(tmp_path, change):
     assert (tmp_path / "out" / "predictions.png").is_file()
 
 
+@pytest.mark.slow
 def test_amos_trains_and_scores_by_volume(tmp_path):
     """Check two volumes of one patient, whose slices have the same indices."""
     dense_data.make_amos(tmp_path / "data")
@@ -291,6 +292,7 @@ def test_recipe_learns_colors(tmp_path):
     assert metrics["test_overall_accuracy"] > 0.75
 
 
+@pytest.mark.slow
 def test_sentinel_2_trains_from_rgb_backbone(tmp_path):
     """Check training, figures, scores, and prediction of a scene with 12 bands."""
     dense_data.make_sen1floods11(tmp_path / "data")

@@ -122,6 +122,7 @@ def test_series_becomes_nifti_at_its_position(model, tmp_path):
     check_geometry(nibabel.load(tmp_path / "o.nii").affine, tmp_path / "oblique")
 
 
+@pytest.mark.slow
 def test_script_predicts_channels_and_nifti_2(model, tmp_path, capsys):
     parts = [values(), values()[::-1], values() // 2]
     paths = tuple(write_nifti(tmp_path / f"{index}.nii", part, nibabel.Nifti2Image) for index, part in enumerate(parts))

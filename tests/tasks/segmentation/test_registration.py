@@ -97,6 +97,7 @@ def train_with_best_checkpoint(files, **changes) -> tuple[dict, list[float]]:
     return json.loads((files / "out" / "metrics.json").read_text()), scores
 
 
+@pytest.mark.slow
 def test_external_head_and_metric_train_and_score(files):
     metrics, scores = train_with_best_checkpoint(files)
     assert metrics["main_score"] == "error_rate" and not metrics["greater_is_better"]
