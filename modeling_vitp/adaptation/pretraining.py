@@ -89,7 +89,7 @@ class Pretraining:
         }
         if self.start.settings.get("language_model"):
             settings["learning_rate"] = 5e-5
-            if not self.user_settings.get("freeze_projector"):  # A frozen part has no learning rate.
+            if "projector" not in (self.user_settings.get("freeze") or ()):  # A frozen part has no learning rate.
                 settings["part_learning_rates"] = {"projector": 1e-3}
         settings.update(plan_settings)
         for name, value in self.user_settings.items():

@@ -18,15 +18,14 @@ from ..command.settings import (
     Probability,
     Settings,
     Share,
+    check_value,
 )
 from ..instructions.arguments import AnnotationOptions
-from ..training.arguments import PlanArguments, RunArguments
+from ..training.arguments import Part, PlanArguments, RunArguments
 from .requirements import Requirement
 
 # Where the fields of TRL's `SFTConfig` are defined.
 SFT_MODULES = ("transformers.training_args", "trl.trainer.base_config", "trl.trainer.sft_config")
-
-Part = Literal["vision", "projector", "language_model"]  # of the model
 
 
 @dataclass
@@ -128,11 +127,12 @@ class PretrainArguments(PlanArguments, ScriptArguments):
             '\'{"probe.least_gain.linear": "> 0.02"}\'. Otherwise its exit status is 1.'
         },
     )
-    freeze_vision: bool = field(default=False, metadata={"help": "Freeze the ViT. Default: false."})
-    freeze_projector: bool = field(default=False, metadata={"help": "Freeze the projector. Default: false."})
-    freeze_language_model: bool = field(
-        default=False,
-        metadata={"help": "Freeze the language model. For LoRA on it, set use_peft instead. Default: false."},
+    freeze: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Parts of the model that do not train: vision, projector, language_model; '' for none. For LoRA on "
+            "the language model, set use_peft instead. By default all parts train."
+        },
     )
     unfreeze_vision_layers: NonNegativeInt = field(
         default=0, metadata={"help": "Number of last layers of a frozen ViT that still train. 0: none."}
@@ -168,6 +168,8 @@ class PretrainArguments(PlanArguments, ScriptArguments):
     def __post_init__(self):
         super().__post_init__()
         self.from_scratch = self.from_scratch or None
+        self.freeze = [part for part in self.freeze if part]
+        check_value("freeze", self.freeze, list[Part])
         self._check_data()
         for score, text in (self.require or {}).items():
             Requirement.parse(score, text)

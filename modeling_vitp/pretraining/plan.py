@@ -196,19 +196,11 @@ class CostEstimates:
     def prepare(self, lora: bool, model: ViTPForConditionalGeneration) -> LoraConfig | None:
         """Freeze parts of a model, and return its LoRA configuration."""
         args = self.args
-        freeze(
-            model,
-            vision=args.freeze_vision,
-            projector=args.freeze_projector,
-            language_model=args.freeze_language_model,
-            unfreeze_vision_layers=args.unfreeze_vision_layers,
-        )
+        freeze(model, args.freeze, args.unfreeze_vision_layers)
         return lora_config(
             model,
             dataclasses.replace(self.model_args, use_peft=lora),
-            freeze_vision=args.freeze_vision,
-            freeze_projector=args.freeze_projector,
-            freeze_language_model=args.freeze_language_model,
+            frozen_parts=args.freeze,
             unfreeze_vision_layers=args.unfreeze_vision_layers,
             lora_on_vision=args.lora_on_vision and lora,
         )
@@ -291,7 +283,7 @@ def print_plan(
     estimates = CostEstimates(config, args, training_args, model_args, work, padding)
     rows = []
     checkpointing = {}  # peak and hours, by the setting of activation checkpointing
-    setups = changes(configured, args.freeze_language_model, any(padding.values()))
+    setups = changes(configured, "language_model" in args.freeze, any(padding.values()))
     for change, setup in setups.items():
         peak = estimates.peak(setup)
         operations = estimates.operations_per_step(setup)

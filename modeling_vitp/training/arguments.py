@@ -2,6 +2,7 @@
 
 import argparse
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ..command.paths import Shard
 from ..command.settings import (
@@ -12,6 +13,7 @@ from ..command.settings import (
     Share,
 )
 
+Part = Literal["vision", "projector", "language_model"]  # of a vision-language model
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "none")
 
 

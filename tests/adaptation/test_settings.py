@@ -95,7 +95,7 @@ def test_wrong_setting_is_reported_before_the_labels(tmp_path, monkeypatch, sett
 @pytest.mark.parametrize("is_frozen", [False, True])
 def test_frozen_projector_has_no_learning_rate(tmp_path, is_frozen):
     save_vit(tmp_path / "vit", "dinov2")
-    args = arguments(tmp_path, start=str(tmp_path / "vit"), pretraining={"freeze_projector": is_frozen})
+    args = arguments(tmp_path, start=str(tmp_path / "vit"), pretraining={"freeze": ["projector"] if is_frozen else []})
     assert ("part_learning_rates" in pretraining_of(args).settings()) != is_frozen
 
 
