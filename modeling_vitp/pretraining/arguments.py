@@ -8,7 +8,7 @@ from typing import Literal
 
 from trl import ScriptArguments
 
-from ..command.paths import find_data, read_section
+from ..command.paths import expanded_home, find_data, read_section
 from ..command.settings import (
     DropRate,
     JsonText,
@@ -26,6 +26,27 @@ from .requirements import Requirement
 
 # Where the fields of TRL's `SFTConfig` are defined.
 SFT_MODULES = ("transformers.training_args", "trl.trainer.base_config", "trl.trainer.sft_config")
+
+
+@dataclass
+class ProbeData(Settings):
+    """Images with masks that a backbone is probed on.
+
+    Attributes:
+        data: `data` of the configuration, with `root`.
+    """
+
+    config: str = field(metadata={"help": "Configuration with `data` as for finetune_segmentation: a name or a file."})
+    root: str | None = field(default=None, metadata={"help": "Folder of the images. By default that of `config`."})
+    train_split: str = field(default="train", metadata={"help": "Training split of the probes."})
+    test_split: str = field(default="test", metadata={"help": "Scored split of the probes."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        data = read_section(self.config, "data")
+        if self.root is not None:
+            data["root"] = self.root
+        self.data = expanded_home(data)
 
 
 @dataclass
@@ -105,20 +126,13 @@ class PretrainArguments(PlanArguments, ScriptArguments):
             "default the size of the ViT."
         },
     )
-    probe_data: dict | str | None = field(
+    probe_data: ProbeData | JsonText | None = field(
         default=None,
         metadata={
             "help": "Images with masks for probes of the backbone at the end of the run, compared with the backbone at "
-            "its start: `data` of a fine-tuning configuration as JSON, or its name. By default no probes."
+            "its start, as JSON: `config` (name of a fine-tuning configuration), `root`, `train_split` and "
+            "`test_split`, see recipes/pretrain.md. By default no probes."
         },
-    )
-    probe_root: str | None = field(
-        default=None,
-        metadata={"help": "Folder of the probe data. By default probe_data.root."},
-    )
-    probe_splits: list[str] = field(
-        default_factory=lambda: ["train", "test"],
-        metadata={"help": "Two splits of probe_data: the training split and the scored split of the probes."},
     )
     require: dict | JsonText | None = field(
         default=None,
@@ -185,12 +199,6 @@ class PretrainArguments(PlanArguments, ScriptArguments):
                 "dry_run needs a mixture, and the configuration has dataset_name. Give the data set as a mixture: "
                 f"--dataset_name '' --mixture {shlex.quote(json.dumps(self.as_mixture()))}."
             )
-        if isinstance(self.probe_data, str):
-            self.probe_data = read_section(self.probe_data, "data")
-        if self.probe_data is not None and self.probe_root is not None:
-            self.probe_data["root"] = self.probe_root
-        if len(self.probe_splits) != 2:
-            raise ValueError(f"probe_splits={self.probe_splits}: give two splits, for training and for scoring.")
 
     def _check_data(self) -> None:
         """Find the training data; raise a `ValueError` if there are none or several, or an option needs others."""
