@@ -30,6 +30,7 @@ from ..training.costs import (
     CHECKPOINTING,
     MEMORY_HEADER,
     SPARE,
+    UTILIZATION,
     Device,
     Scope,
     Step,
@@ -264,7 +265,7 @@ def print_plan(
         padding_free=training_args.padding_free,
     )
     print(
-        f"\nOne of {work.devices} device(s), {name}, {device.memory:.0f} GiB, at {args.plan_utilization:.0%} of "
+        f"\nOne of {work.devices} device(s), {name}, {device.memory:.0f} GiB, at {UTILIZATION:.0%} of "
         f"{device.operations / 1e12:.0f} TFLOP/s; {work.steps:,} steps.{assumption}\n"
         f"Memory is estimated for a batch of {work.longest.samples} of the longest samples ({work.longest.tiles} "
         f"tiles, {work.longest.text_tokens} text tokens) in bf16 with all weights on each device, time for the mean "
@@ -287,7 +288,7 @@ def print_plan(
     for change, setup in setups.items():
         peak = estimates.peak(setup)
         operations = estimates.operations_per_step(setup)
-        hours = device.hours(work.steps * operations, args.plan_utilization)
+        hours = device.hours(work.steps * operations, UTILIZATION)
         if dataclasses.replace(setup, checkpoint_every=configured.checkpoint_every) == configured:
             checkpointing[setup.checkpoint_every] = peak, hours
         numbers = [f"{number:.3g}" for number in (operations / 1e12, hours, hours * work.devices)]

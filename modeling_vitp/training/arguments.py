@@ -10,7 +10,6 @@ from ..command.settings import (
     NonNegativeInt,
     PositiveInt,
     Settings,
-    Share,
 )
 
 Part = Literal["vision", "projector", "language_model"]  # of a vision-language model
@@ -103,12 +102,9 @@ class PlanArguments(Settings):
     plan_device: str | None = field(
         default=None,
         metadata={
-            "help": "GPU of the dry_run estimate: a40, a100, h100, rtx4090 …, or memory and speed such as "
+            "help": "GPU of the dry_run estimate: a40, a100, h100, rtx4090 …, or memory and peak speed such as "
             "24GiB,71TFLOP/s. By default the GPU of this machine. Without a GPU a40 for pretraining, as in the paper, "
             "and rtx4090 for fine-tuning, a card of 24 GiB."
         },
     )
     plan_devices: PositiveInt = field(default=1, metadata={"help": "Number of GPUs of the dry_run estimate."})
-    plan_utilization: Share = field(
-        default=0.4, metadata={"help": "Share of the GPU's peak speed that the dry_run estimate assumes, in (0, 1]."}
-    )

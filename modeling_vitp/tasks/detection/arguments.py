@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from ...command.paths import find_data
-from ...command.settings import Interval, JsonText, PositiveFloat, Probability, Settings, Share
+from ...command.settings import Interval, JsonText, PositiveFloat, Probability, Settings
 from ...metrics.report import metric_path
 from ..arguments import FineTuningSettings, SplitArguments
 
@@ -70,11 +70,9 @@ class DetectionSettings(FineTuningSettings):
     lr_milestones: list[PositiveFloat] | None = field(
         default=None,
         metadata={
-            "help": "Epochs after which the learning rate is multiplied by lr_gamma. Default: the schedule of "
-            "lr_scheduler_type."
+            "help": "Epochs after which the learning rate is divided by 10. Default: the schedule of lr_scheduler_type."
         },
     )
-    lr_gamma: Share = field(default=0.1, metadata={"help": "Factor of the learning rate at each milestone."})
     warmup_start: Probability = field(
         default=0.0,
         metadata={"help": "Fraction of the learning rate at the start of the warmup, with lr_milestones only."},
