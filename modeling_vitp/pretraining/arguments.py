@@ -53,6 +53,8 @@ class ProbeData(Settings):
 class PretrainArguments(PlanArguments, ScriptArguments):
     """Arguments of the training data, the start of the model, and its frozen parts."""
 
+    advanced = ("plugins", "require", "unfreeze_vision_layers", "lora_on_vision", "drop_path_rate", "vision_image_size")
+
     mixture: dict | str | None = field(
         default=None,
         metadata={
@@ -260,6 +262,8 @@ class PretrainArguments(PlanArguments, ScriptArguments):
 @dataclass
 class VRLArguments(RunArguments):
     """Arguments that [`~modeling_vitp.ViTPTrainingConfig`] adds to TRL's settings."""
+
+    advanced = ("answer_mask_ratio", "color_jitter", "allow_text_only")
 
     vrl_drop_ratio: DropRate = field(
         default=0.75,

@@ -28,6 +28,8 @@ def shard(text: str) -> Shard:
 class RunArguments(Settings):
     """Arguments of all trainers: precision, batch size, signals, resuming and logged predictions."""
 
+    advanced = ("activation_checkpointing_kwargs", "save_on_signal", "stop_at_step", "allow_changed_data")
+
     bf16: bool | None = field(
         default=None,
         metadata={"help": "Compute in bfloat16. By default true on hardware with native bfloat16, else false."},
@@ -91,6 +93,8 @@ class RunArguments(Settings):
 @dataclass
 class PlanArguments(Settings):
     """Arguments of the estimated cost of a run."""
+
+    advanced = ("plan_devices",)
 
     dry_run: bool = field(
         default=False,

@@ -43,6 +43,8 @@ SCORED_WITH = ("per_device_eval_batch_size", "bf16", "fp16")
 class DetectionSettings(FineTuningSettings):
     """Settings that [`~modeling_vitp.ViTPDetectionTrainingConfig`] adds to [`~transformers.TrainingArguments`]."""
 
+    advanced = ("keep_ratio", "diagonal_flip", "right_angle_classes", "warmup_start")
+
     image_size: Annotated[int, Interval("[32, inf)")] = field(
         default=800, metadata={"help": "Side of the square into which images are resized, in pixels, a multiple of 16."}
     )
@@ -104,6 +106,8 @@ class DotaSubmission(Settings):
 @dataclass
 class DetectionArguments(SplitArguments):
     """Arguments for the task, the detector, the training and evaluation data, and the metric."""
+
+    advanced = ("empty_share", "blind_controls", "metric_options", "submission")
 
     task: Literal[tuple(VARIANTS)] = field(
         default="horizontal",
