@@ -75,6 +75,10 @@ WITHOUT_EFFECT = {
     "use_bnb_nested_quant",
     "bnb_4bit_quant_storage",
     "trust_remote_code",
+    "remove_unused_columns",
+    "packing_strategy",
+    "do_eval",
+    "do_predict",
 }
 # Options of TRL that the short help leaves out, as those of `Settings.advanced`.
 ADVANCED = {
