@@ -56,9 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         training_args.vrl_warmup_steps = default_warmup(training_args, train_rows)
 
     model, processor = load_start(args, model_args, sample_texts(train_rows, transform, training_args.seed))
-    frozen = args.freeze_vision, args.freeze_projector, args.freeze_language_model, args.unfreeze_vision_layers
-    freeze(model, *frozen)
-    peft_config = lora_config(model, model_args, *frozen, args.lora_on_vision)
+    freeze(model, args.freeze, args.unfreeze_vision_layers)
+    peft_config = lora_config(model, model_args, args.freeze, args.unfreeze_vision_layers, args.lora_on_vision)
     if args.max_patches is not None:
         processor.image_processor.max_patches = args.max_patches
     if args.input_spec is not None:

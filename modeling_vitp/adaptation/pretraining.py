@@ -75,7 +75,7 @@ class Pretraining:
         """Return the configuration of `vitp pretrain`.
 
         Its defaults are replaced by the settings of the plan, these by those of the user, and these by those of the
-        start, of this run and of the data.
+        start, of this run and of the data. The user's `part_learning_rates` are merged with that of a new projector.
         """
         settings = {
             "learning_rate": 2e-5,
@@ -89,12 +89,15 @@ class Pretraining:
         }
         if self.start.settings.get("language_model"):
             settings["learning_rate"] = 5e-5
-            if not self.user_settings.get("freeze_projector"):  # A frozen part has no learning rate.
+            if "projector" not in (self.user_settings.get("freeze") or ()):  # A frozen part has no learning rate.
                 settings["part_learning_rates"] = {"projector": 1e-3}
+        default_part_rates = settings.get("part_learning_rates", {})
         settings.update(plan_settings)
         for name, value in self.user_settings.items():
             if name not in START_SETTINGS:
                 settings[name] = value
+        if isinstance(settings.get("part_learning_rates"), Mapping):
+            settings["part_learning_rates"] = {**default_part_rates, **settings["part_learning_rates"]}
         settings.update(self.start.settings)
         settings.update(seed=self.seed, eval_strategy="no", report_to="none")
         settings.update(self.data)

@@ -39,7 +39,7 @@ PATH_ARGUMENTS = {
     "start",
 }
 # Arguments that name a local file or folder.
-LOCAL_ARGUMENTS = {"images", "root", "data_root", "probe_root", "split_list", "names"}
+LOCAL_ARGUMENTS = {"images", "root", "data_root", "split_list", "names"}
 FILE_SUFFIXES = (".safetensors", ".yaml", ".json", ".jsonl", ".parquet", ".csv", ".tsv", ".tar")
 SECONDS = 5  # timeout of the connection to the Hub
 

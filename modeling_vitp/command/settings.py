@@ -81,12 +81,14 @@ class Settings:
 
     Attributes:
         unsupported: reason by the name of a library's option that may not be set.
+        advanced: names of fields that the short help of a command leaves out.
 
     Raises:
         ValueError: if a value is not as declared; the message names the field, the declaration and the value.
     """
 
     unsupported: ClassVar[dict[str, str]] = {}
+    advanced: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self):
         declarations = own_fields(type(self))
@@ -96,14 +98,28 @@ class Settings:
             value = convert(name, value, declaration)
             object.__setattr__(self, name, value)  # a dataclass may be frozen
         check_library_fields(self, declarations)
-        for cls in type(self).__mro__:
-            unsupported = vars(cls).get("unsupported", {})
-            for name, reason in unsupported.items():
-                value = getattr(self, name, None)  # some releases of a library lack the option
-                if value:
-                    raise ValueError(f"{name}={value} is not supported: {reason}")
+        for name, reason in unsupported_options(type(self)).items():
+            value = getattr(self, name, None)  # some releases of a library lack the option
+            if value:
+                raise ValueError(f"{name}={value} is not supported: {reason}")
         if hasattr(super(), "__post_init__"):
             super().__post_init__()
+
+
+def unsupported_options(cls: type) -> dict[str, str]:
+    """Return `unsupported` of a [`Settings`] class and the classes that it inherits from."""
+    reasons: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        reasons.update(vars(base).get("unsupported", {}))
+    return reasons
+
+
+def advanced_options(cls: type) -> set[str]:
+    """Return `advanced` of a [`Settings`] class and the classes that it inherits from."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        names.update(vars(base).get("advanced", ()))
+    return names
 
 
 @cache

@@ -60,8 +60,9 @@ def load_backbones(
 
 
 def probe_run(
-    settings: dict,
-    splits: Sequence[str],
+    data: DenseData,
+    train_split: str,
+    test_split: str,
     output_dir: Path,
     seed: int,
     device: str | torch.device,
@@ -69,13 +70,13 @@ def probe_run(
     """Return the result of [`measure_gains`] for a run with `backbone` and `backbone_at_start` in its folder.
 
     Args:
-        settings: `data` of a fine-tuning configuration, see [`~modeling_vitp.tasks.segmentation.data.DenseData`].
-        splits: training split and test split of the probes.
+        data: images with masks.
+        train_split: training split of the probes.
+        test_split: scored split of the probes.
         output_dir: folder of the run; plots are saved to `probe` in it.
         seed: seed of the random weights.
         device: device of the backbones.
     """
-    train_split, test_split = splits
     backbones = load_backbones(
         output_dir / "backbone",
         output_dir / "backbone_at_start",
@@ -83,7 +84,7 @@ def probe_run(
         device,
     )
     gains = measure_gains(
-        DenseData.from_dict(settings),
+        data,
         train_split,
         test_split,
         backbones=backbones,

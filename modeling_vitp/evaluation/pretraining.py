@@ -101,12 +101,12 @@ def probe_labels(
 
 def check_probe_data(args: PretrainArguments) -> None:
     """Raise a `ValueError` if the images with masks that the backbone is probed on at the end are not found."""
-    if args.probe_data is None:
+    probe_data = args.probe_data
+    if probe_data is None:
         return
-    train_split, test_split = args.probe_splits
     SegmentationProbe(
-        DenseData.from_dict(args.probe_data),
-        {"train": train_split, "test": test_split},
+        DenseData.from_dict(probe_data.data),
+        {"train": probe_data.train_split, "test": probe_data.test_split},
         l2=1e-2,
     )
 
@@ -150,8 +150,9 @@ def score_probe(options: PretrainingOptions, data: PretrainData) -> dict[str, An
     output_dir = Path(training_args.output_dir)
     if args.probe_data is not None:
         return probe_run(
-            args.probe_data,
-            args.probe_splits,
+            DenseData.from_dict(args.probe_data.data),
+            args.probe_data.train_split,
+            args.probe_data.test_split,
             output_dir,
             training_args.seed,
             training_args.device,

@@ -8,7 +8,7 @@ from typing import Literal
 
 from trl import ScriptArguments
 
-from ..command.paths import find_data, read_section
+from ..command.paths import expanded_home, find_data, read_section
 from ..command.settings import (
     DropRate,
     JsonText,
@@ -18,20 +18,42 @@ from ..command.settings import (
     Probability,
     Settings,
     Share,
+    check_value,
 )
 from ..instructions.arguments import AnnotationOptions
-from ..training.arguments import PlanArguments, RunArguments
+from ..training.arguments import Part, PlanArguments, RunArguments
 from .requirements import Requirement
 
 # Where the fields of TRL's `SFTConfig` are defined.
 SFT_MODULES = ("transformers.training_args", "trl.trainer.base_config", "trl.trainer.sft_config")
 
-Part = Literal["vision", "projector", "language_model"]  # of the model
+
+@dataclass
+class ProbeData(Settings):
+    """Images with masks that a backbone is probed on.
+
+    Attributes:
+        data: `data` of the configuration, with `root`.
+    """
+
+    config: str = field(metadata={"help": "Configuration with `data` as for finetune_segmentation: a name or a file."})
+    root: str | None = field(default=None, metadata={"help": "Folder of the images. By default that of `config`."})
+    train_split: str = field(default="train", metadata={"help": "Training split of the probes."})
+    test_split: str = field(default="test", metadata={"help": "Scored split of the probes."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        data = read_section(self.config, "data")
+        if self.root is not None:
+            data["root"] = self.root
+        self.data = expanded_home(data)
 
 
 @dataclass
 class PretrainArguments(PlanArguments, ScriptArguments):
     """Arguments of the training data, the start of the model, and its frozen parts."""
+
+    advanced = ("plugins", "require", "unfreeze_vision_layers", "lora_on_vision", "drop_path_rate", "vision_image_size")
 
     mixture: dict | str | None = field(
         default=None,
@@ -106,20 +128,13 @@ class PretrainArguments(PlanArguments, ScriptArguments):
             "default the size of the ViT."
         },
     )
-    probe_data: dict | str | None = field(
+    probe_data: ProbeData | JsonText | None = field(
         default=None,
         metadata={
             "help": "Images with masks for probes of the backbone at the end of the run, compared with the backbone at "
-            "its start: `data` of a fine-tuning configuration as JSON, or its name. By default no probes."
+            "its start, as JSON: `config` (name of a fine-tuning configuration), `root`, `train_split` and "
+            "`test_split`, see recipes/pretrain.md. By default no probes."
         },
-    )
-    probe_root: str | None = field(
-        default=None,
-        metadata={"help": "Folder of the probe data. By default probe_data.root."},
-    )
-    probe_splits: list[str] = field(
-        default_factory=lambda: ["train", "test"],
-        metadata={"help": "Two splits of probe_data: the training split and the scored split of the probes."},
     )
     require: dict | JsonText | None = field(
         default=None,
@@ -128,11 +143,12 @@ class PretrainArguments(PlanArguments, ScriptArguments):
             '\'{"probe.least_gain.linear": "> 0.02"}\'. Otherwise its exit status is 1.'
         },
     )
-    freeze_vision: bool = field(default=False, metadata={"help": "Freeze the ViT. Default: false."})
-    freeze_projector: bool = field(default=False, metadata={"help": "Freeze the projector. Default: false."})
-    freeze_language_model: bool = field(
-        default=False,
-        metadata={"help": "Freeze the language model. For LoRA on it, set use_peft instead. Default: false."},
+    freeze: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Parts of the model that do not train: vision, projector, language_model; '' for none. For LoRA on "
+            "the language model, set use_peft instead. By default all parts train."
+        },
     )
     unfreeze_vision_layers: NonNegativeInt = field(
         default=0, metadata={"help": "Number of last layers of a frozen ViT that still train. 0: none."}
@@ -168,6 +184,8 @@ class PretrainArguments(PlanArguments, ScriptArguments):
     def __post_init__(self):
         super().__post_init__()
         self.from_scratch = self.from_scratch or None
+        self.freeze = [part for part in self.freeze if part]
+        check_value("freeze", self.freeze, list[Part])
         self._check_data()
         for score, text in (self.require or {}).items():
             Requirement.parse(score, text)
@@ -183,12 +201,6 @@ class PretrainArguments(PlanArguments, ScriptArguments):
                 "dry_run needs a mixture, and the configuration has dataset_name. Give the data set as a mixture: "
                 f"--dataset_name '' --mixture {shlex.quote(json.dumps(self.as_mixture()))}."
             )
-        if isinstance(self.probe_data, str):
-            self.probe_data = read_section(self.probe_data, "data")
-        if self.probe_data is not None and self.probe_root is not None:
-            self.probe_data["root"] = self.probe_root
-        if len(self.probe_splits) != 2:
-            raise ValueError(f"probe_splits={self.probe_splits}: give two splits, for training and for scoring.")
 
     def _check_data(self) -> None:
         """Find the training data; raise a `ValueError` if there are none or several, or an option needs others."""
@@ -250,6 +262,8 @@ class PretrainArguments(PlanArguments, ScriptArguments):
 @dataclass
 class VRLArguments(RunArguments):
     """Arguments that [`~modeling_vitp.ViTPTrainingConfig`] adds to TRL's settings."""
+
+    advanced = ("answer_mask_ratio", "color_jitter", "allow_text_only")
 
     vrl_drop_ratio: DropRate = field(
         default=0.75,

@@ -30,6 +30,7 @@ from ..training.costs import (
     CHECKPOINTING,
     MEMORY_HEADER,
     SPARE,
+    UTILIZATION,
     Device,
     Scope,
     Step,
@@ -196,19 +197,11 @@ class CostEstimates:
     def prepare(self, lora: bool, model: ViTPForConditionalGeneration) -> LoraConfig | None:
         """Freeze parts of a model, and return its LoRA configuration."""
         args = self.args
-        freeze(
-            model,
-            vision=args.freeze_vision,
-            projector=args.freeze_projector,
-            language_model=args.freeze_language_model,
-            unfreeze_vision_layers=args.unfreeze_vision_layers,
-        )
+        freeze(model, args.freeze, args.unfreeze_vision_layers)
         return lora_config(
             model,
             dataclasses.replace(self.model_args, use_peft=lora),
-            freeze_vision=args.freeze_vision,
-            freeze_projector=args.freeze_projector,
-            freeze_language_model=args.freeze_language_model,
+            frozen_parts=args.freeze,
             unfreeze_vision_layers=args.unfreeze_vision_layers,
             lora_on_vision=args.lora_on_vision and lora,
         )
@@ -272,7 +265,7 @@ def print_plan(
         padding_free=training_args.padding_free,
     )
     print(
-        f"\nOne of {work.devices} device(s), {name}, {device.memory:.0f} GiB, at {args.plan_utilization:.0%} of "
+        f"\nOne of {work.devices} device(s), {name}, {device.memory:.0f} GiB, at {UTILIZATION:.0%} of "
         f"{device.operations / 1e12:.0f} TFLOP/s; {work.steps:,} steps.{assumption}\n"
         f"Memory is estimated for a batch of {work.longest.samples} of the longest samples ({work.longest.tiles} "
         f"tiles, {work.longest.text_tokens} text tokens) in bf16 with all weights on each device, time for the mean "
@@ -291,11 +284,11 @@ def print_plan(
     estimates = CostEstimates(config, args, training_args, model_args, work, padding)
     rows = []
     checkpointing = {}  # peak and hours, by the setting of activation checkpointing
-    setups = changes(configured, args.freeze_language_model, any(padding.values()))
+    setups = changes(configured, "language_model" in args.freeze, any(padding.values()))
     for change, setup in setups.items():
         peak = estimates.peak(setup)
         operations = estimates.operations_per_step(setup)
-        hours = device.hours(work.steps * operations, args.plan_utilization)
+        hours = device.hours(work.steps * operations, UTILIZATION)
         if dataclasses.replace(setup, checkpoint_every=configured.checkpoint_every) == configured:
             checkpointing[setup.checkpoint_every] = peak, hours
         numbers = [f"{number:.3g}" for number in (operations / 1e12, hours, hours * work.devices)]

@@ -87,19 +87,11 @@ def make_trainer(options: PretrainingOptions, data: PretrainData) -> ViTPTrainer
     training_args = options.training
     model_args = options.model
     model, processor = load_start(args, model_args, sample_texts(data.train, data.transform, training_args.seed))
-    freeze(
-        model,
-        vision=args.freeze_vision,
-        projector=args.freeze_projector,
-        language_model=args.freeze_language_model,
-        unfreeze_vision_layers=args.unfreeze_vision_layers,
-    )
+    freeze(model, args.freeze, args.unfreeze_vision_layers)
     peft_config = lora_config(
         model,
         model_args,
-        freeze_vision=args.freeze_vision,
-        freeze_projector=args.freeze_projector,
-        freeze_language_model=args.freeze_language_model,
+        frozen_parts=args.freeze,
         unfreeze_vision_layers=args.unfreeze_vision_layers,
         lora_on_vision=args.lora_on_vision,
     )

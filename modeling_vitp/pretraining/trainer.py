@@ -51,7 +51,7 @@ from ..training.resuming import (
     base_fingerprint,
     check_loaded,
     check_tokenizer,
-    frozen_parts,
+    freezing_settings,
 )
 from ..vision_towers import tower_of
 from .config import ViTPTrainingConfig
@@ -575,7 +575,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             fixed["dataloader_num_workers"] = args.dataloader_num_workers
         free["loss_type"] = None if args.loss_type == "nll" else args.loss_type
         free["padding_free"] = collator.padding_free or None
-        trained = {**frozen_parts(model), **adapter_settings(model)}
+        trained = {**freezing_settings(model), **adapter_settings(model)}
         if trained["use_peft"]:
             trained["weights under the adapter"] = self.weights_under_adapter
         settings["model"] = trained

@@ -4,7 +4,16 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from ..command.paths import Shard, read_section
-from ..command.settings import Interval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings, Share
+from ..command.settings import (
+    Interval,
+    JsonText,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Settings,
+    Share,
+)
 
 POOLINGS = ("mean", "cls", "cls_mean")
 # Options of images of `dataset_name`, and the setting of `data` in their place.
@@ -12,8 +21,7 @@ SETTINGS = {
     "input_spec": "input_spec",
     "test_share": "splits",
     "dataset_config": "dataset_config",
-    "image_column": "columns",
-    "label_column": "columns",
+    "columns": "columns",
 }
 
 
@@ -45,8 +53,13 @@ class ProbeArguments(Settings):
         metadata={"help": "Hub id of images with one class each, or folder with images at SPLIT/CLASS/NAME."},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
-    image_column: str = field(default="image", metadata={"help": "Image column of the data set."})
-    label_column: str = field(default="label", metadata={"help": "Class column of the data set."})
+    columns: dict | JsonText | None = field(
+        default=None,
+        metadata={
+            "help": 'Names of the columns of `dataset_name` as JSON, such as \'{"image": "photo", "label": "kind"}\'. '
+            "By default, common names."
+        },
+    )
     test_share: Annotated[float, Interval("(0, 1)")] | None = field(
         default=None,
         metadata={

@@ -11,6 +11,8 @@ from ..training.arguments import PlanArguments, RunArguments
 class StartArguments(Settings):
     """Arguments of the start of fine-tuning: a pretrained backbone, a fine-tuned model, or random weights."""
 
+    advanced = ("model_revision", "from_scratch", "backbone", "head")
+
     neck = None  # classification uses the ViT's features without a neck
 
     model_name_or_path: str | None = field(
@@ -78,6 +80,8 @@ class FineTuningSettings(RunArguments):
     [`~modeling_vitp.training.freezing.layer_decay_groups`].
     """
 
+    advanced = ("watch_samples", "level_embeddings_at_input", "position_weight_decay")
+
     horizontal_flip: Probability = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
     vertical_flip: Probability = field(default=0.0, metadata={"help": "Probability of a vertical flip."})
     do_train: bool = field(
@@ -106,6 +110,8 @@ class FineTuningSettings(RunArguments):
 @dataclass
 class SplitArguments(PlanArguments):
     """Arguments of the data set and its splits for training and scoring."""
+
+    advanced = ("resample_test", "num_pictures", "plugins")
 
     data: dict | JsonText | None = field(
         default=None,

@@ -14,7 +14,15 @@ from ..cards.sections import table
 from ..data.settings import DataSettings
 from ..pretraining.plan import INTERNVL2_5_1B
 from ..training.checkpointing import check_free
-from ..training.costs import MEMORY_HEADER, SPARE, describe_device, fastest_setting, measure_step, memory_cells
+from ..training.costs import (
+    MEMORY_HEADER,
+    SPARE,
+    UTILIZATION,
+    describe_device,
+    fastest_setting,
+    measure_step,
+    memory_cells,
+)
 from .arguments import StartArguments
 from .base import FineTuningOptions, Task
 
@@ -61,7 +69,7 @@ def print_cost(task: Task, options: FineTuningOptions) -> None:
         for checkpointing in (False, True):
             cost = step.cost(int(checkpointing), training_args.optim).with_buckets(num_devices)
             operations = accumulation_steps * cost.operations
-            hours = device.hours((steps or 1000) * operations, args.plan_utilization, bf16)
+            hours = device.hours((steps or 1000) * operations, UTILIZATION, bf16)
             # A setting whose speed is unknown is the last choice.
             hours_by_setting[bf16, checkpointing] = cost, math.inf if hours is None else hours
             setting = "bf16" if bf16 else "float32"
@@ -77,7 +85,7 @@ def print_cost(task: Task, options: FineTuningOptions) -> None:
                 ]
             )
     print(
-        f"One of {num_devices} device(s), {device_name}, {device.memory:.0f} GiB, at {args.plan_utilization:.0%} of "
+        f"One of {num_devices} device(s), {device_name}, {device.memory:.0f} GiB, at {UTILIZATION:.0%} of "
         f"its speed. A step has {batch_size * accumulation_steps * num_devices} samples of {image_side} x "
         f"{image_side} pixels, {batch_size} at once on a device."
     )

@@ -2,6 +2,7 @@
 
 import argparse
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ..command.paths import Shard
 from ..command.settings import (
@@ -9,9 +10,9 @@ from ..command.settings import (
     NonNegativeInt,
     PositiveInt,
     Settings,
-    Share,
 )
 
+Part = Literal["vision", "projector", "language_model"]  # of a vision-language model
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "none")
 
 
@@ -26,6 +27,8 @@ def shard(text: str) -> Shard:
 @dataclass
 class RunArguments(Settings):
     """Arguments of all trainers: precision, batch size, signals, resuming and logged predictions."""
+
+    advanced = ("activation_checkpointing_kwargs", "save_on_signal", "stop_at_step", "allow_changed_data")
 
     bf16: bool | None = field(
         default=None,
@@ -91,6 +94,8 @@ class RunArguments(Settings):
 class PlanArguments(Settings):
     """Arguments of the estimated cost of a run."""
 
+    advanced = ("plan_devices",)
+
     dry_run: bool = field(
         default=False,
         metadata={
@@ -101,12 +106,9 @@ class PlanArguments(Settings):
     plan_device: str | None = field(
         default=None,
         metadata={
-            "help": "GPU of the dry_run estimate: a40, a100, h100, rtx4090 …, or memory and speed such as "
+            "help": "GPU of the dry_run estimate: a40, a100, h100, rtx4090 …, or memory and peak speed such as "
             "24GiB,71TFLOP/s. By default the GPU of this machine. Without a GPU a40 for pretraining, as in the paper, "
             "and rtx4090 for fine-tuning, a card of 24 GiB."
         },
     )
     plan_devices: PositiveInt = field(default=1, metadata={"help": "Number of GPUs of the dry_run estimate."})
-    plan_utilization: Share = field(
-        default=0.4, metadata={"help": "Share of the GPU's peak speed that the dry_run estimate assumes, in (0, 1]."}
-    )

@@ -22,7 +22,13 @@ from trl import TrlParser
 from ..command import errors
 from ..command.errors import WrongArguments, WrongPath, program
 from ..command.paths import check_not_file, check_paths, expand_home, find_config, read_yaml
-from ..command.settings import Settings, check_library_fields
+from ..command.settings import (
+    Settings,
+    advanced_options,
+    check_library_fields,
+    own_fields,
+    unsupported_options,
+)
 
 # Torch reads these variables when it is loaded. By default its threads spin for milliseconds while they wait for each
 # other: if another process is busy, a step of the quickstart takes many times as long. Sleeping threads avoid this, but
@@ -45,24 +51,46 @@ usual options:
   --config NAME                      YAML file with any of the options: a path, or the name of a file of the package
 {start}  --output_dir FOLDER                folder for model, scores and pictures (outputs/NAME of --config NAME)
   --max_steps N, --num_train_epochs N
-  --learning_rate RATE, --per_device_train_batch_size N
-"""
+  --learning_rate RATE, --warmup_steps N, --per_device_train_batch_size N
+  --logging_steps N, --report_to TOOL, --eval_strategy steps
+  --save_steps N, --resume_from_checkpoint FOLDER
+{hub}"""
 START = "  --model_name_or_path NAME          start of the training: a folder or a Hub id\n"
-# Help of options of TRL; those that a command refuses, or that change nothing in it, are not shown.
+HUB = "  --push_to_hub, --hub_model_id ID   upload of the model while it trains\n"
+# Help of options of TRL.
 HELP = {
     "dataset_name": "Training data: a folder, a file (JSON, CSV, Parquet, tar), or the id of a data set of the Hub.",
     "dataset_config": "Configuration of a data set of the Hub that has several.",
     "dataset_train_split": "Split to train on, or a part of it, such as train[:100]. Default: train.",
     "dataset_test_split": "Split to evaluate on. Default: test. Of annotations also '' for none.",
     "dataset_streaming": "Whether rows are read as they are needed, without a copy on disk. Default: false.",
-    "ignore_bias_buffers": argparse.SUPPRESS,
-    "load_in_8bit": argparse.SUPPRESS,
-    "load_in_4bit": argparse.SUPPRESS,
-    "lora_task_type": argparse.SUPPRESS,
-    "bnb_4bit_quant_type": argparse.SUPPRESS,
-    "use_bnb_nested_quant": argparse.SUPPRESS,
-    "bnb_4bit_quant_storage": argparse.SUPPRESS,
-    "trust_remote_code": argparse.SUPPRESS,
+}
+# Options of libraries that every command refuses, or that change nothing in it. No help shows them.
+WITHOUT_EFFECT = {
+    "ignore_bias_buffers",
+    "load_in_8bit",
+    "load_in_4bit",
+    "lora_task_type",
+    "bnb_4bit_quant_type",
+    "use_bnb_nested_quant",
+    "bnb_4bit_quant_storage",
+    "trust_remote_code",
+    "remove_unused_columns",
+    "packing_strategy",
+    "do_eval",
+    "do_predict",
+}
+# Options of TRL that the short help leaves out, as those of `Settings.advanced`.
+ADVANCED = {
+    "dataset_streaming",
+    "model_revision",
+    "dtype",
+    "lora_dropout",
+    "lora_target_modules",
+    "lora_target_parameters",
+    "lora_modules_to_save",
+    "use_rslora",
+    "use_dora",
 }
 INPUTS = ("model_name_or_path", "vision_model", "language_model", "dataset_name", "annotations", "data_root")
 DATA = ("dataset_name", "annotations", "mixture")  # options of pretraining data, of which a run has one
@@ -95,12 +123,14 @@ def parse(
     parser = TrlParser(recipe_classes, allow_abbrev=False, **texts)
     parser.error = errors.refuse
     if "-h" in words or "--help" in words:
-        for action in parser._actions:  # argparse has no public list of its options
-            action.help = HELP.get(action.dest, action.help)
+        set_help(parser, recipe_classes, is_short=bool(all_classes))
         parser.print_help()
         sys.exit(0)
     if "--help_all" in words:
-        TrlParser(load_classes(all_classes) or recipe_classes, **texts).print_help()
+        classes = load_classes(all_classes) or recipe_classes
+        parser = TrlParser(classes, **texts)
+        set_help(parser, classes, is_short=False)
+        parser.print_help()
         sys.exit(0)
     help_option = "--help_all" if all_classes else "--help"
     try:
@@ -121,13 +151,33 @@ def parse(
     return tuple(parsed)
 
 
+def set_help(parser: TrlParser, classes: Sequence[type], is_short: bool) -> None:
+    """Set the help of options of TRL, and hide options that have no effect, and the advanced ones in the short help."""
+    own_names: set[str] = set()
+    hidden_names = set(WITHOUT_EFFECT)
+    if is_short:
+        hidden_names |= ADVANCED
+    for cls in classes:
+        if not issubclass(cls, Settings):
+            continue
+        own_names |= own_fields(cls).keys()
+        hidden_names |= unsupported_options(cls).keys()
+        if is_short:
+            hidden_names |= advanced_options(cls)
+    for action in parser._actions:  # argparse has no public list of its options
+        if action.dest in hidden_names:
+            action.help = argparse.SUPPRESS
+        elif action.dest not in own_names:
+            action.help = HELP.get(action.dest, action.help)
+
+
 def help_texts(description: str, recipe_classes: Sequence[type], has_library_options: bool) -> dict[str, Any]:
     """Return the arguments of a parser that its help is made of."""
     epilog = "--config NAME reads these options from a YAML file: a path, or the name of a file of the package."
     if has_library_options:
-        epilog += " --help_all also shows the options of the libraries: --output_dir, --max_steps, --learning_rate …"
+        epilog += " --help_all shows all options, also those of the libraries."
         has_start = any(hasattr(dataclass, "model_name_or_path") for dataclass in recipe_classes)
-        description += USUAL.format(start=START if has_start else "")
+        description += USUAL.format(start=START if has_start else "", hub=HUB if has_start else "")
     return {
         "description": description,
         "epilog": epilog,

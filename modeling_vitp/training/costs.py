@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 GIB = 2**30
+UTILIZATION = 0.4  # share of its peak speed that a device is assumed to reach
 
 
 @dataclass(frozen=True)

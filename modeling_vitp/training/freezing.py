@@ -1,6 +1,7 @@
 """Freezing of model parts, LoRA, and learning rates of parameter groups."""
 
 import re
+from collections.abc import Collection
 
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
@@ -11,14 +12,15 @@ from trl import ModelConfig, get_peft_config
 
 from ..modeling_vitp import ViTPForConditionalGeneration
 from ..vision_towers import TOWERS, VisionTower, tower_of
+from .arguments import Part
 
 LEVELS = "level_embeddings"
 VISION = "vision_tower"
 PROJECTOR = "multi_modal_projector"
 
 
-def part_of(name: str) -> str:
-    """Return the part of the model that a weight belongs to: `vision`, `projector` or `language_model`."""
+def part_of(name: str) -> Part:
+    """Return the part of the model that a weight belongs to."""
     if VISION in name:
         return "vision"
     if PROJECTOR in name:
@@ -28,23 +30,23 @@ def part_of(name: str) -> str:
 
 def freeze(
     model: ViTPForConditionalGeneration,
-    vision: bool = False,
-    projector: bool = False,
-    language_model: bool = False,
+    parts: Collection[Part] = (),
     unfreeze_vision_layers: int = 0,
 ) -> None:
     """Freeze parts of a model, except the last `unfreeze_vision_layers` layers of a frozen ViT.
 
+    Other parts become trainable.
+
     Raises:
         ValueError: if all parameters are frozen, or if `unfreeze_vision_layers` is set without a frozen ViT.
     """
-    unfrozen = unfrozen_layers(model, vision, unfreeze_vision_layers)
+    unfrozen = unfrozen_layers(model, parts, unfreeze_vision_layers)
     vit = model.model.vision_tower
     tower = tower_of(model.config.vision_config)
-    vit.requires_grad_(not vision)
-    model.model.multi_modal_projector.requires_grad_(not projector)
-    model.model.language_model.requires_grad_(not language_model)
-    model.lm_head.requires_grad_(not language_model)
+    vit.requires_grad_("vision" not in parts)
+    model.model.multi_modal_projector.requires_grad_("projector" not in parts)
+    model.model.language_model.requires_grad_("language_model" not in parts)
+    model.lm_head.requires_grad_("language_model" not in parts)
     layers = vit.get_submodule(tower.layers)
     for index in unfrozen:
         layers[index].requires_grad_(True)
@@ -56,9 +58,7 @@ def freeze(
 def lora_config(
     model: ViTPForConditionalGeneration,
     model_args: ModelConfig,
-    freeze_vision: bool = False,
-    freeze_projector: bool = False,
-    freeze_language_model: bool = False,
+    frozen_parts: Collection[Part] = (),
     unfreeze_vision_layers: int = 0,
     lora_on_vision: bool = False,
 ) -> LoraConfig | None:
@@ -68,35 +68,36 @@ def lora_config(
     model, by default all linear modules. They never match modules of the ViT, whose projections have the same names.
 
     Args:
+        frozen_parts: parts of the model that are frozen, see [`freeze`].
+        unfreeze_vision_layers: number of last layers of a frozen ViT that still train.
         lora_on_vision: whether LoRA is also trained on all linear modules of the ViT's layers, instead of the ViT.
 
     Raises:
-        ValueError: if `freeze_language_model` is set together with `use_peft`, or `lora_on_vision` with
-            `freeze_vision`.
+        ValueError: if the language model is frozen and `use_peft` is set, or the ViT and `lora_on_vision`.
     """
     config = get_peft_config(model_args)
     if config is None:
         if lora_on_vision:
             raise ValueError("lora_on_vision has no effect without use_peft. Add --use_peft true.")
         return None
-    if freeze_language_model:
-        raise ValueError("use_peft and freeze_language_model exclude each other: LoRA trains the language model.")
+    if "language_model" in frozen_parts:
+        raise ValueError("use_peft trains LoRA on the language model. Remove language_model from freeze.")
     names = "|".join(sorted(lora_targets(model, model_args.lora_target_modules)))
     config.target_modules = rf"model\.language_model\.(.*\.)?({names})"
 
-    unfrozen = unfrozen_layers(model, freeze_vision, unfreeze_vision_layers)
+    unfrozen = unfrozen_layers(model, frozen_parts, unfreeze_vision_layers)
     path = f"{VISION}.{tower_of(model.config.vision_config).layers}"
     if lora_on_vision:
-        if freeze_vision:
-            raise ValueError("lora_on_vision and freeze_vision exclude each other. Remove one of them.")
+        if "vision" in frozen_parts:
+            raise ValueError("lora_on_vision trains LoRA on the ViT. Remove it, or vision from freeze.")
         names = "|".join(sorted(linear_names(model.model.get_submodule(path))))
         config.target_modules += rf"|model\.{re.escape(path)}\.\d+\.({names})"
         trained_modules = []
-    elif freeze_vision:
+    elif "vision" in frozen_parts:
         trained_modules = [f"{path}.{index}" for index in unfrozen]
     else:
         trained_modules = [VISION]
-    if not freeze_projector:
+    if "projector" not in frozen_parts:
         trained_modules.append(PROJECTOR)
     config.modules_to_save = trained_modules + (model_args.lora_modules_to_save or [])
     return config
@@ -150,11 +151,11 @@ def lora_rank(model: nn.Module) -> int | None:
     return None
 
 
-def unfrozen_layers(model: ViTPForConditionalGeneration, freeze_vision: bool, number: int) -> range:
+def unfrozen_layers(model: ViTPForConditionalGeneration, frozen_parts: Collection[Part], number: int) -> range:
     """Return the indices of the last layers of a frozen ViT that still train."""
     depth = model.config.vision_config.num_hidden_layers
-    if number and not freeze_vision:
-        raise ValueError(f"unfreeze_vision_layers={number} needs freeze_vision: set it, or remove the option.")
+    if number and "vision" not in frozen_parts:
+        raise ValueError(f"unfreeze_vision_layers={number} needs vision in freeze. Add it, or remove the option.")
     if not 0 <= number <= depth:
         raise ValueError(f"Expected unfreeze_vision_layers in [0, {depth}], the layers of the ViT, got {number}.")
     return range(depth - number, depth)

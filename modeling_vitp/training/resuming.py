@@ -29,6 +29,7 @@ from ..hub.failures import retry
 from ..instructions.mixture import MixtureDataset, MixtureStream
 from ..instructions.schemas import RowReader
 from ..instructions.sources import Source, line_files, load_columns
+from .arguments import Part
 from .checkpointing import last_checkpoint, read_checkpoint_record
 from .freezing import PROJECTOR, VISION
 
@@ -85,8 +86,8 @@ def optimizer_settings(args: TrainingArguments) -> dict[str, Any]:
     return settings
 
 
-def frozen_parts(model: nn.Module) -> dict[str, bool | int]:
-    """Return the frozen parts of a model as arguments of [`~modeling_vitp.training.freezing.freeze`]."""
+def freezing_settings(model: nn.Module) -> dict[str, Any]:
+    """Return the frozen parts of a model as options of the pretraining."""
     trains_projector = False
     trains_language_model = False
     trains_vit_outside_layers = False
@@ -103,10 +104,15 @@ def frozen_parts(model: nn.Module) -> dict[str, bool | int]:
             trains_projector = True
         if VISION not in name and PROJECTOR not in name:
             trains_language_model = True
+    frozen_parts: list[Part] = []
+    if not trains_vit_outside_layers:
+        frozen_parts.append("vision")
+    if not trains_projector:
+        frozen_parts.append("projector")
+    if not trains_language_model and not is_peft_model(model):
+        frozen_parts.append("language_model")
     return {
-        "freeze_vision": not trains_vit_outside_layers,
-        "freeze_projector": not trains_projector,
-        "freeze_language_model": not trains_language_model and not is_peft_model(model),
+        "freeze": frozen_parts,
         "unfreeze_vision_layers": 0 if trains_vit_outside_layers else len(trained_vit_layers),
     }
 

@@ -35,7 +35,7 @@ from modeling_vitp.images.pixels import ColorJitter
 from modeling_vitp.instructions.arguments import AnnotationOptions
 from modeling_vitp.instructions.mixture import MixtureFile
 from modeling_vitp.instructions.sources import Source
-from modeling_vitp.pretraining.arguments import PretrainArguments
+from modeling_vitp.pretraining.arguments import PretrainArguments, ProbeData
 from modeling_vitp.pretraining.config import ViTPTrainingConfig
 from modeling_vitp.pretraining.masked_autoencoder import MaskedAutoencoderConfig
 from modeling_vitp.tasks.detection.arguments import DotaSubmission
@@ -60,7 +60,7 @@ def classes_with_fields(base: type) -> set[type]:
 
 CLASSES = sorted(classes_with_fields(Settings), key=lambda cls: cls.__name__)
 MAPPINGS = [MixtureFile, Source, CheckpointingOptions]  # other dataclasses that are created from mappings
-OPTIONS = [AnnotationOptions, DotaSubmission, MaskSubmission]  # in fields of other classes
+OPTIONS = [AnnotationOptions, DotaSubmission, MaskSubmission, ProbeData]  # in fields of other classes
 IN_PYTHON = [BaseConfig, ColorJitter, MaskedAutoencoderConfig]
 COMMANDS = [cls for cls in CLASSES if cls not in OPTIONS + IN_PYTHON]
 LENIENT = ("class_weights", "save_on_signal")  # a single value is a list of it
@@ -70,7 +70,8 @@ def instance_of(cls: type, **settings: Any) -> Any:
     """Create an instance of a class, or of the configuration of a training for the ranges of `BaseConfig`."""
     cls = ViTPTrainingConfig if cls is BaseConfig else cls
     needed = {"output_dir": "out"} if issubclass(cls, TrainingArguments) else {}
-    required = {name: "r" for name in ("split", "file") if cls in OPTIONS and name in declarations_of(cls)}
+    values = {"split": "r", "file": "r", "config": "loveda"}
+    required = {name: value for name, value in values.items() if cls in OPTIONS and name in declarations_of(cls)}
     return cls(**{**required, **needed, **settings})
 
 

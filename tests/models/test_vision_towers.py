@@ -442,7 +442,7 @@ def test_layer_decay_has_rate_of_each_layer(folder):
 
 
 def test_last_layers_of_frozen_vit_train(vlm):
-    freeze(vlm, vision=True, unfreeze_vision_layers=1)
+    freeze(vlm, ["vision"], unfreeze_vision_layers=1)
     layers = vlm.model.vision_tower.get_submodule(tower_of(vlm.config.vision_config).layers)
     trained = {name for name, weight in vlm.model.vision_tower.named_parameters() if weight.requires_grad}
     assert len(trained) == len([*layers[-1].parameters()])

@@ -45,7 +45,7 @@ def test_projector_steps_equal_frozen_run(tmp_path):
     options = {**QUIET, "max_steps": 2, "max_grad_norm": 0.0, "optim": "sgd", "learning_rate": 1.0}
     first = make_trainer(tmp_path / "first", projector_steps=2, **options)
     frozen = make_trainer(tmp_path / "frozen", **options)
-    freeze(frozen.model, vision=True, projector=False, language_model=True)
+    freeze(frozen.model, ["vision", "language_model"])
     start = weights_of(first.model)
     first.train(), frozen.train()
     expected = weights_of(frozen.model)
@@ -61,7 +61,7 @@ def test_projector_steps_equal_frozen_run(tmp_path):
 )
 def test_option_of_a_frozen_part_is_refused(tmp_path, option, value, part):
     trainer = make_trainer(tmp_path, **QUIET, **{option: value})
-    freeze(trainer.model, **{part: True})
+    freeze(trainer.model, [part])
     with pytest.raises(ValueError, match=option):
         trainer.create_optimizer()
 

@@ -173,7 +173,7 @@ def test_wheel_has_command_configs_and_sample(tmp_path):
     dry = run(*vitp, "pretrain", "--config", "remote_sensing_paper", "--dry_run", cwd=work, **here)
     assert dry.returncode == 0 and "The four rules of a mixture:" in dry.stdout, dry.stderr
     steps = "--max_steps 2 --eval_strategy no --save_strategy no --watch_samples 0 --dataloader_num_workers 0".split()
-    steps += ["--dataloader_persistent_workers", "false", "--freeze_vision", "true"]
+    steps += ["--dataloader_persistent_workers", "false", "--freeze", "vision"]
     quick = run(*vitp, "pretrain", "--config", "quickstart", *steps, cwd=work, **here)
     assert quick.returncode == 1 and "probe.least_gain.linear" in quick.stderr, quick.stderr  # a frozen ViT
     assert (work / "outputs/quickstart/backbone/model.safetensors").is_file()

@@ -153,7 +153,8 @@ def arguments(tmp_path):
     dense_data.make_loveda(tmp_path / "masks", size=64)
     scratch = {"vocab_size": 300, "vision_config": VISION, "text_config": {**TEXT, "intermediate_size": 32}}
     options = {"dataset_name": tmp_path / "rows", "from_scratch": json.dumps(scratch), "output_dir": tmp_path / "out"}
-    options |= {"probe_data": "loveda", "probe_root": tmp_path / "masks", "max_steps": 2, "learning_rate": 1e-2}
+    probe_data = {"config": "loveda", "root": str(tmp_path / "masks"), "test_split": "val"}
+    options |= {"probe_data": json.dumps(probe_data), "max_steps": 2, "learning_rate": 1e-2}
     options |= {"per_device_train_batch_size": 2, "report_to": "none", "gradient_checkpointing": False, "bf16": False}
     options["watch_samples"] = 0
     return [str(word) for name, value in options.items() for word in (f"--{name}", value)]
@@ -161,7 +162,7 @@ def arguments(tmp_path):
 
 @pytest.mark.slow
 def test_probe_compares_backbone_with_start(arguments, tmp_path, capsys, quick_probe):
-    assert main([*arguments, "--probe_splits", "train", "val"]) == 0
+    assert main(arguments) == 0
     out = tmp_path / "out"
     measured = json.loads((out / "metrics.json").read_text())["probe"]
     assert set(measured["scores"]) == {"backbone", "at the start", "random weights", "pixels of a patch"}
@@ -174,7 +175,7 @@ def test_probe_compares_backbone_with_start(arguments, tmp_path, capsys, quick_p
 
 @pytest.mark.slow
 def test_resumed_run_keeps_its_start(arguments, tmp_path, quick_probe):
-    arguments += ["--probe_splits", "train", "val", "--save_steps", "2", "--lr_scheduler_type", "constant"]
+    arguments += ["--save_steps", "2", "--lr_scheduler_type", "constant"]
     main(arguments)
     began = (tmp_path / "out/backbone_at_start/model.safetensors").read_bytes()
     main([*arguments, "--max_steps", "4"])

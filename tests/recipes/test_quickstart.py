@@ -31,7 +31,7 @@ def test_quickstart_meets_its_requirements(tmp_path):
 
 @pytest.mark.slow
 def test_frozen_vit_fails_requirements(tmp_path, capsys):
-    options = "--freeze_vision true --max_steps 4 --eval_strategy no --save_strategy no --watch_samples 0".split()
+    options = "--freeze vision --max_steps 4 --eval_strategy no --save_strategy no --watch_samples 0".split()
     options += ["--dataloader_num_workers", "0", "--dataloader_persistent_workers", "false"]
     assert main(["--config", "quickstart", "--output_dir", str(tmp_path / "run"), *options]) == 1
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())

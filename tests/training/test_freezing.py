@@ -24,6 +24,7 @@ from modeling_vitp import (
 )
 from modeling_vitp.convert.export import trained_vision_model
 from modeling_vitp.pretraining.loading import build_model
+from modeling_vitp.pretraining.options import parse_options
 from modeling_vitp.training.freezing import freeze, lora_config
 
 PARTS = {
@@ -77,7 +78,7 @@ def step_inputs(processor) -> dict:
 @pytest.mark.parametrize(("frozen", "layers"), COMBINATIONS)
 def test_only_unfrozen_parts_have_gradients(model_and_processor, frozen, layers):
     model, processor = model_and_processor
-    freeze(model, *(part in frozen for part in PARTS), layers)
+    freeze(model, frozen, layers)
     model.train()(**step_inputs(processor)).loss.backward()
     last = set(range(3 - layers, 3))
     for name, parameter in model.named_parameters():
@@ -89,9 +90,9 @@ def test_only_unfrozen_parts_have_gradients(model_and_processor, frozen, layers)
 @pytest.mark.parametrize(("frozen", "layers"), [case for case in COMBINATIONS if "language_model" not in case[0]])
 def test_only_lora_and_unfrozen_parts_have_gradients(model_and_processor, frozen, layers):
     model, processor = model_and_processor
-    flags, names = [part in frozen for part in PARTS], dict(model.named_parameters())
-    config = lora_config(model, ModelConfig(**LORA), *flags, layers)
-    freeze(model, *flags, layers)
+    names = dict(model.named_parameters())
+    config = lora_config(model, ModelConfig(**LORA), frozen, layers)
+    freeze(model, frozen, layers)
     peft_model = get_peft_model(model, config)
     with torch.no_grad():  # B is zero at the start, so that A has no gradient
         for name, parameter in peft_model.named_parameters():
@@ -155,22 +156,28 @@ def test_lora_on_vision_reaches_linear_layers_of_the_vit(model):
 
 
 def test_invalid_freezing_is_refused(model):
-    for flags, named in [
-        ((True, True, True, 0), "all frozen"),
-        ((False, False, False, 2), "unfreeze_vision_layers=2 .*freeze_vision"),
-        ((True, False, False, 4), "unfreeze_vision_layers .*3.*got 4"),
+    for parts, layers, named in [
+        (PARTS, 0, "all frozen"),
+        ([], 2, "unfreeze_vision_layers=2 .*vision in freeze"),
+        (["vision"], 4, "unfreeze_vision_layers .*3.*got 4"),
     ]:
         with pytest.raises(ValueError, match=named):
-            freeze(model, *flags)
+            freeze(model, parts, layers)
     peft, no_peft = ModelConfig(**LORA), ModelConfig()
-    for args, options in [
-        (peft, {"freeze_language_model": True}),
-        (no_peft, {"lora_on_vision": True}),
-        (peft, {"freeze_vision": True, "lora_on_vision": True}),
+    for args, options, named in [
+        (peft, {"frozen_parts": ["language_model"]}, "language_model from freeze"),
+        (no_peft, {"lora_on_vision": True}, "lora_on_vision"),
+        (peft, {"frozen_parts": ["vision"], "lora_on_vision": True}, "lora_on_vision"),
     ]:
-        with pytest.raises(ValueError, match=next(reversed(options))):
+        with pytest.raises(ValueError, match=named):
             lora_config(model, args, **options)
-    assert lora_config(model, no_peft, freeze_language_model=True) is None
+    assert lora_config(model, no_peft, frozen_parts=["language_model"]) is None
+
+
+@pytest.mark.parametrize(("words", "frozen"), [(["vision", "projector"], ["vision", "projector"]), ([""], [])])
+def test_freeze_option_names_parts(words, frozen):
+    argv = ["--dataset_name", "rows", "--output_dir", "out", "--freeze", *words]
+    assert parse_options(argv, "").data.freeze == frozen
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -182,7 +189,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 )
 def test_run_changes_only_unfrozen_parts(data_folder, start, tmp_path, frozen, layers):
     before = weights_of(start)
-    settings = {f"freeze_{part}": True for part in frozen} | {"unfreeze_vision_layers": layers, "weight_decay": 0.1}
+    settings = {"freeze": sorted(frozen), "unfreeze_vision_layers": layers, "weight_decay": 0.1}
     assert run(data_folder, tmp_path / "run", model_name_or_path=str(start), **settings) == 0
     after, last = weights_of(tmp_path / "run"), set(range(3 - layers, 3))
     for name, weight in before.items():
@@ -203,7 +210,7 @@ def assert_backbone_is_that_of_the_model(output_dir: Path) -> None:
 )
 def test_lora_run_is_resumed_merged_and_exported(data_folder, start, tmp_path, frozen, layers):
     before = weights_of(start)
-    settings = {f"freeze_{part}": True for part in frozen} | {"unfreeze_vision_layers": layers, **LORA}
+    settings = {"freeze": sorted(frozen), "unfreeze_vision_layers": layers, **LORA}
     settings |= {"model_name_or_path": str(start), "max_steps": 3}
     assert run(data_folder, tmp_path / "whole", **settings, save_total_limit=None) == 0
 
@@ -293,8 +300,8 @@ def test_lora_checkpoint_exports_the_backbone_of_the_run(data_folder, start, tmp
 @pytest.mark.slow
 def test_gradient_checkpointing_works_with_frozen_vit_and_lora(model_and_processor, data_folder, tmp_path):
     model, processor = model_and_processor
-    freeze(model, vision=True, unfreeze_vision_layers=1)
-    config = lora_config(model, ModelConfig(**LORA), freeze_vision=True, unfreeze_vision_layers=1)
+    freeze(model, ["vision"], unfreeze_vision_layers=1)
+    config = lora_config(model, ModelConfig(**LORA), frozen_parts=["vision"], unfreeze_vision_layers=1)
     settings = {"max_steps": 1, "learning_rate": 1e-2, "bf16": False, "report_to": "none"}
     args = ViTPTrainingConfig(str(tmp_path / "run"), **settings, gradient_checkpointing=True)
     dataset = Dataset.from_parquet(str(data_folder / "train.parquet"))

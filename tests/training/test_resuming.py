@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from training_run import make_trainer
 
 from modeling_vitp.training.freezing import freeze
-from modeling_vitp.training.resuming import base_fingerprint, check_resume_settings, fingerprint_data, frozen_parts
+from modeling_vitp.training.resuming import base_fingerprint, check_resume_settings, fingerprint_data, freezing_settings
 
 TARGETS = ["q_proj", "v_proj"]
 
@@ -30,7 +30,7 @@ def stopped(tmp_path_factory):
         ("lora", {"lora": {"lora_alpha": 256}}, "lora_alpha was 8 and is 256"),
         ("lora", {"lora": {"use_dora": True}}, "use_dora was False and is True"),
         ("lora", {"lora": {"target_modules": ["q_proj"]}}, r"lora_target_modules was .* and is \['q_proj'\]"),
-        ("lora", {"lora": {"modules_to_save": ["multi_modal_projector"]}}, "freeze_projector.*lora_modules_to_save"),
+        ("lora", {"lora": {"modules_to_save": ["multi_modal_projector"]}}, "freeze was .*lora_modules_to_save"),
         ("lora", {"lora": False}, "use_peft was True and is False"),
         ("full", {"lora": True}, "use_peft was False and is True"),
         ("full", {"learning_rate": 1e-6}, "learning_rate was 0.01 and is 1e-06"),
@@ -48,8 +48,8 @@ def test_changed_adapter_or_optimizer_is_refused(stopped, run, change, named):
 
 def test_changed_freezing_is_refused(stopped):
     trainer = make_trainer(stopped / "full")
-    freeze(trainer.model, vision=True, unfreeze_vision_layers=1)
-    with pytest.raises(ValueError, match="freeze_vision was False.*unfreeze_vision_layers was 0 and is 1"):
+    freeze(trainer.model, ["vision"], unfreeze_vision_layers=1)
+    with pytest.raises(ValueError, match=r"freeze was \[\] and is \['vision'\].*unfreeze_vision_layers was 0 and is 1"):
         trainer.train(resume_from_checkpoint=True)
 
 
@@ -93,12 +93,11 @@ def test_base_fingerprint_ignores_the_adapter(model):
 
 
 @pytest.mark.parametrize(
-    "flags", [(False, False, False, 0), (True, False, False, 2), (False, True, False, 0), (True, False, True, 0)]
+    ("parts", "layers"), [([], 0), (["vision"], 2), (["projector"], 0), (["vision", "language_model"], 0)]
 )
-def test_frozen_parts_equal_freeze_arguments(model, flags):
-    freeze(model, *flags)
-    names = "freeze_vision", "freeze_projector", "freeze_language_model", "unfreeze_vision_layers"
-    assert frozen_parts(model) == dict(zip(names, flags))
+def test_freezing_settings_equal_freeze_arguments(model, parts, layers):
+    freeze(model, parts, layers)
+    assert freezing_settings(model) == {"freeze": parts, "unfreeze_vision_layers": layers}
 
 
 @pytest.mark.parametrize(

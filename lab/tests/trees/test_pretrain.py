@@ -61,7 +61,7 @@ def test_frozen_vit_misses_gate(tmp_path, few_answers):
     """The backbone of a frozen ViT is its start after any number of steps."""
     config = yaml.safe_load(TREES_BASE.read_text())
     config |= {"max_steps": 2, "eval_strategy": "no", "save_strategy": "no", "dataloader_num_workers": 0}
-    config |= {"dataloader_persistent_workers": False, "freeze_vision": True}
+    config |= {"dataloader_persistent_workers": False, "freeze": ["vision"]}
     assert run(tmp_path, **config | {"output_dir": str(tmp_path / "run"), "dataset_name": str(AERIAL_TREES)}) == 1
     task = json.loads((tmp_path / "run" / "metrics.json").read_text())["task"]
     assert not task["passed"] and task["gate"]["least_gains"]["linear"] <= 0

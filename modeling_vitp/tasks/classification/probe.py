@@ -1,7 +1,7 @@
 """Probes of image classes: nearest neighbors and a linear layer."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -67,8 +67,7 @@ class ClassificationProbe(Probe):
                 args.train_split,
                 args.test_split,
                 args.test_share,
-                args.image_column,
-                args.label_column,
+                args.columns,
             )
         else:
             data = ClassificationData.from_dict(args.data)
@@ -171,8 +170,7 @@ def open_samples(
     train_split: str,
     test_split: str,
     test_share: float | None = None,
-    image_column: str = "image",
-    label_column: str = "label",
+    columns: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, ClassifiedImages], list[str]]:
     """Return the labeled training and test images, under `train` and `test`, and the names of the classes.
 
@@ -181,7 +179,7 @@ def open_samples(
         config: configuration of the data set.
         train_split, test_split: names of the splits.
         test_share: share of each class of `train_split` that is held out and used instead of `test_split`.
-        image_column, label_column: columns of the data set.
+        columns: names of the `image` and `label` columns, if they are not the usual ones.
 
     Raises:
         ValueError: If the data set, a split or a column is not found, a row has no class, or a class of the test images
@@ -202,7 +200,6 @@ def open_samples(
                     raise ValueError(f"Expected images at SPLIT/CLASS/NAME in {name}, got {path}. Move the file.")
         source = {"root": name}
     else:
-        columns = {"image": image_column, "label": label_column}
         source = {"dataset_name": name, "dataset_config": config, "columns": columns}
     data = ClassificationData(**source, allow_shared_images=True)
     names = data.find_classes([train_split])

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from ...command.paths import find_data
-from ...command.settings import Interval, JsonText, PositiveFloat, Probability, Settings, Share
+from ...command.settings import Interval, JsonText, PositiveFloat, Probability, Settings
 from ...metrics.report import metric_path
 from ..arguments import FineTuningSettings, SplitArguments
 
@@ -43,6 +43,8 @@ SCORED_WITH = ("per_device_eval_batch_size", "bf16", "fp16")
 class DetectionSettings(FineTuningSettings):
     """Settings that [`~modeling_vitp.ViTPDetectionTrainingConfig`] adds to [`~transformers.TrainingArguments`]."""
 
+    advanced = ("keep_ratio", "diagonal_flip", "right_angle_classes", "warmup_start")
+
     image_size: Annotated[int, Interval("[32, inf)")] = field(
         default=800, metadata={"help": "Side of the square into which images are resized, in pixels, a multiple of 16."}
     )
@@ -70,11 +72,9 @@ class DetectionSettings(FineTuningSettings):
     lr_milestones: list[PositiveFloat] | None = field(
         default=None,
         metadata={
-            "help": "Epochs after which the learning rate is multiplied by lr_gamma. Default: the schedule of "
-            "lr_scheduler_type."
+            "help": "Epochs after which the learning rate is divided by 10. Default: the schedule of lr_scheduler_type."
         },
     )
-    lr_gamma: Share = field(default=0.1, metadata={"help": "Factor of the learning rate at each milestone."})
     warmup_start: Probability = field(
         default=0.0,
         metadata={"help": "Fraction of the learning rate at the start of the warmup, with lr_milestones only."},
@@ -106,6 +106,8 @@ class DotaSubmission(Settings):
 @dataclass
 class DetectionArguments(SplitArguments):
     """Arguments for the task, the detector, the training and evaluation data, and the metric."""
+
+    advanced = ("empty_share", "blind_controls", "metric_options", "submission")
 
     task: Literal[tuple(VARIANTS)] = field(
         default="horizontal",

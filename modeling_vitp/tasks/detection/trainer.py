@@ -42,6 +42,7 @@ from .pictures import SHOWN, draw_detections
 from .prediction import post_process
 
 logger = logging.getLogger(__name__)
+MILESTONE_FACTOR = 0.1  # of the learning rate at each milestone
 
 
 @dataclass
@@ -137,7 +138,7 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
         "rotation",
         "right_angle_classes",
     )
-    free = ("lr_milestones", "lr_gamma", "warmup_start")
+    free = ("lr_milestones", "warmup_start")
 
     def __init__(
         self,
@@ -215,7 +216,7 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
                     progress = (1 - args.warmup_start) * step / warmup_steps
                     warmup_factor = min(1.0, args.warmup_start + progress)
                 reached_milestones = sum(step >= milestone for milestone in milestones)
-                return warmup_factor * args.lr_gamma**reached_milestones
+                return warmup_factor * MILESTONE_FACTOR**reached_milestones
 
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
             self._created_lr_scheduler = True

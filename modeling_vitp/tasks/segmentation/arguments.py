@@ -24,6 +24,19 @@ SCORED_WITH = ("window", "stride", "test_scales", "test_flip", "per_device_eval_
 class DenseSettings(FineTuningSettings):
     """Settings that [`~modeling_vitp.ViTPSegmentationTrainingConfig`] adds to [`~transformers.TrainingArguments`]."""
 
+    advanced = (
+        "max_class_share",
+        "rotation",
+        "rotation_angle",
+        "reflection",
+        "photometric",
+        "photometric_strengths",
+        "exchange_time",
+        "test_scales",
+        "test_flip",
+        "dataloader_drop_last",
+    )
+
     crop_size: PositiveInt = field(default=512, metadata={"help": "Side of the training crops in pixels."})
     scale_range: list[PositiveFloat] = field(
         default_factory=lambda: [0.5, 2.0],
@@ -113,6 +126,8 @@ class MaskSubmission(Settings):
 @dataclass
 class DenseArguments(SplitArguments):
     """Arguments for the training and evaluation data, the metric and the loss weights."""
+
+    advanced = ("metric", "submission")
 
     metric: str | None = field(
         default=None,

@@ -139,14 +139,15 @@ def test_held_out_share_is_tested(tmp_path):
     rows = Dataset.from_dict({"picture": pictures, "kind": labels}, features=features)
     rows.to_parquet(tmp_path / "data" / "train.parquet")
     data = str(tmp_path / "data")
-    samples, names = open_samples(data, None, "train", "test", 0.5, "picture", "kind")
+    columns = {"image": "picture", "label": "kind"}
+    samples, names = open_samples(data, None, "train", "test", 0.5, columns)
     assert names == ["no", "yes"]
     counts = {role: np.bincount(part.labels).tolist() for role, part in samples.items()}
     assert counts == {"train": [3, 3], "test": [3, 3]}
     ids = [{bytes(row["picture"]["bytes"]) for row in samples[role].rows} for role in ("train", "test")]
     assert len(ids[0] | ids[1]) == 12
     arguments = ["--backbones", str(save_backbone(tmp_path / "b", "vitp")), "--dataset_name", data]
-    arguments += ["--image_column", "picture", "--label_column", "kind", "--test_share", "0.5"]
+    arguments += ["--columns", json.dumps(columns), "--test_share", "0.5"]
     assert main([*arguments, "--output_dir", str(tmp_path / "out")]) == 0
     assert read_metrics(tmp_path / "out")["results"][1]["scores"]["accuracy"]["mean"] == 1.0
 
@@ -284,7 +285,7 @@ def test_invalid_class_data_are_named(tmp_path, what, arguments, message):
         ("detection", {"num_neighbours": 5}, "num_neighbours"),
         ("detection", {"input_spec": {"bands": [2, 1, 0]}}, "input_spec"),
         ("classification", {"test_share": 0.5}, "test_share"),
-        ("segmentation", {"image_column": "picture"}, "image_column"),
+        ("segmentation", {"columns": {"image": "picture"}}, "columns"),
         ("counting", {}, "counting"),
     ],
 )
