@@ -13,10 +13,11 @@ from tiny_models import FROM_SCRATCH
 
 from modeling_vitp import ViTPImageProcessor, export_backbone
 from modeling_vitp.adaptation.labels import read_labels
-from modeling_vitp.data.layouts import recognize_layout
+from modeling_vitp.data.layouts import LAYOUTS, recognize_layout
 from modeling_vitp.evaluation import pretraining
 from modeling_vitp.instructions.from_annotations import labeled_views
 from modeling_vitp.recipes import finetune_detection, make_instructions, pretrain, probe
+from modeling_vitp.training.command_line import load_plugins
 
 COLORS = {"ship": (230, 60, 60), "plane": (60, 60, 230)}
 SIDE = 64
@@ -57,6 +58,39 @@ def write_labels(root):
             contents = {"shapes": shapes, "imagePath": f"{name}.png", "imageHeight": SIDE, "imageWidth": SIDE}
             (root / split / f"{name}.json").write_text(json.dumps(contents))
     return boxes
+
+
+def test_plugin_refuses_circle(tmp_path, plugin):
+    write_labels(tmp_path / "labels")
+    path = tmp_path / "labels" / "train" / "train0.json"
+    path.write_text(path.read_text().replace('"rectangle"', '"circle"'))
+    load_plugins([plugin])
+    layout = LAYOUTS["labelme"](tmp_path / "labels")
+    with pytest.raises(ValueError, match="train0.json, shape 0.*circle"):
+        layout.annotate("train/train0", layout.split_images["train"]["train/train0"])
+
+
+def test_image_of_sparse_layout_needs_no_file(tmp_path, plugin):
+    write_labels(tmp_path / "labels")
+    (tmp_path / "labels" / "train" / "train0.json").unlink()
+    load_plugins([plugin])
+    layout = LAYOUTS["labelme"](tmp_path / "labels")
+    paths = layout.split_images["train"]["train/train0"]
+    with pytest.raises(ValueError, match="train0.png"):
+        layout.annotate("train/train0", paths)
+
+    class SparseLabelMe(LAYOUTS["labelme"]):
+        is_sparse = True
+
+        @classmethod
+        def read_objects(cls, annotation, image, size):
+            return super().read_objects(annotation, image, size) if annotation.exists() else []
+
+    layout = SparseLabelMe(tmp_path / "labels")
+    (image,) = layout.annotate("train/train0", paths)
+    assert image.regions == ()
+    (image,) = layout.annotate("train/train1", layout.split_images["train"]["train/train1"])
+    assert image.regions
 
 
 @pytest.mark.slow

@@ -321,6 +321,11 @@ class ObjectLayout(PairedLayout):
         files_of_same_name = self._named.get(path.stem)
         return files_of_same_name[0] if files_of_same_name else None
 
+    def _file(self, image_id: str, path: Path) -> Path:
+        if self.is_sparse and self.annotation_file(image_id, path) is None:
+            return path.with_suffix(self.suffix)
+        return super()._file(image_id, path)
+
     def split_list(self, split: str) -> Path | None:
         """Return the file that lists the images of a split, or `None`."""
         return None
