@@ -228,18 +228,14 @@ def files_nearest_to(
 ) -> list[Path]:
     """Return the files in the deepest folder that has an image in it; `base` is the folder of all files."""
     image_folders = folder_key(image, root)
-    nearest_files = []
-    largest_depth = 0
+    depths = {}
     for file in files:
         folders = folder_key(file, base)
-        depth = len(folders)
-        if image_folders[:depth] != folders or depth < largest_depth:
-            continue
-        if depth > largest_depth:
-            nearest_files = []
-            largest_depth = depth
-        nearest_files.append(file)
-    return nearest_files
+        has_image = image_folders[: len(folders)] == folders
+        if has_image:
+            depths[file] = len(folders)
+    largest_depth = max(depths.values(), default=0)
+    return [file for file, depth in depths.items() if depth == largest_depth]
 
 
 def default_class_property(files: Iterable[FeatureFile]) -> str | None:

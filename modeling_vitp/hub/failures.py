@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import httpx2
 from huggingface_hub.errors import (
+    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalTokenNotFoundError,
@@ -120,6 +121,8 @@ def explain_failure(error: Exception, repo_id: str) -> str:
         return "no token found: log in with `hf auth login`"
     if not isinstance(error, HfHubHTTPError):
         return f"the connection to the Hub failed ({type(error).__name__}: {one_line(str(error)) or 'no answer'})"
+    if isinstance(error, GatedRepoError):
+        return f"{repo_id} is gated, and this user has no access ({error.response.status_code}): request it on its page"
     status = error.response.status_code
     advice = ADVICE.get(status, "")
     return f"the Hub refuses {repo_id} ({status}: {one_line(error.server_message or str(error))}){advice}"

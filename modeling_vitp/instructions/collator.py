@@ -468,15 +468,16 @@ def flatten_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | in
     if position_ids is None:
         position_ids = is_token.cumsum(1) - 1
     lengths = is_token.sum(1)
-    starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+    boundaries = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
     labels = batch["labels"][is_token][None]
-    labels[0, starts[:-1]] = NO_LABEL
+    sample_starts = boundaries[:-1]
+    labels[0, sample_starts] = NO_LABEL
     longest = lengths.max().item()
     flattened["input_ids"] = batch["input_ids"][is_token][None]
     flattened["labels"] = labels
     flattened["position_ids"] = position_ids[is_token][None]
-    flattened["cu_seq_lens_q"] = starts
-    flattened["cu_seq_lens_k"] = starts
+    flattened["cu_seq_lens_q"] = boundaries
+    flattened["cu_seq_lens_k"] = boundaries
     flattened["max_length_q"] = longest
     flattened["max_length_k"] = longest
     return flattened

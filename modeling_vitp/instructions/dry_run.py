@@ -123,15 +123,14 @@ def summarize_source(source: Source, image_processor: ViTPImageProcessor) -> Sou
 
 def count_rows(source: Source) -> int:
     """Return the number of rows of a source on disk. The count of JSON Lines overrides `rows` of the mixture."""
-    num_rows = source.rows
     if source.annotation is not None and Path(source.annotation).suffix == ".jsonl":
         with open(source.annotation, "rb") as file:
             num_lines = sum(1 for line in file if line.strip())
         if num_lines:
-            num_rows = num_lines
-    if num_rows is None:
-        return len(read_source(source))
-    return num_rows
+            return num_lines
+    if source.rows is not None:
+        return source.rows
+    return len(read_source(source))
 
 
 def most_tiles(source: Source, image_processor: ViTPImageProcessor) -> int:

@@ -82,6 +82,15 @@ def test_lasting_failure_is_explained_in_one_line(hub, uninterrupted, folder, pa
     assert len(hub.received("PUT", "/lfs/*")) == 1 and sent == (1 if step == "commit" else 0)
 
 
+def test_gated_checkpoint_needs_no_write_access(hub, logged_in, monkeypatch, capsys):
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    hub.create("org/gated", {"config.json": "{}"})
+    hub.fail("*", "*config.json", 403, code="GatedRepo", times=None)
+    assert push("org/gated", "tester/m", "--what", "backbone") == 1
+    error = capsys.readouterr().err
+    assert "org/gated" in error and "write access" not in error
+
+
 def test_missing_access_is_explained(hub, folder, monkeypatch, capsys):
     for token, says in ((hub.token("read"), "write access"), ("hf_wrong", "hf auth login")):
         monkeypatch.setenv("HF_TOKEN", token)
