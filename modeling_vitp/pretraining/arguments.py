@@ -221,20 +221,24 @@ class PretrainArguments(PlanArguments, ScriptArguments):
             raise ValueError(
                 f"{' and '.join(settings)} are both set. Remove one of them, for example with --{sources[0]} ''."
             )
+        needed_sources = {
+            "annotation_options": "annotations",
+            "image_root": "dataset_name",
+            "columns": "dataset_name",
+            "prompt": "dataset_name",
+        }
+        for name, source in needed_sources.items():
+            is_set = getattr(self, name) not in (None, AnnotationOptions())
+            if is_set and getattr(self, source) is None:
+                raise ValueError(f"{name} needs {source}. Remove it; a source of a mixture has settings of its own.")
+        self.labels = None
         if self.annotations is not None:
             self.annotations = find_data(self.annotations)
             if not Path(self.annotations).is_dir():
                 raise ValueError(f"annotations={self.annotations!r}: folder not found.")
             self.labels = self.annotation_options or AnnotationOptions()
-        else:
-            self.labels = None
-            if self.annotation_options not in (None, AnnotationOptions()):
-                raise ValueError("annotation_options needs annotations. Remove annotation_options.")
         if self.dataset_name is not None:
             self.dataset_name = find_data(self.dataset_name)
-        for name in ("image_root", "columns", "prompt"):
-            if getattr(self, name) is not None and self.dataset_name is None:
-                raise ValueError(f"{name} needs dataset_name. In a mixture, set it for each source.")
         if self.image_root is not None and not Path(self.image_root).is_dir():
             raise ValueError(f"image_root={self.image_root!r}: folder not found.")
 

@@ -64,7 +64,7 @@ def check_options(model_args: "ModelConfig", from_scratch: dict | None, model_in
     if quantization_options:
         raise ValueError(
             f"{' and '.join(quantization_options)}: training of quantized weights is not supported. Remove the "
-            "option. To save memory, use use_peft, the options freeze_… or --dtype bfloat16."
+            "option. To save memory, use use_peft, freeze or --dtype bfloat16."
         )
     if lora_options and not model_args.use_peft:
         raise ValueError(

@@ -89,7 +89,7 @@ def test_memory_is_that_of_one_shard(tmp_path):
     for kind in (signal.SIGTERM, signal.SIGKILL):
         words = ["-m", "modeling_vitp.convert", source, tmp_path / "killed", "--image_token_id", "7"]
         process = start_program(words, output)
-        while process.is_alive() and not list(tmp_path.glob(".killed.*/*.safetensors")):
+        while process.is_alive() and not list(tmp_path.glob(".killed.*/killed/*.safetensors")):
             time.sleep(0.01)
         os.kill(process.pid, kind)
         process.join()
