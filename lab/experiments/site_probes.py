@@ -45,9 +45,9 @@ def score_sites(plan: SitePlan, start: str, trained: Path, output: Path) -> dict
         output: folder for the features and scores.
 
     Returns:
-        The scores by site and probe, of two candidates: `trained` is the trained ViT, `chosen` the best share of the
-        way to it. The layer of each is the best on validation ground, and so is the share; of equal ones, the smaller
-        share is taken.
+        The scores by site and probe, and the score on validation ground, of two candidates: `trained` is the trained
+        ViT, `chosen` the best share of the way to it. The layer of each is the best on validation ground, and so is the
+        share; of equal ones, the smaller share is taken.
     """
     validation_scores = {}
     for candidate in candidates_of(plan):
@@ -61,7 +61,12 @@ def score_sites(plan: SitePlan, start: str, trained: Path, output: Path) -> dict
     scores_of_sites = {}
     for name, candidate in chosen.items():
         scores = score_candidate(plan, candidate, start, trained, plan.sites, output)
-        scores_of_sites[name] = {"share": candidate.share, "layers": candidate.layers, **scores}
+        scores_of_sites[name] = {
+            "share": candidate.share,
+            "layers": candidate.layers,
+            "validation": validation_scores[candidate],
+            **scores,
+        }
     validation = {candidate.name: score for candidate, score in validation_scores.items()}
     record = {"validation": validation, **scores_of_sites}
     write_whole(output / "sites.json", json.dumps(record, indent=2) + "\n")

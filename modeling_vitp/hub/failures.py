@@ -124,5 +124,7 @@ def explain_failure(error: Exception, repo_id: str) -> str:
     if isinstance(error, GatedRepoError):
         return f"{repo_id} is gated, and this user has no access ({error.response.status_code}): request it on its page"
     status = error.response.status_code
+    if status >= 500:
+        return f"the Hub is not available ({status}): wait a few minutes"
     advice = ADVICE.get(status, "")
     return f"the Hub refuses {repo_id} ({status}: {one_line(error.server_message or str(error))}){advice}"

@@ -62,6 +62,7 @@ def test_concurrent_commit_is_retried(hub, uninterrupted, folder, pauses):
         (401, None, "hf auth login"),
         (404, "RepoNotFound", "refuses tester/m (404"),
         (429, None, "wait a few minutes"),
+        (503, None, "not available (503)"),
         (None, None, "connection to the Hub failed"),
     ],
 )

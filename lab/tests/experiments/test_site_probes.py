@@ -64,7 +64,7 @@ def test_candidates_are_chosen_on_validation_images(plan, tmp_path, monkeypatch)
     assert splits == ["own/val"] * 4 + ["own/test", "other/test"] * 2
     chosen = scores["chosen"]
     name = f"share_{round(100 * chosen['share'])}_layer_{chosen['layers']}"
-    assert validation[name] == max(validation.values())
+    assert chosen["validation"] == validation[name] == max(validation.values())
     assert scores["trained"]["share"] == 1
 
     write_backbone(
