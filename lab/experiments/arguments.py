@@ -13,12 +13,15 @@ from modeling_vitp.command.settings import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Probability,
     Settings,
     Share,
     from_mapping,
 )
 
-OBJECTIVES = ("none", "mae", "masks")  # of the control of the task
+OBJECTIVES = ("none", "mae", "masks")  # of the controls of the task
+OBJECTIVES_OF_IMAGES = ("none", "random", "mae")  # of the controls of a pretraining without a task
+SETTINGS_OF_IMAGES = {"vision_model", "vision_image_size", "annotations"}  # what these controls need
 ROWS = ("label_share", "without_scenes")  # settings of an arm that select training rows of the task
 
 
@@ -97,8 +100,8 @@ class SitePlan(Settings):
     train_split: str = field(default="train", metadata={"help": "Split that the probes are trained on."})
     validation_split: str = field(default="val", metadata={"help": "Split that shares and layers are chosen on."})
     probe: str = field(default="linear", metadata={"help": "Probe whose score on the validation split chooses."})
-    shares: list[Share] = field(
-        default_factory=lambda: [0.25, 0.5, 0.75],
+    shares: list[Probability] = field(
+        default_factory=lambda: [0.0, 0.25, 0.5, 0.75],
         metadata={"help": "Shares of the way from the start to the trained ViT, beside the whole way; one is chosen."},
     )
 
@@ -112,8 +115,12 @@ class SitePlan(Settings):
 class ArmSettings(Settings):
     """Settings of an arm beside those of the pretraining."""
 
-    objective: Literal[OBJECTIVES] | None = field(
-        default=None, metadata={"help": "Objective of a control, see lab.experiments.controls. Default: pretraining."}
+    objective: Literal[*OBJECTIVES, *OBJECTIVES_OF_IMAGES] | None = field(
+        default=None,
+        metadata={
+            "help": "Objective of a control, see lab.experiments.controls and, of a base without a task, "
+            "lab.experiments.objectives. Default: pretraining."
+        },
     )
     after: str | None = field(default=None, metadata={"help": "Name of the arm whose ViT this arm starts from."})
     label_share: Share = field(default=1.0, metadata={"help": "Share of the training rows of the task."})
@@ -224,10 +231,17 @@ class ExperimentArguments(Settings):
     @property
     def needs_task(self) -> bool:
         """True if runs need training or scores of the task beside the pretraining."""
-        of_task = {"objective", *ROWS} & {name for settings in self.arms.values() for name in settings or {}}
+        base = read_yaml(self.base)
+        has_images = "task" not in base and base.keys() >= SETTINGS_OF_IMAGES
+        for settings in self.arms.values():
+            if not set(ROWS).isdisjoint(settings or {}):
+                return True
+            objective = (settings or {}).get("objective")
+            if objective is not None and not (has_images and objective in OBJECTIVES_OF_IMAGES):
+                return True
         of_trees = isinstance(self.finetuning, TreeFinetuningPlan)
         probes = self.probe_label_shares, self.corruption_severities, self.probe_color_jitter is not None
-        return bool(of_task or of_trees or any(probes))
+        return bool(of_trees or any(probes))
 
 
 def slug(arm: str) -> str:

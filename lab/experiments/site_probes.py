@@ -1,6 +1,7 @@
 """Probes of the frozen backbone of a run on several sites, with every choice made on validation ground."""
 
 import contextlib
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -88,25 +89,44 @@ def score_candidate(
     splits: list[str],
     output: Path,
 ) -> dict[str, dict[str, float]]:
-    """Return the main score of each probe of a candidate, by split."""
+    """Return the score of each probe of a candidate, by split.
+
+    Scores are kept beside the runs by the hash of the weights and the plan, so that the start, which is a candidate of
+    every run, is probed once.
+    """
     folder = output / candidate.name
     write_backbone(candidate, start, trained, folder / "backbone")
+    key = hashlib.sha256((folder / "backbone" / "model.safetensors").read_bytes())
+    key.update(json.dumps(vars(plan)).encode())
+    known_scores = output.parents[1] / "probe_scores" / key.hexdigest()
+    known_scores.mkdir(parents=True, exist_ok=True)
     scores = {}
     for split in splits:
-        arguments = ProbeArguments(
-            backbones=[str(folder / "backbone")],
-            data=plan.data,
-            task=plan.task,
-            train_split=plan.train_split,
-            test_split=split,
-            image_size=plan.image_size,
-            seeds=[0],
-            output_dir=str(folder / "probe"),
-        )
-        with (output / "probes.log").open("a") as log, contextlib.redirect_stdout(log):
-            metrics = probe(arguments)
-        scores[split] = {result["probe"]: result["scores"][plan.score]["mean"] for result in metrics["results"]}
+        file = known_scores / f"{split.replace('/', '_')}.json"
+        if not file.exists():
+            write_whole(file, json.dumps(run_probe(plan, split, folder, output / "probes.log")))
+        scores[split] = json.loads(file.read_text())
     shutil.rmtree(folder)  # The features are large.
+    return scores
+
+
+def run_probe(plan: SitePlan, split: str, folder: Path, log_file: Path) -> dict[str, float]:
+    """Return the score of each probe of the backbone in a folder on a split."""
+    arguments = ProbeArguments(
+        backbones=[str(folder / "backbone")],
+        data=plan.data,
+        task=plan.task,
+        train_split=plan.train_split,
+        test_split=split,
+        image_size=plan.image_size,
+        seeds=[0],
+        output_dir=str(folder / "probe"),
+    )
+    with log_file.open("a") as log, contextlib.redirect_stdout(log):
+        metrics = probe(arguments)
+    scores = {}
+    for result in metrics["results"]:
+        scores[result["probe"]] = result["scores"][plan.score]["mean"]
     return scores
 
 

@@ -143,7 +143,10 @@ class Experiment:
             if self.labels is not None:
                 metrics["finetuning"] = self.fine_tune(arm, seed, folder / "backbone")
             if self.args.site_probes is not None:
-                start = self.config(arm, seed, folder)["vision_model"]
+                config = self.config(arm, seed, folder)
+                start = config["vision_model"]
+                if config.get("objective") == "random":  # Between the start and random weights lies nothing to choose.
+                    start = str(folder / "backbone")
                 output = folder.with_name(f"{folder.name}_sites")
                 metrics["sites"] = score_sites(self.args.site_probes, start, folder / "backbone", output)
             if self.task is not None:
@@ -200,7 +203,7 @@ class Experiment:
                 dataset = {**base, **settings, **changes}["dataset_name"]
                 self.task.write_labeled(dataset, seed, folder / "labeled", **rows)
             if "objective" in settings:
-                module = "lab.experiments.controls"
+                module = "lab.experiments.controls" if "task" in config else "lab.experiments.objectives"
             elif "task" in config:
                 module = "lab.trees.pretrain"
             else:

@@ -61,8 +61,9 @@ def test_candidates_are_chosen_on_validation_images(plan, tmp_path, monkeypatch)
     scores = score_sites(plan, str(tmp_path / "start"), tmp_path / "trained", tmp_path / "out")
     validation = json.loads((tmp_path / "out" / "sites.json").read_text())["validation"]
     assert list(validation) == ["share_50_layer_1", "share_50_layer_3", "share_100_layer_1", "share_100_layer_3"]
-    assert splits == ["own/val"] * 4 + ["own/test", "other/test"] * 2
     chosen = scores["chosen"]
+    is_same = (chosen["share"], chosen["layers"]) == (1, scores["trained"]["layers"])
+    assert splits == ["own/val"] * 4 + ["own/test", "other/test"] * (1 if is_same else 2)
     name = f"share_{round(100 * chosen['share'])}_layer_{chosen['layers']}"
     assert chosen["validation"] == validation[name] == max(validation.values())
     assert scores["trained"]["share"] == 1
@@ -82,6 +83,23 @@ def test_candidates_are_chosen_on_validation_images(plan, tmp_path, monkeypatch)
     )
     for result in probe(arguments)["results"]:
         assert scores["trained"]["other/test"][result["probe"]] == result["scores"]["accuracy"]["mean"]
+
+
+def test_equal_weights_are_probed_once(plan, tmp_path, monkeypatch):
+    write_vit(tmp_path / "start", seed=0, image_size=28)
+    calls = []
+
+    def count(arguments: ProbeArguments) -> dict:
+        calls.append(arguments.test_split)
+        return probe(arguments)
+
+    monkeypatch.setattr("lab.experiments.site_probes.probe", count)
+    start = str(tmp_path / "start")
+    scores = score_sites(plan, start, tmp_path / "start", tmp_path / "runs" / "seed_0" / "start_sites")
+    assert scores["chosen"]["share"] == 0.5 and scores["chosen"]["own/test"] == scores["trained"]["own/test"]
+    assert len(calls) == len(plan.layers) + len(plan.sites)  # Each share gives the same weights.
+    assert score_sites(plan, start, tmp_path / "start", tmp_path / "runs" / "seed_1" / "start_sites") == scores
+    assert len(calls) == len(plan.layers) + len(plan.sites)
 
 
 def test_first_layers_give_the_same_states(tmp_path):
