@@ -115,7 +115,7 @@ class SitePlan(Settings):
 class ArmSettings(Settings):
     """Settings of an arm beside those of the pretraining."""
 
-    objective: Literal[*OBJECTIVES, *OBJECTIVES_OF_IMAGES] | None = field(
+    objective: Literal["none", "random", "mae", "masks"] | None = field(
         default=None,
         metadata={
             "help": "Objective of a control, see lab.experiments.controls and, of a base without a task, "

@@ -1,4 +1,4 @@
-"""Controls that read no instructions: the start, random weights by seed, and a masked autoencoder of equal operations."""
+"""Controls that read no instructions: the start, random weights, and a masked autoencoder of equal operations."""
 
 import json
 
