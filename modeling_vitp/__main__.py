@@ -8,7 +8,6 @@ vitp space MODEL                     as python space/__main__.py MODEL
 """
 
 import ast
-import difflib
 import importlib.metadata
 import runpy
 import shutil
@@ -101,8 +100,8 @@ def main(argv: list[str] | None = None) -> None:
     if is_plugin_task:
         words = [name, name.removeprefix("finetune_"), *words[1:]]
     elif name not in paths:
-        nearest = difflib.get_close_matches(name, paths, 1)
-        hint = f": did you mean {nearest[0]!r}?" if nearest else "."
+        nearest = errors.nearest_name(name, paths)
+        hint = "." if nearest is None else f": did you mean {nearest!r}?"
         errors.run_program(lambda: errors.refuse(f"unknown command {words[0]!r}{hint}"))
     sys.argv = [f"vitp {name}", *words[1:]]
     try:

@@ -351,14 +351,9 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
         if position_ids is None:
             check_continuation(cache)
         is_packed = kwargs.get("cu_seq_lens_q") is not None
-        attention = self.config.text_config._attn_implementation
-        if is_packed and attention in READ_POSITIONS:
-            raise ValueError(
-                f"cu_seq_lens_q marks packed sequences, but attention {attention!r} of the language model detects them "
-                "by their positions, in which VRL leaves gaps. Train with ViTPTrainer and padding_free, or with "
-                "attn_implementation='flash_attention_2'."
-            )
-        if attention_mask is None and cache is None and not is_packed:
+        if is_packed:
+            self._check_packed_attention()
+        elif attention_mask is None and cache is None:
             # Without a mask, transformers would take gaps in the positions for the borders of packed sequences.
             if visual_token_indices is not None or has_gaps(position_ids):
                 check_no_restart(position_ids)
@@ -396,6 +391,16 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
         if CACHE in outputs and has_gaps(position_ids):
             outputs[CACHE].positions_have_gaps = True
         return outputs
+
+    def _check_packed_attention(self) -> None:
+        """Raise a `ValueError` if the attention of the language model detects packed sequences by their positions."""
+        attention = self.config.text_config._attn_implementation
+        if attention in READ_POSITIONS:
+            raise ValueError(
+                f"cu_seq_lens_q marks packed sequences, but attention {attention!r} of the language model detects them "
+                "by their positions, in which VRL leaves gaps. Train with ViTPTrainer and padding_free, or with "
+                "attn_implementation='flash_attention_2'."
+            )
 
     def _check_no_image_tokens(
         self,

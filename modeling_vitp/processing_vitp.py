@@ -154,19 +154,16 @@ class ViTPProcessor(ChatProcessor):
         if len(vrl_keys) != len(texts):
             raise ValueError(f"Expected {len(texts)} vrl_keys, one for each text, got {len(vrl_keys)}.")
 
-        tiles = []
+        tiles, num_tiles_of_sample = self._tile_samples(images_of_sample, images_kwargs)
         visual_token_indices = []
         kept_of_sample = []
-        for row, (sample_images, key) in enumerate(zip(images_of_sample, vrl_keys)):
-            try:
-                sample_tiles, num_tiles = self._tile(sample_images, images_kwargs)
-            except (ValueError, TypeError, OSError) as error:
-                raise ValueError(f"Images of sample {row} of the batch: {error}") from error
+        first_token = 0  # index of the first visual token of the sample in the batch
+        for num_tiles, key in zip(num_tiles_of_sample, vrl_keys):
             num_tokens = [number * self.image_seq_length for number in num_tiles]
             indices, kept_of_image = draw_kept_tokens(num_tokens, vrl_drop_ratio, vrl_apply_prob, key)
-            visual_token_indices.append(indices + len(tiles) * self.image_seq_length)
+            visual_token_indices.append(indices + first_token)
             kept_of_sample.append(kept_of_image)
-            tiles += sample_tiles
+            first_token += sum(num_tokens)
 
         data, positions = self._encode_texts(texts, kept_of_sample, merged)
         if tiles:
@@ -247,6 +244,27 @@ class ViTPProcessor(ChatProcessor):
             _, offsets_of_sample = self.get_text_with_replacements(list(texts), marks)
             expected = [len(offsets) for offsets in offsets_of_sample]
         return assign_images(images, expected)
+
+    def _tile_samples(
+        self,
+        images_of_sample: list[list],
+        images_kwargs: Mapping[str, Any],
+    ) -> tuple[list[torch.Tensor], list[list[int]]]:
+        """Return the tiles of all samples, and their number for each image of each sample.
+
+        Raises:
+            ValueError: if an image is invalid. The message names the sample.
+        """
+        tiles = []
+        num_tiles_of_sample = []
+        for row, images in enumerate(images_of_sample):
+            try:
+                sample_tiles, num_tiles = self._tile(images, images_kwargs)
+            except (ValueError, TypeError, OSError) as error:
+                raise ValueError(f"Images of sample {row} of the batch: {error}") from error
+            tiles += sample_tiles
+            num_tiles_of_sample.append(num_tiles)
+        return tiles, num_tiles_of_sample
 
     def _tile(
         self,

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import NoReturn
@@ -100,6 +100,25 @@ def refuse(message: str) -> NoReturn:
     raise WrongArguments(" ".join(message.split()))
 
 
+def nearest_name(name: str, known: Collection[str]) -> str | None:
+    """Return the known name that an unknown one most likely means, or `None` if no name is similar.
+
+    A name with a spelling mistake comes first: `data_rot` means `data_root`, not `data`. Next comes the longest known
+    name that begins the unknown one, because the rest is often a value of that option: `freeze_vision` means `freeze`
+    with the value `vision`, not `unfreeze_vision_layers`. The most similar of all names comes last.
+    """
+    misspelled_names = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+    if misspelled_names:
+        return misspelled_names[0]
+    beginning, separator, _ = name.rpartition("_")
+    while separator:
+        if beginning in known:
+            return beginning
+        beginning, separator, _ = beginning.rpartition("_")
+    similar_names = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return similar_names[0] if similar_names else None
+
+
 def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse a command line. Report an unknown option before a missing argument, with the closest known option."""
     parser.error = refuse
@@ -110,10 +129,9 @@ def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None)
         is_known = any(name.startswith(option) for name in known_options)  # an option may be shortened
         if is_known or not option.startswith("--"):
             continue
-        hint = "."
-        nearest_options = difflib.get_close_matches(option, known_options, n=1, cutoff=0.7)
-        if nearest_options:
-            hint = f": did you mean {nearest_options[0]!r}?"
+        known_names = [known_option.lstrip("-") for known_option in known_options]
+        nearest = nearest_name(option.removeprefix("--"), known_names)
+        hint = "." if nearest is None else f": did you mean '--{nearest}'?"
         refuse(f"unknown option {option!r}{hint}")
     return parser.parse_args(argv)
 

@@ -11,7 +11,6 @@ file, [`~transformers.HfArgumentParser`] from a command line, and [`add_options`
 """
 
 import argparse
-import difflib
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -22,6 +21,8 @@ from inspect import get_annotations
 from itertools import repeat
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from .errors import nearest_name
 
 Dataclass = TypeVar("Dataclass")
 WORDS = {str: "text", int: "an integer", float: "a number", bool: "true or false", Any: "any value"}
@@ -178,9 +179,9 @@ def check_keys(name: str, mapping: Mapping, known: Collection[str], required: Co
     for key in mapping:
         if key not in known:
             hint = f"Known: {', '.join(known)}."
-            nearest_keys = difflib.get_close_matches(str(key), known, n=1)
-            if nearest_keys:
-                hint = f"Did you mean {nearest_keys[0]!r}?"
+            nearest = nearest_name(str(key), known)
+            if nearest is not None:
+                hint = f"Did you mean {nearest!r}?"
             problems.append(f"unknown key {key!r}. {hint}")
     missing_keys = [repr(key) for key in required if key not in mapping]
     if missing_keys:

@@ -114,8 +114,14 @@ def check_probe_data(args: PretrainArguments) -> None:
 def score_run(options: PretrainingOptions, data: PretrainData) -> dict[str, Any]:
     """Return and print the scores of a finished run: probes of its frozen backbone, and answers about unseen images.
 
+    Args:
+        options: options of the run. Its output folder has the trained model.
+        data: data of the run. Questions are about its evaluation rows, and constant answers are those of its training
+            rows.
+
     Returns:
-        `probe`, `answers`, and `summary` with their tables; without the ones that the data do not allow.
+        The scores of the probes as `probe`, those of the answers as `answers`, and their tables as `summary`. A key is
+        missing if the data have no labels to probe on, or no questions that can be scored.
     """
     scores: dict[str, Any] = {}
     tables = []
@@ -123,20 +129,10 @@ def score_run(options: PretrainingOptions, data: PretrainData) -> dict[str, Any]
     if probe_scores:
         scores["probe"] = probe_scores
         tables += ["Probes of frozen features:", gains_table(probe_scores)]
-    if isinstance(data.eval, Dataset):
-        seed = options.training.seed
-        output_dir = options.training.output_dir
-        answer_scores = score_pretraining(
-            ViTPForConditionalGeneration.from_pretrained(output_dir).to(options.training.device),
-            ViTPProcessor.from_pretrained(output_dir),
-            data.eval,
-            texts_of(data.train, data.transform, seed),
-            seed,
-            are_independent=data.transform is not None,
-        )
-        if answer_scores:
-            scores["answers"] = answer_scores
-            tables += ["Answers about unseen images:", answers_table(answer_scores)]
+    answer_scores = score_run_answers(options, data)
+    if answer_scores:
+        scores["answers"] = answer_scores
+        tables += ["Answers about unseen images:", answers_table(answer_scores)]
     if tables:
         scores["summary"] = "\n\n".join(tables)
         print(f"\n{scores['summary']}")
@@ -145,28 +141,49 @@ def score_run(options: PretrainingOptions, data: PretrainData) -> dict[str, Any]
 
 def score_probe(options: PretrainingOptions, data: PretrainData) -> dict[str, Any] | None:
     """Return the scores and gains of the backbone of a run, or `None` without labels that it can be probed on."""
-    args = options.data
+    probe_data = options.data.probe_data
     training_args = options.training
     output_dir = Path(training_args.output_dir)
-    if args.probe_data is not None:
+    if probe_data is not None:
         return probe_run(
-            DenseData.from_dict(args.probe_data.data),
-            args.probe_data.train_split,
-            args.probe_data.test_split,
-            output_dir,
-            training_args.seed,
-            training_args.device,
+            DenseData.from_dict(probe_data.data),
+            train_split=probe_data.train_split,
+            test_split=probe_data.test_split,
+            output_dir=output_dir,
+            seed=training_args.seed,
+            device=training_args.device,
         )
     if data.test_images:
         return probe_labels(
             data.transform,
             data.test_images,
-            output_dir,
-            training_args.seed,
-            training_args.device,
-            training_args.color_jitter,
+            output_dir=output_dir,
+            seed=training_args.seed,
+            device=training_args.device,
+            color_jitter=training_args.color_jitter,
         )
     return None
+
+
+def score_run_answers(options: PretrainingOptions, data: PretrainData) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the scores of the answers of a run, see [`score_pretraining`]; empty without stored evaluation rows."""
+    if not isinstance(data.eval, Dataset):
+        return {}
+    training_args = options.training
+    model = ViTPForConditionalGeneration.from_pretrained(training_args.output_dir)
+    model.to(training_args.device)
+    processor = ViTPProcessor.from_pretrained(training_args.output_dir)
+    training_conversations = texts_of(data.train, data.transform, training_args.seed)
+    # A transform draws the questions of a conversation about labels, so that none refers to an earlier one.
+    are_independent = data.transform is not None
+    return score_pretraining(
+        model,
+        processor,
+        rows=data.eval,
+        trained=training_conversations,
+        seed=training_args.seed,
+        are_independent=are_independent,
+    )
 
 
 def score_pretraining(
@@ -186,7 +203,7 @@ def score_pretraining(
     Args:
         model: pretrained model.
         processor: its processor.
-        rows: conversations about images that the model has not seen.
+        rows: conversations about images that the model has not seen. Their questions are asked.
         trained: messages of training conversations, for the constant answers.
         seed: seed of the chosen questions and of sampling.
         are_independent: whether the questions of a conversation do not depend on each other, so that each is asked

@@ -107,31 +107,37 @@ def read_tiff(
     spec: "InputSpec | None",
     as_stored: bool,
 ) -> Picture:
+    """Read a TIFF file or a window of it, with the arguments of [`read_image`].
+
+    The result has the stored values of a mask, the bands that the spec names, or else the colors.
+    """
     takes_bands = spec is not None and spec.takes_bands
     in_color = not as_stored and not takes_bands
-    with read_errors(path):
-        with open_file(path) as file:
-            tags = tiff_tags(file)
+    with read_errors(path), open_file(path) as file:
+        tags = tiff_tags(file)
         is_deep = is_deep_tiff(tags)
-        needs_conversion = not stores_colors(tags) or EXTRASAMPLES in tags
-        if in_color and window is None and not is_deep and needs_conversion:
-            return decode(path, spec)  # Pillow converts palettes, inks and transparency.
         orientation = orientation_of(tags)
-        reads_window_alone = window is not None and orientation == 1
-        area = None
-        if reads_window_alone:
-            left, top, right, bottom = window
-            area = ((top, bottom), (left, right))
-        with open_raster(path) as file:
-            check_count(file.count, spec)
-            picture = turn(bands_last(file.read(window=area)), orientation)
+        needs_conversion = not stores_colors(tags) or EXTRASAMPLES in tags
+    # Pillow converts palettes, inks and transparency, but reads no windows.
+    if in_color and window is None and not is_deep and needs_conversion:
+        return decode(path, spec)
+    # The positions of a window are those in the upright image. They are the same in the file if it is stored upright.
+    window_in_file = window if orientation == 1 else None
+    with read_errors(path), open_raster(path) as file:
+        check_count(file.count, spec)
+        rows_and_columns = None
+        if window_in_file is not None:
+            left, top, right, bottom = window_in_file
+            rows_and_columns = ((top, bottom), (left, right))
+        stored_picture = bands_last(file.read(window=rows_and_columns))
+        picture = turn(stored_picture, orientation)
+    if window is not None and window_in_file is None:
+        picture = cut(picture, window)
     if in_color:
         check_colors(path, tags)
         if not is_deep:
             picture = onto_white(picture)
-    if window is None or reads_window_alone:
-        return picture
-    return cut(picture, window)
+    return picture
 
 
 def read_picture(content: bytes, spec: "InputSpec | None" = None, as_stored: bool = False) -> Picture:

@@ -41,6 +41,13 @@ class DistributedMetric(evaluate.Metric):
     kept: dict | list
     cases: Sequence = ()
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        for method in ("add", "add_batch", "compute"):
+            # `evaluate` appends to the docstrings of these methods when it loads the metric.
+            if getattr(cls, method).__doc__ is None:
+                raise ValueError(f"Metric {cls.__name__}: expected a docstring of the method {method!r}, found none.")
+
     def __len__(self) -> int:
         return len(self.kept)
 

@@ -121,17 +121,14 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         if train_dataset is None:
             raise ValueError("train_dataset is required: a data set of conversations with images.")
         if args is None:
-            model_name = model if isinstance(model, str | Path) else model.config._name_or_path
-            args = ViTPTrainingConfig(f"{Path(model_name or 'model').name}-SFT")
+            args = default_args(model)
         elif not isinstance(args, ViTPTrainingConfig):
             raise ValueError(f"Expected args to be a ViTPTrainingConfig, got a {type(args).__name__}.")
         init_kwargs = args.model_init_kwargs
-        if isinstance(model, str | Path):
-            model, processor = load_checkpoint(str(model), **{"dtype": "float32", **(init_kwargs or {})})
-            processing_class = processing_class or processor
+        is_loaded_here = isinstance(model, str | Path)
+        model, processing_class = open_model(model, processing_class, init_kwargs or {})
+        if is_loaded_here:
             args.model_init_kwargs = None  # TRL accepts it only with the name of a model
-        elif processing_class is None:
-            processing_class = ViTPProcessor.from_pretrained(model.config._name_or_path)
         check_compatible(model, processing_class)
         # A transform or another collator may read any format, so that its rows are not converted.
         is_converted = data_collator is None and sample_transform is None
@@ -140,11 +137,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         if data_collator is None:
             data_collator = make_collator(args, processing_class, train_dataset, sample_transform, source_settings)
         check_collator(args, data_collator, model)
-        for name in ("vrl_drop_ratio", "vrl_apply_prob", "vrl_warmup_steps", "answer_mask_ratio"):
-            setattr(model.config, name, getattr(data_collator, name))
-        if data_collator.answer_mask_ratio > 0:
-            # The token that replaces masked tokens may be the pad token, whose embedding must then be trained.
-            model.get_input_embeddings().padding_idx = None
+        set_robustness(model, data_collator)
         self.eval_data_collator = data_collator.for_evaluation()
         if isinstance(eval_dataset, dict):
             eval_dataset = {name: prepare_dataset(dataset, is_converted) for name, dataset in eval_dataset.items()}
@@ -623,6 +616,40 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
                 missing=expected_weights - stored_weights,
                 unexpected=stored_weights - expected_weights,
             )
+
+
+def default_args(model: ViTPForConditionalGeneration | str | Path) -> ViTPTrainingConfig:
+    """Return training arguments with an output folder that is named after the model."""
+    model_name = model if isinstance(model, str | Path) else model.config._name_or_path
+    return ViTPTrainingConfig(f"{Path(model_name or 'model').name}-SFT")
+
+
+def open_model(
+    model: ViTPForConditionalGeneration | str | Path,
+    processor: ViTPProcessor | None,
+    init_kwargs: Mapping[str, Any],
+) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
+    """Return a model, which is loaded if it is a folder or Hub id, and its processor if no other is given.
+
+    Args:
+        model, processor: see [`ViTPTrainer`].
+        init_kwargs: arguments of `from_pretrained`. The default of `dtype` is float32.
+    """
+    if isinstance(model, str | Path):
+        loaded_model, loaded_processor = load_checkpoint(str(model), **{"dtype": "float32", **init_kwargs})
+        return loaded_model, processor or loaded_processor
+    if processor is None:
+        processor = ViTPProcessor.from_pretrained(model.config._name_or_path)
+    return model, processor
+
+
+def set_robustness(model: ViTPForConditionalGeneration, data_collator: ViTPDataCollator) -> None:
+    """Record how a collator drops visual tokens and masks answers in the configuration of the model it trains."""
+    for name in ("vrl_drop_ratio", "vrl_apply_prob", "vrl_warmup_steps", "answer_mask_ratio"):
+        setattr(model.config, name, getattr(data_collator, name))
+    if data_collator.answer_mask_ratio > 0:
+        # The token that replaces masked tokens may be the pad token, whose embedding must then be trained.
+        model.get_input_embeddings().padding_idx = None
 
 
 def prepare_dataset(dataset: Dataset | IterableDataset, is_converted: bool) -> Dataset | IterableDataset:

@@ -2,7 +2,6 @@
 
 import argparse
 import ast
-import difflib
 import gc
 import hashlib
 import importlib
@@ -476,10 +475,8 @@ def hint_for(name: str, known: Collection[str]) -> str:
             commands.append(command)
     if commands:
         return f": it belongs to {' and '.join(commands)}."
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if nearest:
-        return f": did you mean {nearest[0]!r}?"
-    return "."
+    nearest = errors.nearest_name(name, known)
+    return "." if nearest is None else f": did you mean {nearest!r}?"
 
 
 @cache

@@ -13,7 +13,7 @@ from trl import ScriptArguments
 
 import modeling_vitp
 from modeling_vitp import ViTPProcessor, ViTPTrainingConfig
-from modeling_vitp.command.errors import WrongPath, explain_error, run_program, take_debug, write_log
+from modeling_vitp.command.errors import WrongPath, explain_error, nearest_name, run_program, take_debug, write_log
 from modeling_vitp.command.paths import check_paths, expand_home, looks_like_path, read_yaml
 from modeling_vitp.instructions.sources import load_rows
 
@@ -102,6 +102,24 @@ def test_home_folder_is_expanded(tmp_path, monkeypatch):
     check_paths([given])
     assert given.model_name_or_path == str(tmp_path / "model") and given.target == tmp_path / "out"
     assert given.data == {"root": f"{tmp_path}/data", "splits": [f"{tmp_path}/a", 3]} and given.other == "a~/b"
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("freeze_vision", "freeze"),
+        ("freeze_language_model", "freeze"),
+        ("unfreeze_vision_layer", "unfreeze_vision_layers"),
+        ("data_rot", "data_root"),
+        ("data_root_folder", "data_root"),
+        ("data_folder", "data"),
+        ("output", "output_dir"),
+        ("wavelength", None),
+    ],
+)
+def test_unknown_name_suggests_the_nearest(name, nearest):
+    known = ["language_model", "unfreeze_vision_layers", "freeze", "data", "data_root", "output_dir"]
+    assert nearest_name(name, known) == nearest
 
 
 def test_duplicate_yaml_key_is_named(tmp_path):

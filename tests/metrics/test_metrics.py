@@ -12,6 +12,8 @@ from launching import finish, start_program
 from metrics_run import METRICS, score
 from paths import HELPERS
 
+from modeling_vitp.metrics import pixel_metrics
+
 NAN = float("nan")
 
 
@@ -215,3 +217,11 @@ def test_missing_processes_are_refused():
     metric.add_batch(predictions=[[[0]]], references=[[[0]]])
     with pytest.raises(ValueError, match="num_process=2"):
         metric.compute()
+
+
+def test_method_without_docstring_is_named():
+    with pytest.raises(ValueError, match="EdgeError.*'add_batch'"):
+
+        class EdgeError(pixel_metrics.PixelMetric):
+            def add_batch(self, *, predictions, references, case_ids=None, group_ids=None):
+                pass

@@ -98,7 +98,7 @@ MISTAKES = [  # words, and a pattern of the error line
     (f"{PRETRAIN} --vision_model model", "vision_model and language_model"),
     (f"{START} --lora_r 8", "lora_r.*--use_peft"),
     (f"{START} --freeze vison", "freeze.*vision.*'vison'"),
-    (f"{START} --freeze_projector true", "unknown option 'freeze_projector'"),
+    (f"{START} --freeze_projector true", "unknown option 'freeze_projector'.*'freeze'"),
     (f"{START} --activation_checkpointing_kwargs '{{\"evry_n_layers\": 2}}'", "'evry_n_layers'.*'every_n_layers'"),
     (f"{PRETRAIN} --model_name_or_path modle", "modle.*'model'"),
     (f"{PRETRAIN} --model_name_or_path org/model", "'org/model'.*HF_HUB_OFFLINE"),

@@ -245,16 +245,25 @@ class ObjectLayout(PairedLayout):
 
     @classmethod
     @abstractmethod
-    def read_objects(cls, annotation: Any, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
-        """Read the objects of an image.
+    def read_objects(
+        cls,
+        annotation: Any,
+        image: Path,
+        size: tuple[int, int],
+    ) -> list[AnnotatedObject]:
+        """Read the objects of an image from its annotation.
 
         Args:
-            annotation: annotation file of the image.
+            annotation: path of the annotation file of the image. A layout that overrides [`match`] gets the annotation
+                that its `match` returns, such as a part of a file with the annotations of all images.
             image: path of the image.
-            size: height and width of the image.
+            size: height and width of the image in pixels.
+
+        Returns:
+            The objects with boxes in pixels of the image, or an empty list for an image without objects.
 
         Raises:
-            ValueError: If the file is invalid; the message names it and the object.
+            ValueError: If the annotation is invalid. The message names its file and the invalid object.
         """
 
     @classmethod

@@ -185,49 +185,90 @@ def open_samples(
         ValueError: If the data set, a split or a column is not found, a row has no class, or a class of the test images
             has no training images.
     """
-    splits = [train_split]
-    if test_share is None:
-        splits.append(test_split)
-        if train_split == test_split:
-            raise ValueError(
-                f"train_split and test_split must differ, got {train_split!r}. Change one or set test_share."
-            )
-    files = {Path(name) / split: image_files(Path(name) / split) for split in splits}
-    if all(files.values()):
-        for folder, paths in files.items():
-            for path in paths:
-                if path.parent.parent != folder:
-                    raise ValueError(f"Expected images at SPLIT/CLASS/NAME in {name}, got {path}. Move the file.")
-        source = {"root": name}
+    if test_share is None and train_split == test_split:
+        raise ValueError(f"train_split and test_split must differ, got {train_split!r}. Change one or set test_share.")
+    splits = [train_split, test_split] if test_share is None else [train_split]
+    if has_class_folders(name, splits):
+        data = ClassificationData(root=name, allow_shared_images=True)
     else:
-        source = {"dataset_name": name, "dataset_config": config, "columns": columns}
-    data = ClassificationData(**source, allow_shared_images=True)
+        data = ClassificationData(
+            dataset_name=name,
+            dataset_config=config,
+            columns=columns,
+            allow_shared_images=True,
+        )
     names = data.find_classes([train_split])
     train_images = data.open([train_split])
     if test_share is None:
         test_images = data.open([test_split])
         data.check_disjoint(splits)
     else:
-        all_images = train_images
-        train_indices, test_indices = hold_out(all_images.labels.numpy(), all_images.cases, test_share)
-        if not len(test_indices):
-            raise ValueError(f"{name}: test_share={test_share} holds out no test images. Increase it.")
-        train_images = all_images.subset(train_indices).set_classes(names, False)
-        test_images = all_images.subset(test_indices).set_classes(names, False)
+        train_images, test_images = divide_images(train_images, name, names, test_share)
         check_held_out(data, train_images, test_images)
+    trained_names = number_trained_classes(name, names, train_images, test_images)
+    if len(trained_names) < 2:
+        raise ValueError(f"{name}, split {train_split!r}: expected at least two classes, got {trained_names}.")
+    return {"train": train_images, "test": test_images}, trained_names
+
+
+def has_class_folders(name: str, splits: Sequence[str]) -> bool:
+    """Return whether a folder has images of each split, and raise a `ValueError` if one is not at SPLIT/CLASS/NAME."""
+    folders = [Path(name) / split for split in splits]
+    images_by_folder = {folder: image_files(folder) for folder in folders}
+    if not all(images_by_folder.values()):
+        return False
+    for folder, paths in images_by_folder.items():
+        for path in paths:
+            if path.parent.parent != folder:
+                raise ValueError(f"Expected images at SPLIT/CLASS/NAME in {name}, got {path}. Move the file.")
+    return True
+
+
+def divide_images(
+    images: ClassifiedImages,
+    name: str,
+    names: Sequence[str],
+    test_share: float,
+) -> tuple[ClassifiedImages, ClassifiedImages]:
+    """Return the training and the test images of a split, of which a share of each class is held out.
+
+    Args:
+        images: images of the split.
+        name: name of the data set in errors.
+        names: names of the classes.
+        test_share: share of each class that becomes test images.
+
+    Raises:
+        ValueError: if no image is held out.
+    """
+    train_indices, test_indices = hold_out(images.labels.numpy(), images.cases, test_share)
+    if not len(test_indices):
+        raise ValueError(f"{name}: test_share={test_share} holds out no test images. Increase it.")
+    train_images = images.subset(train_indices).set_classes(names, False)
+    test_images = images.subset(test_indices).set_classes(names, False)
+    return train_images, test_images
+
+
+def number_trained_classes(
+    name: str,
+    names: Sequence[str],
+    train_images: ClassifiedImages,
+    test_images: ClassifiedImages,
+) -> list[str]:
+    """Remove the classes without training images from the labels of both sets of images, and return the names left.
+
+    Raises:
+        ValueError: if test images have a class without training images. The message begins with `name`, the data set.
+    """
     train_counts = np.bincount(train_images.labels, minlength=len(names))
     test_counts = np.bincount(test_images.labels, minlength=len(names))
     untrained_classes = [names[label] for label in np.flatnonzero((test_counts > 0) & (train_counts == 0))]
     if untrained_classes:
         raise ValueError(f"{name}: no training images found for the classes {untrained_classes} of the test images.")
-    # Classes without training images are left out, so that the others are numbered again.
     new_labels = torch.from_numpy(np.cumsum(train_counts > 0) - 1)
     train_images.labels = new_labels[train_images.labels]
     test_images.labels = new_labels[test_images.labels]
-    names = [names[label] for label in np.flatnonzero(train_counts)]
-    if len(names) < 2:
-        raise ValueError(f"{name}, split {train_split!r}: expected at least two classes, got {names}.")
-    return {"train": train_images, "test": test_images}, names
+    return [names[label] for label in np.flatnonzero(train_counts)]
 
 
 def check_held_out(data: ClassificationData, train_images: ClassifiedImages, test_images: ClassifiedImages) -> None:

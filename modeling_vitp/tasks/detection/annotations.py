@@ -15,7 +15,7 @@ from ...data.annotation_files import is_number, read_flag, read_list
 from ...data.annotations import AnnotatedObject, Point
 from ...data.classes import ClassNames
 from ...data.files import SplitFiles, TileSettings
-from ...data.layouts import LAYOUTS
+from ...data.layouts import LAYOUTS, ObjectLayout
 from ...data.layouts.coco import file_stem, without_suffix
 from ...data.rows import cases_of_rows, find_columns, image_size, missing_column
 from ...data.windows import MIN_IMAGE_SHARE, MIN_OBJECT_SHARE
@@ -107,7 +107,7 @@ def read_files(
         source_of_keys = annotations
         keys = sorted(annotated if layout.lists_images else {*annotated, *images})
 
-    # All pairs are checked before the first image is read, because reading may take long.
+    # All pairs of image and annotation are checked before the first image is read, because reading may take long.
     case_of_key = cases_of_images(root, split, keys, images)
     keys_of_split = []
     for key in keys:
@@ -122,13 +122,24 @@ def read_files(
 
     for key in keys_of_split:
         path = below(root, images[key].relative_to(root))
-        check_file(path)
-        check_upright(path)
-        size = stored_size(path)
-        objects = None
-        if annotated[key] is not None:
-            objects = layout.read_objects(annotated[key], path, size)
-        yield AnnotatedFile(key, path, size, objects, case_of_key[key])
+        yield read_file(layout, key, path, annotated[key], case_of_key[key])
+
+
+def read_file(
+    layout: type[ObjectLayout],
+    key: str,
+    path: Path,
+    annotation: Any,
+    case: str | None,
+) -> AnnotatedFile:
+    """Check an image file, and return it with the objects of its annotation, if it has one."""
+    check_file(path)
+    check_upright(path)
+    size = stored_size(path)
+    objects = None
+    if annotation is not None:
+        objects = layout.read_objects(annotation, path, size)
+    return AnnotatedFile(key, path, size, objects, case)
 
 
 def cases_of_images(

@@ -734,22 +734,21 @@ def use_settings_of_folder(args: DenseArguments) -> None:
 
 
 def settings_of_folder(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with the splits and mask values of the folder, and class names as far as they are known."""
+    """Return settings with the splits and the classes of the masks in a folder.
+
+    Args:
+        settings: settings of a configuration, with the folder as `root`. The classes get their names from its `classes`
+            if these describe the masks, see [`match_classes`]. Its `images`, `input_spec` and `allow_shared_images` are
+            kept.
+    """
     configured_classes = settings.get("classes", ())
     folder_settings = DenseData.infer(Path(settings["root"]), configured_classes)
-    if "mask_encoding" in folder_settings:
-        if all("color" in item for item in configured_classes):
-            folder_settings["classes"] = configured_classes
-    else:
-        ignored_values = settings.get("ignore", ())
-        if values_fit(folder_settings, configured_classes, ignored_values):
-            folder_settings["classes"] = configured_classes
-            folder_settings["ignore"] = ignored_values
-        elif len(folder_settings["classes"]) == len(configured_classes):
-            renamed_classes = []
-            for configured_class, folder_class in zip(configured_classes, folder_settings["classes"]):
-                renamed_classes.append({**configured_class, "value": folder_class["value"]})
-            folder_settings["classes"] = renamed_classes
+    matched_classes = match_classes(
+        folder_settings,
+        configured_classes,
+        settings.get("ignore", ()),
+    )
+    folder_settings.update(matched_classes)
     logger.warning(
         "No file of %s matches `splits` of the configuration. Used instead: the splits %s with the classes %s.",
         settings["root"],
@@ -760,6 +759,39 @@ def settings_of_folder(settings: Mapping[str, Any]) -> dict[str, Any]:
         if key in settings:
             folder_settings[key] = settings[key]
     return folder_settings
+
+
+def match_classes(
+    folder_settings: Mapping[str, Any],
+    classes: Sequence[Mapping],
+    ignored_values: Sequence,
+) -> dict[str, Any]:
+    """Return the settings of classes that replace those of a folder, as far as a configuration describes its masks.
+
+    Args:
+        folder_settings: settings of the folder from [`DenseData.infer`].
+        classes: classes of the configuration.
+        ignored_values: values that the configuration ignores.
+
+    Returns:
+        - For masks with colors: the classes of the configuration if each has a color.
+        - For masks with values that fit the classes of the configuration: these classes and the ignored values.
+        - For other masks with as many values as the configuration has classes: its classes with these values, in order.
+        - Otherwise an empty dictionary.
+    """
+    folder_classes = folder_settings["classes"]
+    has_colors = folder_settings.get("mask_encoding") == "color"
+    if has_colors:
+        are_colors_configured = all("color" in item for item in classes)
+        return {"classes": classes} if are_colors_configured else {}
+    if values_fit(folder_settings, classes, ignored_values):
+        return {"classes": classes, "ignore": ignored_values}
+    if len(folder_classes) != len(classes):
+        return {}
+    renumbered_classes = []
+    for configured_class, folder_class in zip(classes, folder_classes):
+        renumbered_classes.append({**configured_class, "value": folder_class["value"]})
+    return {"classes": renumbered_classes}
 
 
 def values_fit(

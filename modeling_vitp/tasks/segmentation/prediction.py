@@ -141,19 +141,7 @@ def predict_bands(
     sums = None  # Sums of the logits over windows, for the rows of the current windows.
     for top, next_top in zip(tops, next_tops):
         rows = read(top, top + height)
-        for first in range(0, len(lefts), batch_size):
-            batch_lefts = lefts[first : first + batch_size]
-            logits = predict_windows(predict, rows, batch_lefts, width)
-            if sums is None:
-                sums = logits.new_zeros(
-                    len(rows[0]),
-                    logits.shape[1],
-                    height,
-                    image_width,
-                    dtype=torch.float32,
-                )
-            for left, window_logits in zip(batch_lefts, logits.chunk(len(batch_lefts))):
-                sums[..., left : left + width] += window_logits
+        sums = add_windows(sums, predict, rows, lefts, width, batch_size)
         if next_top > start:
             skipped = max(start - top, 0)
             counts = row_counts[top + skipped : next_top, None] * column_counts
@@ -161,6 +149,33 @@ def predict_bands(
         finished = next_top - top
         next_rows = torch.zeros_like(sums[:, :, :finished])
         sums = torch.cat([sums[:, :, finished:], next_rows], dim=2)
+
+
+def add_windows(
+    sums: torch.Tensor | None,
+    predict: Predict,
+    rows: Sequence[torch.Tensor],
+    lefts: Sequence[int],
+    width: int,
+    batch_size: int,
+) -> torch.Tensor:
+    """Add the logits of all windows of the same rows to their sums, and return the sums.
+
+    Args:
+        sums: sums so far, float32 of shape `(batch, classes, window height, image width)`, or `None` for zeros. Their
+            number of classes is known after the first prediction.
+        predict, batch_size: see [`sliding_window`].
+        rows, lefts, width: see [`predict_windows`].
+    """
+    for first in range(0, len(lefts), batch_size):
+        batch_lefts = lefts[first : first + batch_size]
+        logits = predict_windows(predict, rows, batch_lefts, width)
+        if sums is None:
+            images, _, height, image_width = rows[0].shape
+            sums = logits.new_zeros(images, logits.shape[1], height, image_width, dtype=torch.float32)
+        for left, window_logits in zip(batch_lefts, logits.chunk(len(batch_lefts))):
+            sums[..., left : left + width] += window_logits
+    return sums
 
 
 def predict_windows(
