@@ -203,7 +203,7 @@ class Experiment:
                 dataset = {**base, **settings, **changes}["dataset_name"]
                 self.task.write_labeled(dataset, seed, folder / "labeled", **rows)
             if "objective" in settings:
-                module = "lab.experiments.controls" if "task" in config else "lab.experiments.objectives"
+                module = "lab.experiments.controls" if self.args.needs_task else "lab.experiments.objectives"
             elif "task" in config:
                 module = "lab.trees.pretrain"
             else:

@@ -27,6 +27,7 @@ from lab.trees import pretrain
 from lab.trees.arguments import TreePretrainArguments
 from lab.trees.instructions import TreeInstructions
 from modeling_vitp.pretraining.arguments import SFT_MODULES, VRLArguments
+from modeling_vitp.pretraining.options import make_options
 from modeling_vitp.training.command_line import parse
 
 BASE = {"max_steps": 10, "from_scratch": {"vocab_size": 5, "text_config": {"num_hidden_layers": 1, "hidden_size": 8}}}
@@ -237,6 +238,13 @@ def test_arms_of_the_plans_parse(config, tmp_path):
     for settings in args.arms.values():
         settings = {name: value for name, value in (settings or {}).items() if name not in (*ROWS, "after")}
         merged = merge_settings(yaml.safe_load(Path(args.base).read_text()), settings) | {"output_dir": str(tmp_path)}
+        if "task" not in merged:
+            merged.pop("objective", None)
+            merged["output_dir"] = str(tmp_path / "run")
+            for name in ("annotations", "vision_model", "language_model"):  # They are built by lab.data.
+                merged[name] = str(tmp_path)
+            make_options(merged)
+            continue
         merged["dataset_name"] = str(AERIAL_TREES)
         (tmp_path / "arm.yaml").write_text(yaml.safe_dump(merged))
         own, whole = (TreePretrainArguments, VRLArguments, ModelConfig), pretrain.WHOLE
