@@ -20,6 +20,7 @@ from rasterio.warp import transform
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
+from ..command.paths import Shard
 from ..image_decoding import open_raster
 from ..images.large import RowFile, appears_whole, chosen_bands, file_stamp, has_gaps, part_path, ranged, weights_digest
 from ..images.pixels import to_pixels
@@ -192,6 +193,7 @@ def embed_images(
     num_workers: int = 0,
     bad_images: str = "raise",
     root: str | os.PathLike | None = None,
+    shard: Shard | None = None,
 ) -> int:
     """Embed images, or the windows of large images, and write a Parquet file with a row for each.
 
@@ -220,18 +222,22 @@ def embed_images(
         num_workers: number of processes that read images.
         bad_images: `"raise"` raises an error for an image that cannot be read; `"skip"` logs and leaves it out.
         root: folder that the column `path` is relative to. Default: paths as they are given.
+        shard: part of the batches to embed, such as `Shard(3, 8)`. Its embeddings are stored beside `output`. When all
+            shards are finished, the same call without a shard writes `output`.
 
     Returns:
-        Number of rows. Windows without data (nodata value, mask, or alpha of 0) have no row.
+        Number of rows, or of embeddings of the shard. Windows without data (nodata value, mask, or alpha of 0) have no
+        row.
 
     Raises:
         ValueError: If `output` has a wrong suffix, the stride is not in [1, window], no image is found, an image cannot
-            be read, features are not finite, or an unfinished run had different arguments.
+            be read, features are not finite, an unfinished run had different arguments, or a shard is not finished.
         FileExistsError: If `output` exists.
+        RunStopped: If another run writes `output`, or the shard.
     """
     output = Path(output)
     stride = check_embedding(backbone, output, window, stride, image_size)
-    unfinished_rows = part_path([output])
+    part_path([output])  # Raises an error before the computation starts.
     spec = backbone.reading(input_spec)
     fields = InputSpec.from_dict(spec)
     files = open_files(images, fields, bad_images)
@@ -254,7 +260,8 @@ def embed_images(
     }
     made_of = {**settings, **digests_of(backbone, files), "dtype": dtype, "batch_size": batch_size}
     bytes_per_row = width * np.dtype(dtype).itemsize
-    with RowFile(unfinished_rows, (bytes_per_row,), made_of) as rows:
+    # Features depend slightly on the batch, so a shard has whole batches.
+    with RowFile([output], made_of, len(data), shard, unit=batch_size, shape=(bytes_per_row,)) as rows:
         append_embeddings(
             rows,
             data,
@@ -267,9 +274,11 @@ def embed_images(
             bad_images=bad_images,
             description=output.name,
         )
+        if shard is not None:
+            return len(rows)
         with appears_whole(output) as unfinished:
             number = write_parquet(unfinished, data, rows, width, dtype, settings, root)
-    rows.delete()
+        rows.delete()
     return number
 
 
@@ -352,9 +361,9 @@ def append_embeddings(
     """Append the embeddings of all items that are not yet in the file. The row of an item without pixels is NaN."""
     # Features depend slightly on the batch, so a batch that was written in part is embedded again as a whole.
     num_embedded = len(rows) // batch_size * batch_size
-    remaining = Subset(data, range(num_embedded, len(data)))
+    remaining = Subset(data, rows.indices[num_embedded:])
     loader = DataLoader(remaining, batch_size, num_workers=num_workers, collate_fn=collate)
-    with tqdm(total=len(data), initial=len(rows), unit="image", desc=description) as progress:
+    with tqdm(total=len(rows.indices), initial=len(rows), unit="image", desc=description) as progress:
         for pixels, is_read, errors in loader:
             for message in errors:
                 report_bad_image(message, bad_images)
@@ -363,7 +372,7 @@ def append_embeddings(
                 with np.errstate(over="ignore"):
                     embeddings[is_read] = backbone.pool(pixels, pooling).cpu().numpy()
             if not np.isfinite(embeddings[is_read]).all():
-                file, _ = data.locate(num_embedded)
+                file, _ = data.locate(rows.indices[num_embedded])
                 raise ValueError(
                     f"Features of {backbone.name} are not finite in {dtype} in the batch that begins with "
                     f"{file.path}. Use float32 for the model and the embeddings."

@@ -200,15 +200,18 @@ def test_nodata_is_ignored_in_training_and_prediction(tmp_path, dtype, nodata):
 
 
 def test_incomplete_lines_and_rows_are_removed(tmp_path):
-    with LineFile(tmp_path / "lines", {"of": 1}) as lines:
+    with LineFile([tmp_path / "lines"], {"of": 1}, length=3) as lines:
         lines.append([{"a": 1}, "ü"])
         lines.append([])
-    with RowFile(tmp_path / "rows", (2, 3), {"of": 1}) as rows:
+    with RowFile([tmp_path / "rows"], {"of": 1}, length=3, shape=(2, 3)) as rows:
         rows.append(np.arange(12, dtype=np.uint8).reshape(2, 2, 3))
     for name in ("lines", "rows"):
-        with open(tmp_path / name, "ab") as file:
+        with open(tmp_path / f"{name}.part", "ab") as file:
             file.write(b'[{"a"')
-    with LineFile(tmp_path / "lines", {"of": 1}) as lines, RowFile(tmp_path / "rows", (2, 3), {"of": 1}) as rows:
+    with (
+        LineFile([tmp_path / "lines"], {"of": 1}, length=3) as lines,
+        RowFile([tmp_path / "rows"], {"of": 1}, length=3, shape=(2, 3)) as rows,
+    ):
         assert len(lines) == len(rows) == 2
         lines.append({"b": 0.1})
         rows.append(np.full((1, 2, 3), 7, dtype=np.uint8))
@@ -223,14 +226,14 @@ def test_incomplete_lines_and_rows_are_removed(tmp_path):
 
 
 def test_part_file_with_other_settings_is_refused(tmp_path):
-    with LineFile(tmp_path / "lines", {"of": [1, 2], "by": (2,)}):
+    with LineFile([tmp_path / "lines"], {"of": [1, 2], "by": (2,)}, length=3):
         pass
-    with LineFile(tmp_path / "lines", {"of": [1, 2], "by": (3,)}) as lines:  # The file has no results yet.
+    with LineFile([tmp_path / "lines"], {"of": [1, 2], "by": (3,)}, length=3) as lines:  # The file has no results yet.
         lines.append(0)
-    with LineFile(tmp_path / "lines", {"of": [1, 2], "by": [3]}):
+    with LineFile([tmp_path / "lines"], {"of": [1, 2], "by": [3]}, length=3):
         pass
     with pytest.raises(ValueError, match="lines .*different by"):
-        LineFile(tmp_path / "lines", {"of": [1, 2], "by": [4]}).__enter__()
+        LineFile([tmp_path / "lines"], {"of": [1, 2], "by": [4]}, length=3).__enter__()
 
 
 def test_failed_file_does_not_appear(tmp_path):

@@ -108,7 +108,7 @@ input()
 
 @pytest.mark.slow
 def test_second_run_in_same_folder_is_refused(tmp_path, data_folder, monkeypatch):
-    monkeypatch.setattr(checkpointing, "LOCK_TIMEOUT", 0)
+    monkeypatch.setattr("modeling_vitp.command.locks.LOCK_TIMEOUT", 0)
     out, settings = tmp_path / "out", {"from_scratch": FROM_SCRATCH, "dataset_name": str(data_folder)}
     command, pipes = [sys.executable, "-c", HOLD, str(out)], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, **pipes) as other:

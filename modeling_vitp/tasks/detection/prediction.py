@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ...command.paths import Shard
 from ...data.windows import areas
 from ...detection_boxes import nms_by_label
 from ...image_processing_vitp_detection import ViTPDetectionImageProcessor, mask_of
@@ -325,6 +326,7 @@ def detect_large(
     batch_size: int = 4,
     threshold: float = 0.3,
     nms_threshold: float | None = None,
+    shard: Shard | None = None,
 ) -> None:
     """Detect the objects in an image of any size, and write a GeoJSON or COCO file.
 
@@ -356,18 +358,21 @@ def detect_large(
         threshold: score above which objects are written. `score_threshold` of the model also applies.
         nms_threshold: largest IoU of two objects of the same class. Default: the threshold of the model, or 0.5 for
             models of transformers.
+        shard: part of the rows of windows to detect, see
+            [`~modeling_vitp.tasks.segmentation.prediction.predict_large`].
 
     Raises:
         ValueError: if `output` has a wrong suffix, the stride is larger than the window or below 1, the image is not
             supported (see [`~modeling_vitp.images.large.open_images`]), its coordinates cannot be transformed to
-            longitude and latitude, or an unfinished run had different arguments.
+            longitude and latitude, an unfinished run had different arguments, or a shard is not finished.
         FileExistsError: if `output` exists.
+        RunStopped: if another run writes `output`, or the shard.
     """
     path = Path(image)
     output = Path(output)
     if output.suffix not in WRITERS:
         raise ValueError(f"Expected an output with the suffix .geojson, or .json for COCO format, got {output}.")
-    unfinished_rows = part_path([output])
+    part_path([output])  # Raises an error before the computation starts.
     side = resized_side(image_processor)
     window = window or side or WINDOW
     if stride is None:
@@ -394,13 +399,16 @@ def detect_large(
             **asdict(settings),
             "merging": CUT_SHARE,
         }
-        rows = stack.enter_context(LineFile(unfinished_rows, source_of_rows))
-        detect_rows(model, image_processor, source, settings, rows, description=output.name)
+        tops = window_starts(source.dataset.height, settings.window, settings.stride)
+        rows = stack.enter_context(LineFile([output], source_of_rows, len(tops), shard))
+        detect_rows(model, image_processor, source, settings, tops, rows, description=output.name)
+        if shard is not None:
+            return
         names = [model.config.id2label[index] for index in range(model.config.num_labels)]
         write = WRITERS[output.suffix]
         with appears_whole(output) as unfinished_output:
             write(merged(rows, nms_threshold), source.dataset, names, unfinished_output)
-    rows.delete()
+        rows.delete()
 
 
 def detect_rows(
@@ -408,22 +416,21 @@ def detect_rows(
     image_processor: BaseImageProcessor,
     source: LargeImage,
     settings: WindowSettings,
+    tops: list[int],
     rows: LineFile,
     description: str,
 ) -> None:
-    """Append the objects of each row of windows that `rows` lacks, see [`detect_row`]."""
-    height, width = source.dataset.shape
-    tops = window_starts(height, settings.window, settings.stride)
-    lefts = window_starts(width, settings.window, settings.stride)
+    """Append the objects of each row of windows, of which `tops` are the first rows, that `rows` lacks."""
+    lefts = window_starts(source.dataset.width, settings.window, settings.stride)
     progress = tqdm(
-        total=len(tops) * len(lefts),
+        total=len(rows.indices) * len(lefts),
         initial=len(rows) * len(lefts),
         unit="window",
         desc=description,
     )
     with progress:
-        for top in tops[len(rows) :]:
-            row = detect_row(model, image_processor, source, settings, top, lefts)
+        for index in rows.indices[len(rows) :]:
+            row = detect_row(model, image_processor, source, settings, tops[index], lefts)
             rows.append(row)
             progress.update(len(lefts))
 
