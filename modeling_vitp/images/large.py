@@ -470,6 +470,7 @@ class PartFile(ABC):
         """Delete the file and those of the shards, when the outputs are written."""
         for path in (self.path, self.made_of_path, *self.shard_paths()):
             path.unlink()
+            FolderLock(path.parent, path.name).path.unlink(missing_ok=True)  # That of a killed run is left.
 
 
 @dataclass(eq=False)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import shapely
 import torch
 from rasterio.crs import CRS
 from rasterio.transform import Affine, AffineTransformer, GCPTransformer
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from ..command.paths import Shard
+from ..data.geodata import split_at_antimeridian
 from ..image_decoding import open_raster
 from ..images.large import RowFile, appears_whole, chosen_bands, file_stamp, has_gaps, part_path, ranged, weights_digest
 from ..images.pixels import to_pixels
@@ -42,6 +44,7 @@ from .backbones import Backbone, Preprocessing, collate_pixels
 GROUP = 4096  # Number of images in a row group of the file, and in memory when the file is written.
 WGS84 = "OGC:CRS84"  # Longitude and latitude, the CRS of geometries if the images differ in CRS.
 POLYGON = np.dtype([("order", "u1"), ("head", "<u4", 3), ("ring", "<f8", (5, 2))])  # WKB of a polygon of four corners.
+EDGE_SHARES = np.arange(16)[:, None] / 16  # Positions on an edge, between which no longitude changes by 180 degrees.
 
 logger = logging.getLogger(__name__)
 windows_of = lru_cache(maxsize=4)(windows)
@@ -448,6 +451,11 @@ def common_crs(files: Sequence[ImageFile]) -> str | None:
     return names.pop()
 
 
+@lru_cache
+def is_geographic(crs: str | None) -> bool:
+    return crs is not None and CRS.from_string(crs).is_geographic
+
+
 def table_schema(settings: dict, width: int, dtype: str, has_geometry: bool, crs: str | None) -> pa.Schema:
     """Return the columns of the file with their types, and its metadata, as described in [`embed_images`]."""
     metadata = {"vitp": json.dumps(settings)}
@@ -461,7 +469,7 @@ def table_schema(settings: dict, width: int, dtype: str, has_geometry: bool, crs
         fields.append(("geometry", pa.binary()))
         geometry = {
             "encoding": "WKB",
-            "geometry_types": ["Polygon"],
+            "geometry_types": ["Polygon", "MultiPolygon"] if is_geographic(crs) else ["Polygon"],
             "crs": None if crs is None else CRS.from_string(crs).to_dict(projjson=True),
         }
         geo = {
@@ -497,21 +505,43 @@ def footprints(files: Sequence[ImageFile], areas: np.ndarray, crs: str | None) -
             continue
         corners = file.corners(areas_of_file)
         bounds = np.concatenate([corners.min(1), corners.max(1)], axis=1).tolist()
-        if file.crs not in (crs, None):
-            x, y, *_ = transform(file.crs, crs, corners[..., 0].ravel(), corners[..., 1].ravel())
-            corners = np.stack([x, y], axis=-1).reshape(corners.shape)
-        is_in_crs = file.crs is not None or crs is None
-        for bounds_of_window, polygon in zip(bounds, polygons_of(corners)):
-            yield *bounds_of_window, file.crs, polygon if is_in_crs else None
+        polygons = [None] * num_windows
+        if file.crs is not None or crs is None:
+            polygons = polygons_of(corners, file.crs, crs)
+        for bounds_of_window, polygon in zip(bounds, polygons):
+            yield *bounds_of_window, file.crs, polygon
 
 
-def polygons_of(corners: np.ndarray) -> list[bytes]:
-    """Return polygons with four corners each, `(polygons, 4, 2)`, as WKB."""
+def transformed(points: np.ndarray, source: str | None, crs: str | None) -> np.ndarray:
+    """Return points, of shape `(…, 2)`, from one CRS in another."""
+    if source == crs:
+        return points
+    x, y, *_ = transform(source, crs, points[..., 0].ravel(), points[..., 1].ravel())
+    return np.stack([x, y], axis=-1).reshape(points.shape)
+
+
+def polygons_of(corners: np.ndarray, source: str | None, crs: str | None) -> list[bytes]:
+    """Return polygons with four corners each, `(polygons, 4, 2)` in the CRS `source`, in another CRS as WKB."""
+    corners_in_crs = transformed(corners, source, crs)
     polygons = np.zeros(len(corners), POLYGON)
     polygons["order"] = 1  # Little endian.
     polygons["head"] = (3, 1, 5)  # A polygon of one ring of five points.
-    polygons["ring"] = np.concatenate([corners, corners[:, :1]], axis=1)
-    return [polygon.tobytes() for polygon in polygons]
+    polygons["ring"] = np.concatenate([corners_in_crs, corners_in_crs[:, :1]], axis=1)
+    contents = [polygon.tobytes() for polygon in polygons]
+    if not is_geographic(crs):
+        return contents
+    longitudes = corners_in_crs[..., 0]
+    crosses = np.abs(longitudes).max(axis=1) > 180
+    is_wrapped = source != crs
+    if is_wrapped:
+        crosses |= np.ptp(longitudes, axis=1) > 180
+    for index in np.flatnonzero(crosses):
+        starts = corners[index][:, None]
+        ends = np.roll(starts, -1, axis=0)
+        outline = (starts + EDGE_SHARES * (ends - starts)).reshape(-1, 2)
+        polygon = shapely.Polygon(transformed(outline, source, crs))
+        contents[index] = shapely.to_wkb(split_at_antimeridian(polygon, is_wrapped))
+    return contents
 
 
 __all__ = ["embed_images"]

@@ -8,10 +8,13 @@ import pytest
 import torch
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
+from launching import locked_elsewhere
 from pictures import write_bands
 from PIL import Image
 
 from modeling_vitp import InputSpec, ViTPSegmentationImageProcessor
+from modeling_vitp.command.errors import RunStopped
+from modeling_vitp.command.paths import Shard
 from modeling_vitp.data.classes import LabelEncoding
 from modeling_vitp.data.files import FileSample
 from modeling_vitp.images.large import LineFile, RowFile, appears_whole, open_images, part_path, ranged, weights_digest
@@ -234,6 +237,59 @@ def test_part_file_with_other_settings_is_refused(tmp_path):
         pass
     with pytest.raises(ValueError, match="lines .*different by"):
         LineFile([tmp_path / "lines"], {"of": [1, 2], "by": [4]}, length=3).__enter__()
+
+
+def rows_of(output, length, **options):
+    return RowFile([output], {"of": 1}, length, shape=(2,), **options)
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_shards_are_joined_in_order(tmp_path, count):
+    output = tmp_path / "a[1].bin"  # The brackets are no pattern.
+    for shard in reversed(Shard.all_of(count)):
+        with rows_of(output, 10, shard=shard, unit=3) as rows:
+            for index in rows.indices:
+                rows.append(np.full((1, 2), index, dtype=np.uint8))
+    with rows_of(output, 10, unit=3) as rows:
+        assert rows.whole()[:, 0].tolist() == list(range(10))
+        rows.delete()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unfinished_or_other_shards_are_refused(tmp_path):
+    output = tmp_path / "rows"
+    for shard in Shard.all_of(2):
+        with rows_of(output, 4, shard=shard) as rows:
+            rows.append(np.zeros((shard.number, 2), dtype=np.uint8))
+    with pytest.raises(ValueError, match="rows.1-of-2.part"), rows_of(output, 4):
+        pass
+    with rows_of(output, 4, shard=Shard(1, 2)) as rows:
+        rows.append(np.zeros((1, 2), dtype=np.uint8))
+    with pytest.raises(ValueError, match="rows.1-of-2.part .*different of"):
+        RowFile([output], {"of": 2}, 4, shape=(2,)).__enter__()
+    with rows_of(output, 4) as rows:
+        assert len(rows) == 4
+
+
+def test_file_of_too_many_results_is_refused(tmp_path):
+    with rows_of(tmp_path / "rows", 4) as rows:
+        rows.append(np.zeros((5, 2), dtype=np.uint8))
+    with pytest.raises(ValueError, match="rows.part"), rows_of(tmp_path / "rows", 4):
+        pass
+
+
+def test_results_are_locked(tmp_path, monkeypatch):
+    monkeypatch.setattr("modeling_vitp.command.locks.LOCK_TIMEOUT", 0)
+    with locked_elsewhere(tmp_path, ".rows.part.lock"):
+        with pytest.raises(RunStopped, match="rows.part"), rows_of(tmp_path / "rows", 4):
+            pass
+        with rows_of(tmp_path / "rows", 4, shard=Shard(1, 2)):  # Shards have locks of their own.
+            pass
+    with rows_of(tmp_path / "rows", 4) as rows:
+        (tmp_path / "rows").touch()
+        rows.delete()
+    with pytest.raises(FileExistsError, match="rows"):  # Another run has finished in the meantime.
+        rows.__enter__()
 
 
 def test_failed_file_does_not_appear(tmp_path):

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import shapely
+import shapely.geometry
 import torch
 from rasterio.features import shapes
 from rasterio.io import DatasetReader
@@ -22,6 +24,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ...command.paths import Shard
+from ...data.geodata import split_at_antimeridian
 from ...data.windows import areas
 from ...detection_boxes import nms_by_label
 from ...image_processing_vitp_detection import ViTPDetectionImageProcessor, mask_of
@@ -141,6 +144,7 @@ class Ground:
                 geometries,
                 precision=DECIMALS,
             )
+            geometries = [within_180_degrees(geometry) for geometry in geometries]
         return [wind_rings(geometry) for geometry in geometries]
 
     def geometry(self, polygons: list[Polygon]) -> dict[str, Any]:
@@ -156,6 +160,22 @@ class Ground:
         xs, ys = np.transpose(ring).round(PIXEL_DECIMALS)
         coordinates = self.transformer.xy(ys, xs, offset="ul")
         return np.stack(coordinates, 1).round(DECIMALS).tolist()
+
+
+def within_180_degrees(geometry: dict[str, Any]) -> dict[str, Any]:
+    """Split the polygons at the antimeridian that GDAL does not split: in degrees, and in projections of a pole."""
+    parts = []
+    is_split = False
+    for polygon in shapely.get_parts(shapely.geometry.shape(geometry)):
+        west, _, east, _ = polygon.bounds
+        if east - west > 180 or west < -180 or east > 180:
+            polygon = split_at_antimeridian(polygon, is_wrapped=True)
+            is_split = True
+        parts.extend(shapely.get_parts(polygon))
+    if not is_split:
+        return geometry
+    polygons = parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
+    return shapely.geometry.mapping(polygons)
 
 
 def wind_rings(geometry: dict[str, Any]) -> dict[str, Any]:
