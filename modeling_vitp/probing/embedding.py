@@ -38,6 +38,7 @@ from ..images.reading import (
     stored_size,
     windows,
 )
+from ..images.seen import report_images
 from ..input_spec import InputSpec
 from .backbones import Backbone, Preprocessing, collate_pixels
 
@@ -244,6 +245,7 @@ def embed_images(
     spec = backbone.reading(input_spec)
     fields = InputSpec.from_dict(spec)
     files = open_files(images, fields, bad_images)
+    report_images(len(files), lambda index: files[index].path, None if spec is None else fields)
     data = ImageWindows(
         files,
         window,
