@@ -1,5 +1,6 @@
 """Readers of georeferenced annotations, GeoJSON and GeoPackage, in pixels of the images that they cover."""
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,6 +32,8 @@ SQLITE_HEADER = b"SQLite format 3\0"  # First bytes of a GeoPackage.
 MAX_COORDINATE = 1e15  # As in `is_number`.
 MARGIN = 0.01  # Share by which the bounds of an image are enlarged, because their transform is an approximation.
 MIN_AREA = 1e-6  # Smallest area of a clipped polygon in square pixels; a smaller one is an edge on the border.
+
+logger = logging.getLogger(__name__)
 
 Bounds = tuple[float, float, float, float]  # Left, bottom, right and top in coordinates.
 
@@ -251,6 +254,14 @@ def default_class_property(files: Iterable[FeatureFile]) -> str | None:
         for name in sorted(property_names):
             if name.lower() == class_property:
                 return name
+    if property_names:
+        logger.warning(
+            "No feature has a property %s, so all objects are of the class %r. Properties: %s. Set `class_property` to "
+            "the property with the class.",
+            " or ".join(CLASS_PROPERTIES),
+            DEFAULT_CLASS,
+            ", ".join(sorted(property_names)),
+        )
     return None
 
 

@@ -99,7 +99,8 @@ class LargeImage:
     def read(self, top: int, bottom: int) -> torch.Tensor:
         """Return rows as in training, `(1, bands, bottom - top, width)`, with transparent pixels in white."""
         window = whole_rows(self.dataset, top, bottom)
-        pixels = read_colors(self.dataset, self.bands, self.alpha, window=window)
+        with read_errors(self.dataset.name):
+            pixels = read_colors(self.dataset, self.bands, self.alpha, window=window)
         is_png_of_8_bits = self.dataset.driver == "PNG" and pixels.dtype == np.uint8
         if is_png_of_8_bits and self.is_masked and self.input_spec is None:
             is_transparent = self.has_no_data(top, bottom)
@@ -124,7 +125,8 @@ class LargeImage:
     def has_no_data(self, top: int, bottom: int) -> np.ndarray:
         """Return which pixels of rows have no data, bool of shape `(bottom - top, width)`."""
         window = whole_rows(self.dataset, top, bottom)
-        valid = self.dataset.dataset_mask(window=window)
+        with read_errors(self.dataset.name):
+            valid = self.dataset.dataset_mask(window=window)
         return valid == 0
 
 
@@ -257,13 +259,13 @@ def sampled_windows(dataset: DatasetReader, bands: list[int], spec: InputSpec) -
     """Return percentiles of each band over evenly spaced pixels, without pixels that have no data."""
     shape = tuple(min(length, SAMPLE_SIZE) for length in dataset.shape)
     alpha = transparency(dataset, bands, spec)
-    sample = read_colors(dataset, bands, alpha, out_shape=shape)
-    sample = sample.astype(np.float64)
-    if has_gaps(dataset, bands):
-        valid = dataset.read_masks(bands, out_shape=shape)
-        sample[valid == 0] = np.nan
     windows = []
     with read_errors(dataset.name):
+        sample = read_colors(dataset, bands, alpha, out_shape=shape)
+        sample = sample.astype(np.float64)
+        if has_gaps(dataset, bands):
+            valid = dataset.read_masks(bands, out_shape=shape)
+            sample[valid == 0] = np.nan
         for band in sample:
             values = torch.from_numpy(band)
             low, high = band_percentiles(values, spec.percentiles)

@@ -65,6 +65,8 @@ def describe_images(length: int, source_of: Callable[[int], Source], spec: Input
     )
     if has_alpha:
         line += '; the alpha band is blended with white (if it is another band, set input_spec {"bands": [0, 1, 2]})'
+    if black_and_white.startswith("-") and not bands.dtype.is_signed:
+        line += "\nWARNING: the window of the input spec begins below 0, so it is in other units than these images."
     if len(kinds) == 1 and share < LOW_SHARE and low < high:
         window = [float(f"{low:.4g}"), float(f"{high:.4g}")]
         proposal = {"window": window}

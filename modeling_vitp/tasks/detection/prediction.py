@@ -30,6 +30,8 @@ from ...detection_boxes import nms_by_label
 from ...image_processing_vitp_detection import ViTPDetectionImageProcessor, mask_of
 from ...images.large import LargeImage, LineFile, appears_whole, file_stamp, open_images, part_path, weights_digest
 from ...images.reading import Window, window_starts
+from ...images.seen import report_images
+from ...input_spec import InputSpec
 from ...rotated_boxes import intersections, rectangles, rotated_nms, smallest_rectangles
 from .arguments import DotaSubmission
 
@@ -410,6 +412,7 @@ def detect_large(
 
     with ExitStack() as stack:
         (source,) = stack.enter_context(open_images([path], reader))
+        report_images(1, lambda index: path, InputSpec.from_dict(reader.input_spec))
         if output.suffix == ".geojson":
             Ground(source.dataset)  # Raises an error before the computation starts.
         source_of_rows = {

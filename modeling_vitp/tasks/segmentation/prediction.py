@@ -34,7 +34,9 @@ from ...images.large import (
     whole_rows,
 )
 from ...images.reading import is_tiff, window_starts
+from ...images.seen import report_images
 from ...images.volumes import NIFTI, Volume, VolumeSlices, check_cut, files_of
+from ...input_spec import InputSpec
 
 if TYPE_CHECKING:
     from .data import DenseData
@@ -421,6 +423,10 @@ def predict_large(
     if stride is None:
         stride = default_stride(window)
     check_num_labels(model, NO_CLASS)
+    if getattr(model.config, "volume_plane", None) is not None:
+        raise ValueError(
+            f"Expected a NIfTI file or DICOM folder for a model of {model.config.volume_plane} slices, got {paths[0]}."
+        )
     if len(paths) != model.images_per_sample:
         raise ValueError(f"Expected {model.images_per_sample} image(s) for {type(model).__name__}, got {len(paths)}.")
     predict = logits_of(model)
@@ -428,6 +434,7 @@ def predict_large(
         predict = augmented(predict, scales, flip)
     num_layers = 1 if probabilities is None else 1 + model.config.num_labels
     with open_images(paths, image_processor) as sources:
+        report_images(len(paths), paths.__getitem__, InputSpec.from_dict(image_processor.input_spec))
         made_of = {
             "images": [file_stamp(path) for path in paths],
             "model": weights_digest(model),
