@@ -239,6 +239,16 @@ def test_part_file_with_other_settings_is_refused(tmp_path):
         LineFile([tmp_path / "lines"], {"of": [1, 2], "by": [4]}, length=3).__enter__()
 
 
+@pytest.mark.parametrize("spec", [{}, {"percentiles": [2, 98]}])
+def test_truncated_geotiff_is_named(tmp_path, spec):
+    """Check a file whose header is whole, so that it is opened, and whose last rows are missing."""
+    path = write_bands(tmp_path / "scene.tif", RNG.integers(0, 256, (3, 400, 300), dtype=np.uint8))
+    path.write_bytes(path.read_bytes()[:-100_000])
+    with pytest.raises(ValueError, match="^[^\n]*scene.tif cannot be read: (?!.*previous exception)"):
+        with open_images([path], ViTPSegmentationImageProcessor(input_spec=spec)) as (image,):
+            image.read(0, 400)
+
+
 def rows_of(output, length, **options):
     return RowFile([output], {"of": 1}, length, shape=(2,), **options)
 
