@@ -342,6 +342,7 @@ class Siglip2Tower(SiglipTower):
     ) -> dict[str, torch.Tensor]:
         """Return the patches `(batch_size, patches, patch_size² * num_channels)` and the grid of each image."""
         patch_size = model.config.patch_size
+        pixel_values = whole_patches(pixel_values, patch_size)
         height, width = pixel_values.shape[-2:]
         rows = height // patch_size
         columns = width // patch_size
@@ -447,11 +448,12 @@ class TimmTower(VisionTower):
         config.model_args = {**config.model_args, "drop_path_rate": rate}
 
     def inputs(self, model, pixel_values):
-        return {"pixel_values": pixel_values, "do_pooling": False}
+        patch_size = getattr(model.config, "patch_size", 1)
+        return {"pixel_values": whole_patches(pixel_values, patch_size), "do_pooling": False}
 
     def embed(self, model, pixel_values):
         vit = model.timm_model
-        patches = vit.patch_embed(pixel_values)
+        patches = vit.patch_embed(whole_patches(pixel_values, vit.patch_embed.patch_size))
         # timm has no public way to the input of the first block.
         tokens = vit._pos_embed(patches)
         tokens = vit.norm_pre(vit.patch_drop(tokens))
@@ -478,6 +480,13 @@ def build_timm(architecture: str, model_args: str) -> nn.Module:
             "https://huggingface.co/timm, or the same weights in transformers."
         )
     return model
+
+
+def whole_patches(pixel_values: torch.Tensor, patch_size: int | list[int] | tuple[int, ...]) -> torch.Tensor:
+    """Return images without the pixels at the right and the bottom that fill no patch, which a convolution ignores."""
+    patch_height, patch_width = pair(patch_size)
+    height, width = pixel_values.shape[-2:]
+    return pixel_values[..., : height - height % patch_height, : width - width % patch_width]
 
 
 def resample(maps: torch.Tensor, side: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ import argparse
 import vitp_command
 from modeling_vitp.command.settings import NonNegativeInt, PositiveInt, option_type, read_mapping
 from modeling_vitp.probing.arguments import POOLINGS
+from modeling_vitp.training.arguments import shard
 from modeling_vitp.training.command_line import parse_words
 
 
@@ -53,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         default="raise",
         help="Behavior on an image that cannot be read: 'raise' stops and names it, 'skip' logs it and leaves it out.",
     )
+    add("--shard", type=shard, metavar="I/N", help="Embed only part I of N parts of the images.")
     add("--device", help="Device of the model: by default the accelerator, or cpu without one.")
     args = vars(parse_words(parser, argv))
 
@@ -66,7 +68,10 @@ def main(argv: list[str] | None = None) -> int:
     backbone = load_backbone(args.pop("model"), device, args.pop("model_dtype"))
     images, output = args.pop("images"), args.pop("output")
     number = embed_images(backbone, images, output, **args)
-    print(f"{number} embeddings are in {output}")
+    if args["shard"] is None:
+        print(f"{number} embeddings are in {output}")
+    else:
+        print(args["shard"].hint(f"{number} embeddings"))
     return 0
 
 

@@ -22,6 +22,7 @@ from modeling_vitp.command.settings import (
     option_type,
     read_mapping,
 )
+from modeling_vitp.training.arguments import shard
 from modeling_vitp.training.command_line import load_plugins, parse_words
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--batch_size", type=option_type(PositiveInt), help="Number of windows per batch: 4.")
     add("--device", default=None, help="Device of the model: by default the accelerator, or cpu without one.")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="Dtype of the model: float32.")
+    add("--shard", type=shard, default=None, metavar="I/N", help="Predict only part I of N parts of the image.")
     add("--plugins", nargs="+", default=[], help="Python files that register the model's decode head.")
     add("--input_spec", help="Input spec of the images as JSON: by default that of the training.")
     add = parser.add_argument_group("segmentation and change detection").add_argument
@@ -117,7 +119,8 @@ def main(argv: list[str] | None = None) -> int:
 
     predict = getattr(modeling_vitp, PREDICT[kind])
     predict(model, image_processor, images[0] if is_detector else images, output, **args)
-    print(f"The {'objects' if is_detector else 'classes'} are in {output}")
+    result = f"The {'objects' if is_detector else 'classes'} are in {output}"
+    print(result if args["shard"] is None else args["shard"].hint(f"part of {output}"))
     return 0
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.comparison import Progress
+from ..images.seen import report_images
+from ..input_spec import InputSpec
 from ..training.checkpointing import FolderLock
 from ..training.command_line import load_plugins
 from ..training.results import no_library_bars
@@ -91,6 +93,8 @@ def run_adaptation(args: AdaptArguments) -> AdaptationReport | None:
     lock = FolderLock(folder)  # The lock is released when this function ends.
     labels, progress = open_labels(args, lock)
     print(labels.how)
+    images = labels.images["train"]
+    report_images(len(images), images.__getitem__, InputSpec.from_dict(args.pretraining.get("input_spec")))
     stages = Stages(progress)
 
     # Wrong settings and missing models are reported before questions are made.

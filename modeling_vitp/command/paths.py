@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import math
 import os
 import re
 import socket
@@ -347,11 +348,21 @@ class Shard(NamedTuple):
     def all_of(cls, count: int) -> list["Shard"]:
         return [cls(number, count) for number in range(1, count + 1)]
 
-    def part(self, length: int) -> range:
-        """Return the shard's contiguous indices of `length`; the shards in order give all indices in order."""
-        start = (self.number - 1) * length // self.count
-        end = self.number * length // self.count
-        return range(start, end)
+    def part(self, length: int, unit: int = 1) -> range:
+        """Return the shard's contiguous indices of `length`; the shards in order give all indices in order.
+
+        Args:
+            length: number of indices of all shards.
+            unit: number of indices that stay in one shard, such as those of a batch.
+        """
+        num_units = math.ceil(length / unit)
+        start = (self.number - 1) * num_units // self.count
+        end = self.number * num_units // self.count
+        return range(length)[start * unit : end * unit]
+
+    def hint(self, results: str | Path) -> str:
+        """Return the message of a finished shard whose results the command without a shard joins."""
+        return f"Shard {self}: {results}. When all shards are finished, run the same command without --shard."
 
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"

@@ -113,6 +113,10 @@ class AnnotatedImage:
     mask: Callable[[], LabelMap] | None = None
     picture: Callable[[], Image.Image] | None = None
 
+    def source(self) -> Path | Image.Image:
+        """Return the file of the image, or the image if it has no file of its own."""
+        return self.paths[0] if self.picture is None else self.picture()
+
     @property
     def visible(self) -> tuple[Region, ...]:
         return (*self.regions, *self.slivers)

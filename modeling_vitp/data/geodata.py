@@ -1,5 +1,7 @@
 """Readers of georeferenced annotations, GeoJSON and GeoPackage, in pixels of the images that they cover."""
 
+import logging
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -9,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import shapely
+import shapely.affinity
 import shapely.geometry
 from rasterio.crs import CRS
 from rasterio.transform import AffineTransformer
@@ -29,6 +32,8 @@ SQLITE_HEADER = b"SQLite format 3\0"  # First bytes of a GeoPackage.
 MAX_COORDINATE = 1e15  # As in `is_number`.
 MARGIN = 0.01  # Share by which the bounds of an image are enlarged, because their transform is an approximation.
 MIN_AREA = 1e-6  # Smallest area of a clipped polygon in square pixels; a smaller one is an edge on the border.
+
+logger = logging.getLogger(__name__)
 
 Bounds = tuple[float, float, float, float]  # Left, bottom, right and top in coordinates.
 
@@ -249,6 +254,14 @@ def default_class_property(files: Iterable[FeatureFile]) -> str | None:
         for name in sorted(property_names):
             if name.lower() == class_property:
                 return name
+    if property_names:
+        logger.warning(
+            "No feature has a property %s, so all objects are of the class %r. Properties: %s. Set `class_property` to "
+            "the property with the class.",
+            " or ".join(CLASS_PROPERTIES),
+            DEFAULT_CLASS,
+            ", ".join(sorted(property_names)),
+        )
     return None
 
 
@@ -522,6 +535,35 @@ def outline_of(polygon: shapely.Polygon) -> np.ndarray:
     for hole in polygon.interiors:
         rings += [shapely.get_coordinates(hole), exterior[:1]]
     return np.concatenate(rings)[:-1]
+
+
+def split_at_antimeridian(polygon: shapely.Polygon, is_wrapped: bool) -> shapely.Polygon | shapely.MultiPolygon:
+    """Return a polygon in longitude and latitude, split at the antimeridian as RFC 7946 (3.1.9) says.
+
+    Args:
+        polygon: polygon that crosses the antimeridian, or surrounds a pole.
+        is_wrapped: whether longitudes jump by 360 degrees at the antimeridian. Otherwise they go on beyond 180 degrees.
+    """
+    rings = []
+    for ring in (polygon.exterior, *polygon.interiors):
+        points = shapely.get_coordinates(ring)
+        if is_wrapped:
+            points[:, 0] = np.unwrap(points[:, 0], period=360)
+        if abs(points[-1, 0] - points[0, 0]) > 180:  # The ring surrounds a pole, which is an edge of the map.
+            pole = math.copysign(90, points[:, 1].mean())
+            points = np.concatenate([points, [[points[-1, 0], pole], [points[0, 0], pole]]])
+        if rings:  # A hole is brought to the turn of the outline.
+            points[:, 0] += 360 * round((rings[0][:, 0].mean() - points[:, 0].mean()) / 360)
+        rings.append(points)
+    exterior, *holes = rings
+    continuous = shapely.make_valid(shapely.Polygon(exterior, holes))
+    parts = []
+    for west in (-540, -180, 180):
+        clipped = shapely.intersection(continuous, shapely.box(west, -90, west + 360, 90))
+        for part in shapely.get_parts(shapely.get_parts(clipped)):
+            if part.area > 0:
+                parts.append(shapely.affinity.translate(part, -180 - west))
+    return shapely.orient_polygons(shapely.union_all(parts))  # The parts around a pole have a common edge.
 
 
 def shown(bounds: Bounds) -> str:

@@ -22,6 +22,7 @@ except ModuleNotFoundError as error:
 PERCENTILES = (2, 98)  # Percentiles of black and white for files without a window in their tags.
 TOLERANCE = 0.05  # Largest deviation of a slice from its expected position, relative to the slice spacing.
 Header = tuple[Path, pydicom.Dataset]  # Path of a file, and its tags without pixels.
+GEOMETRY = {"ImageOrientationPatient": 6, "ImagePositionPatient": 3, "PixelSpacing": 2}  # Tags and their lengths.
 SAME = 1e-4  # Tolerance for direction cosines and spacings, which files store with few digits.
 
 
@@ -258,10 +259,11 @@ def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     headers = read_headers(folder)
     check_alike(headers)
     headers, affine = in_order(headers)
-    _, first = headers[0]
-    shape = (len(headers), first.Rows, first.Columns)
-    unnamed_file = tempfile.TemporaryFile()
-    values = np.memmap(unnamed_file, np.float32, "w+", shape=shape)
+    first_path, first = headers[0]
+    with read_errors(first_path):
+        shape = (len(headers), int(first.Rows), int(first.Columns))
+        unnamed_file = tempfile.TemporaryFile()
+        values = np.memmap(unnamed_file, np.float32, "w+", shape=shape)
     for index, (path, _) in enumerate(headers):
         with read_errors(path):
             dataset = open_dicom(path, path)
@@ -294,14 +296,15 @@ def check_alike(headers: list[Header]) -> None:
     """Raise a `ValueError` unless the files are gray slices of one series with the same size and spacing."""
     first_path, first = headers[0]
     for path, dataset in headers:
-        check_slice(path, dataset)
         different_tags = []
-        for tag in ("SeriesInstanceUID", "Rows", "Columns"):
-            if dataset.get(tag) != first.get(tag):
-                different_tags.append(tag)
-        for tag in ("ImageOrientationPatient", "PixelSpacing"):
-            if not np.allclose(dataset[tag].value, first[tag].value, atol=SAME, rtol=0):
-                different_tags.append(tag)
+        with read_errors(path):  # pydicom converts the values of tags when they are read.
+            check_slice(path, dataset)
+            for tag in ("SeriesInstanceUID", "Rows", "Columns"):
+                if dataset.get(tag) != first.get(tag):
+                    different_tags.append(tag)
+            for tag in ("ImageOrientationPatient", "PixelSpacing"):
+                if not np.allclose(dataset[tag].value, first[tag].value, atol=SAME, rtol=0):
+                    different_tags.append(tag)
         if different_tags:
             tag = different_tags[0]
             raise ValueError(
@@ -329,18 +332,16 @@ def check_slice(path: Path, dataset: pydicom.Dataset) -> None:
 
 def invalid_tag(dataset: pydicom.Dataset) -> str | None:
     """Return the first tag of position and spacing that is missing or impossible, or `None`."""
-    for tag in ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing"):
-        if not dataset.get(tag):
+    for tag, length in GEOMETRY.items():
+        try:
+            numbers = np.array(dataset[tag].value, dtype=np.float64)
+        except (KeyError, TypeError, ValueError):  # The tag is missing, or one of its values is no number.
             return tag
-        numbers = np.array(dataset[tag].value, dtype=np.float64)
-        if not np.isfinite(numbers).all():
+        if numbers.shape != (length,) or not np.isfinite(numbers).all():
             return tag
     if min(dataset.PixelSpacing) <= 0:
         return "PixelSpacing"
-    directions = np.array(dataset.ImageOrientationPatient, dtype=np.float64)
-    if len(directions) != 6:
-        return "ImageOrientationPatient"
-    axes = directions.reshape(2, 3)
+    axes = np.array(dataset.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
     are_perpendicular_units = np.allclose(axes @ axes.T, np.eye(2), atol=0.01)
     return None if are_perpendicular_units else "ImageOrientationPatient"
 
@@ -387,7 +388,8 @@ def in_order(headers: list[Header]) -> tuple[list[Header], np.ndarray]:
 
 def thickness_of(path: Path, dataset: pydicom.Dataset) -> float:
     """Return the thickness of a single slice, in millimeters."""
-    thickness = float(dataset.get("SpacingBetweenSlices") or dataset.get("SliceThickness") or 0)
+    with read_errors(path):
+        thickness = float(dataset.get("SpacingBetweenSlices") or dataset.get("SliceThickness") or 0)
     if thickness <= 0:
         raise ValueError(f"{path} is a single slice without SliceThickness, which is required for its spacing.")
     return thickness

@@ -1,14 +1,18 @@
 """Images that do not need to fit into memory, read row by row, and files that keep finished results."""
 
+import copy
+import glob
 import hashlib
 import io
 import json
 import math
 import os
+import re
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +26,8 @@ from rasterio.io import DatasetReader
 from transformers import BaseImageProcessor, BatchFeature
 from transformers.image_utils import ChannelDimension
 
+from ..command.locks import FolderLock
+from ..command.paths import Shard
 from ..image_decoding import PNG, TIFF, open_raster, over_white, tiff_tags
 from ..input_spec import InputSpec, band_percentiles
 from .pixels import IMAGE_PROCESSOR, to_pixels
@@ -39,6 +45,7 @@ from .reading import (
 SAMPLE_SIZE = 2048  # Longest side of the sample from which percentiles are computed.
 # GDAL cache in MiB. It holds more than one row of windows, so that a PNG, which is read from the top, is read once.
 CACHE = 256
+SHARD_COUNT = re.compile(r"-of-(\d+)\.part")  # in the name of the file of a shard
 PICTURES = ("PNG", "WEBP")  # GDAL drivers of formats whose transparency is never a band.
 
 
@@ -92,7 +99,8 @@ class LargeImage:
     def read(self, top: int, bottom: int) -> torch.Tensor:
         """Return rows as in training, `(1, bands, bottom - top, width)`, with transparent pixels in white."""
         window = whole_rows(self.dataset, top, bottom)
-        pixels = read_colors(self.dataset, self.bands, self.alpha, window=window)
+        with read_errors(self.dataset.name):
+            pixels = read_colors(self.dataset, self.bands, self.alpha, window=window)
         is_png_of_8_bits = self.dataset.driver == "PNG" and pixels.dtype == np.uint8
         if is_png_of_8_bits and self.is_masked and self.input_spec is None:
             is_transparent = self.has_no_data(top, bottom)
@@ -117,7 +125,8 @@ class LargeImage:
     def has_no_data(self, top: int, bottom: int) -> np.ndarray:
         """Return which pixels of rows have no data, bool of shape `(bottom - top, width)`."""
         window = whole_rows(self.dataset, top, bottom)
-        valid = self.dataset.dataset_mask(window=window)
+        with read_errors(self.dataset.name):
+            valid = self.dataset.dataset_mask(window=window)
         return valid == 0
 
 
@@ -250,13 +259,13 @@ def sampled_windows(dataset: DatasetReader, bands: list[int], spec: InputSpec) -
     """Return percentiles of each band over evenly spaced pixels, without pixels that have no data."""
     shape = tuple(min(length, SAMPLE_SIZE) for length in dataset.shape)
     alpha = transparency(dataset, bands, spec)
-    sample = read_colors(dataset, bands, alpha, out_shape=shape)
-    sample = sample.astype(np.float64)
-    if has_gaps(dataset, bands):
-        valid = dataset.read_masks(bands, out_shape=shape)
-        sample[valid == 0] = np.nan
     windows = []
     with read_errors(dataset.name):
+        sample = read_colors(dataset, bands, alpha, out_shape=shape)
+        sample = sample.astype(np.float64)
+        if has_gaps(dataset, bands):
+            valid = dataset.read_masks(bands, out_shape=shape)
+            sample[valid == 0] = np.nan
         for band in sample:
             values = torch.from_numpy(band)
             low, high = band_percentiles(values, spec.percentiles)
@@ -336,33 +345,67 @@ def is_array(spec: InputSpec, image: Path | bytes) -> bool:
     return header.startswith(PNG) and has_transparency
 
 
+@dataclass(eq=False)
 class PartFile(ABC):
-    """File of results that survives a killed run. An incomplete item at its end is removed when the file is opened.
+    """File of finished results beside an output. One run at a time writes it, and it survives a killed run.
 
-    An empty file, of a run that was killed before its first result, takes any settings and inputs.
+    An incomplete item at its end is removed when the file is opened. An empty file, of a run that was killed before its
+    first result, takes any settings and inputs. The results of a shard are in a file of their own; the file of all
+    results joins the files of the shards when it is opened.
 
     Args:
-        path: path of the file. `made_of` is stored in a JSON file beside it.
-        made_of: settings and inputs on which the results depend.
+        outputs: files to write from the results. The file is beside the first one, whose name it has, with `.part`.
+        made_of: settings and inputs on which the results depend, stored in a JSON file beside it.
+        length: number of items, of all shards together.
+        shard: part of the items. Default: all items.
+        unit: number of consecutive items that stay in one shard.
 
     Raises:
-        ValueError: if the file has results of other settings or inputs.
+        ValueError: if the file has results of other settings or inputs, or too many, or a shard is not finished.
+        FileExistsError: see [`part_path`].
+        RunStopped: if another run writes the file.
     """
 
-    def __init__(self, path: Path, made_of: dict[str, Any]):
-        self.path = path
-        self.made_of = json.loads(json.dumps(made_of))
-        self.made_of_path = path.with_name(path.name + ".json")
+    outputs: Sequence[Path]
+    made_of: dict[str, Any]
+    length: int
+    shard: Shard | None = None
+    unit: int = 1
+
+    def __post_init__(self):
+        self.made_of = json.loads(json.dumps(self.made_of))
+        self.file = None
+        self.select(self.shard)
+
+    def select(self, shard: Shard | None) -> None:
+        self.path = part_path(self.outputs)
+        if shard is not None:
+            self.path = self.path.with_suffix(f".{shard.number}-of-{shard.count}.part")
+        self.made_of_path = self.path.with_name(self.path.name + ".json")
+        self.indices = (shard or Shard(1, 1)).part(self.length, self.unit)
 
     def __enter__(self) -> Self:
-        has_results = self.path.exists() and self.path.stat().st_size > 0
-        if has_results:
+        self.lock = FolderLock(self.path.parent, self.path.name)
+        self.lock.acquire()
+        try:
+            self.open()
+        except BaseException as error:
+            self.__exit__(type(error))
+            raise
+        return self
+
+    def open(self) -> None:
+        part_path(self.outputs)  # Again, because another run may have finished before the lock was acquired.
+        self.file = open(self.path, "a+b")
+        if self.path.stat().st_size > 0:
             self.check_made_of()
         else:
             self.made_of_path.write_text(json.dumps(self.made_of))
-        self.file = open(self.path, "a+b")
+        if self.shard is None and len(self) < self.length:
+            self.join_shards()
+        if len(self) > len(self.indices):
+            raise ValueError(f"Expected {len(self.indices)} results in {self.path}, got {len(self)}. Delete the file.")
         self.file.truncate(self.whole_size())
-        return self
 
     def check_made_of(self) -> None:
         stored = json.loads(self.made_of_path.read_text())
@@ -376,11 +419,40 @@ class PartFile(ABC):
                 f"{self.path} was started with different {changes}. Use the same values to resume, or delete the file."
             )
 
+    def shard_paths(self) -> list[Path]:
+        """Return the files of the shards of the output, with those of their settings."""
+        output = self.outputs[0]
+        return sorted(output.parent.glob(f"{glob.escape(output.name)}.*-of-*.part*"))
+
+    def join_shards(self) -> None:
+        """Replace the results by those of all shards, in order, if there are files of shards."""
+        counts = [int(SHARD_COUNT.search(path.name)[1]) for path in self.shard_paths()]
+        shard_files = []
+        for shard in Shard.all_of(max(counts, default=0)):
+            shard_file = copy.copy(self)
+            shard_file.select(shard)
+            if not shard_file.path.exists() or len(shard_file) != len(shard_file.indices):
+                raise ValueError(
+                    f"{shard_file.path} is not finished. Run --shard {shard}, or delete the files of the shards."
+                )
+            shard_file.check_made_of()
+            shard_files.append(shard_file)
+        if shard_files:
+            self.file.truncate(0)
+        for shard_file in shard_files:
+            with shard_file.path.open("rb") as content:
+                shutil.copyfileobj(content, self.file)
+        self.file.flush()
+
     def __exit__(self, error_type: type[BaseException] | None, *_) -> None:
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
         is_wrong_argument = error_type is not None and issubclass(error_type, ValueError)
-        if is_wrong_argument and len(self) == 0:
-            self.delete()  # With this file, `part_path` would allow to replace an existing output.
+        if is_wrong_argument and len(self) == 0:  # With this file, `part_path` would allow to replace an output.
+            self.path.unlink()
+            self.made_of_path.unlink()
+        self.lock.path.unlink(missing_ok=True)
+        self.lock.release()
 
     @abstractmethod
     def whole_size(self) -> int:
@@ -397,21 +469,22 @@ class PartFile(ABC):
         os.fsync(self.file.fileno())
 
     def delete(self) -> None:
-        self.path.unlink()
-        self.made_of_path.unlink()
+        """Delete the file and those of the shards, when the outputs are written."""
+        for path in (self.path, self.made_of_path, *self.shard_paths()):
+            path.unlink()
+            FolderLock(path.parent, path.name).path.unlink(missing_ok=True)  # That of a killed run is left.
 
 
+@dataclass(eq=False)
 class RowFile(PartFile):
     """[`PartFile`] of uint8 rows of one shape.
 
     Args:
-        path, made_of: see [`PartFile`].
+        outputs, made_of, length, shard, unit: see [`PartFile`].
         shape: shape of a row.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...], made_of: dict[str, Any]):
-        super().__init__(path, made_of)
-        self.shape = shape
+    shape: tuple[int, ...] = field(kw_only=True)
 
     def whole_size(self) -> int:
         return len(self) * math.prod(self.shape)

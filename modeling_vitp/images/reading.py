@@ -331,6 +331,8 @@ def said(error: Exception) -> str:
         return "it is not an image"
     if isinstance(error, KeyError):
         return f"missing key {error}"
+    if isinstance(error, OSError) and "previous exception" in str(error) and error.__cause__ is not None:
+        return str(error.__cause__)  # rasterio does not repeat the message of GDAL.
     return str(error) or type(error).__name__
 
 

@@ -21,6 +21,7 @@ from ..image_decoding import PIL_8BIT_MODES, to_rgb
 from ..image_processing_vitp import ViTPImageProcessor
 from ..images.corruptions import compress_jpeg
 from ..images.reading import Picture, read_picture, said
+from ..images.seen import NUM_IMAGES, report_images
 from ..input_spec import InputSpec
 from ..vrl import keyed_generator
 
@@ -79,6 +80,20 @@ def images_of(example: dict[str, Any]) -> list:
     if isinstance(images, (list, tuple)):
         return list(images)
     return [images]
+
+
+def report_rows(rows: Dataset | IterableDataset, spec: InputSpec) -> None:
+    """Print how images of rows are seen, see [`~modeling_vitp.images.seen.describe_images`]: the first of a stream."""
+    if not isinstance(rows, Dataset):
+        rows = list(itertools.islice(rows, NUM_IMAGES))
+
+    def source_of(index: int) -> bytes | Picture:
+        stored, *_ = images_of(rows[index])
+        if isinstance(stored, str):
+            stored = {"path": stored, "bytes": None}
+        return content_of(stored) if isinstance(stored, dict) else stored
+
+    report_images(len(rows), source_of, spec)
 
 
 def load_images(example: dict[str, Any], spec: InputSpec | None = None) -> list:

@@ -32,7 +32,7 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from ..conversations import GIVEN, plain_message
 from ..data.rows import undecoded
-from ..images.reading import IMAGE_SUFFIXES, OF_THE_WEB, below, is_url
+from ..images.reading import IMAGE_SUFFIXES, OF_THE_WEB, below, is_url, said
 from .rows import FEATURES, check_image_part, content_id, num_image_parts, number_rows, split_at_places
 
 ROLE_OF = {
@@ -829,10 +829,13 @@ class Archives(WebDataset):
 
     def _generate_examples(self, tar_paths: list[str], tar_iterators: list[Iterable]) -> Iterator[tuple[Key, dict]]:
         for number, (path, files) in enumerate(zip(tar_paths, tar_iterators)):
-            for index, sample in enumerate(self._get_pipeline_from_tar(path, files)):
-                row = {KEY: sample.pop(KEY), URL: sample.pop(URL)}
-                row[MEMBERS] = [{"name": name, "content": content} for name, content in sample.items()]
-                yield Key(number, index), row
+            try:
+                for index, sample in enumerate(self._get_pipeline_from_tar(path, files)):
+                    row = {KEY: sample.pop(KEY), URL: sample.pop(URL)}
+                    row[MEMBERS] = [{"name": name, "content": content} for name, content in sample.items()]
+                    yield Key(number, index), row
+            except Exception as error:  # The type depends on the damage. The cause is told in the message.
+                raise ValueError(f"{path} cannot be read: {said(error)}") from None
 
 
 def load_stored(

@@ -267,8 +267,26 @@ def source_error(error: Exception, source: Source, row: int | None = None) -> Va
     if reason.startswith(f"Source {source.name!r}"):
         return ValueError(reason)
     reason = reason.removeprefix(f"{source.location} is not valid JSON: ")
+    reason = damaged_metadata(source) or reason
     location = "" if row is None else f", row {row}"
     return ValueError(f"Source {source.name!r}{location}: {source.location} cannot be read: {reason}")
+
+
+def damaged_metadata(source: Source) -> str | None:
+    """Return the error of the first file of metadata beside images that cannot be read: `datasets` does not name it."""
+    folder = Path(source.location)
+    if source.is_on_hub or not folder.is_dir():
+        return None
+    for path in sorted(folder.rglob("metadata.*")):
+        if path.suffix not in (".jsonl", ".csv"):
+            continue
+        try:
+            for _, entry in numbered_rows(path):
+                if isinstance(entry, ValueError):
+                    return str(entry)
+        except ValueError as error:
+            return str(error)
+    return None
 
 
 def load_columns(source: Source) -> Dataset | IterableDataset:
@@ -860,7 +878,8 @@ def image_root(file: Path, folder: Path) -> str | None:
     """Return the folder that image paths in a JSON or CSV file are relative to, or `None` if the paths are absolute.
 
     Candidates are the folder of the file, the folder of the data set, and `images` in either, then the other folders of
-    the data set. The first candidate is returned that contains an image of the first rows.
+    the data set. The first candidate is returned that contains an image of the first rows, or else any image, so that
+    an error names a missing image in the folder of the others.
     """
     num_rows = 0
     for _, row in numbered_rows(file):
@@ -876,6 +895,9 @@ def image_root(file: Path, folder: Path) -> str | None:
         num_rows += bool(paths)
         if num_rows == LOOKED_AT:
             break
+    for root in possible_image_roots(file, folder):
+        if root.is_dir() and any(path.suffix.lower() in IMAGE_SUFFIXES for path in root.iterdir()):
+            return str(root)
     return str(file.parent)
 
 

@@ -30,7 +30,7 @@ from .answer_prior import AnswerPrior
 from .boxes import wrong_boxes
 from .mixture import Mixture, schema_of_part
 from .overlap import Match, TestImages, opencv_in_one_thread, pixel_digest
-from .rows import check_answers, load_images, num_image_parts
+from .rows import check_answers, load_images, num_image_parts, report_rows
 from .sample_length import SampleLength, num_tiles
 from .sources import Source, read_source
 
@@ -344,6 +344,7 @@ def validate(
         try:
             rows = read_source(source)
             report.schema = schema_of_part(source, rows)
+            report_rows(rows, source.spec_for(checker.image_processor))
             rows, numbers = part_of(rows, shard or Shard(1, 1))
             if isinstance(rows, Dataset):
                 num_processes = num_workers

@@ -9,14 +9,16 @@ from datasets import Dataset, IterableDataset
 
 from ..cards.record import public_name
 from ..data.annotations import AnnotatedImage
+from ..image_processing_vitp import ViTPImageProcessor
+from ..images.seen import report_images
 from ..input_spec import InputSpec
 from ..instructions.from_annotations.drawing import DrawnInstructions
 from ..instructions.from_annotations.labels import describe_default_names
 from ..instructions.from_annotations.pipeline import make_instructions_command
 from ..instructions.from_annotations.source import LabelSource
 from ..instructions.mixture import Mixture, describe_schemas, open_mixture
-from ..instructions.rows import SourceSettings, images_of
-from ..instructions.sources import LOOKED_AT, open_splits
+from ..instructions.rows import SourceSettings, images_of, prepare_rows, report_rows
+from ..instructions.sources import LOOKED_AT, open_splits, read_source
 from .arguments import PretrainArguments
 
 
@@ -126,6 +128,21 @@ def print_schemas(data: PretrainData) -> PretrainData:
     if PartialState().is_main_process:
         print(*describe_schemas(data.train), sep="\n")
     return data
+
+
+def report_training_images(data: PretrainData, image_processor: ViTPImageProcessor) -> None:
+    """Print how the images are seen, those of a mixture for each source, in the main process."""
+    if not PartialState().is_main_process:
+        return
+    spec = SourceSettings().spec_for(image_processor)
+    if data.transform is not None:
+        images = data.transform.images
+        report_images(len(images), lambda index: images[index].source(), spec)
+    elif data.settings is None:
+        report_rows(prepare_rows(data.train), spec)
+    else:
+        for source in data.settings.values():
+            report_rows(read_source(source), source.spec_for(image_processor))
 
 
 def describe_data(

@@ -13,7 +13,7 @@ from ..training.checkpointing import check_free
 from ..training.freezing import freeze, lora_config
 from ..training.results import RunResult
 from ..training.resuming import default_warmup
-from .data import PretrainData, describe_data, describe_evaluation, open_data
+from .data import PretrainData, describe_data, describe_evaluation, open_data, report_training_images
 from .loading import apply_input_spec, check_from_scratch, check_options, load_start
 from .options import PretrainingOptions
 from .requirements import check_requirements
@@ -101,6 +101,7 @@ def make_trainer(options: PretrainingOptions, data: PretrainData) -> ViTPTrainer
         apply_input_spec(args.input_spec, model, processor, model_args.use_peft)
     if data.transform is not None:
         data.read_with(SourceSettings().spec_for(processor.image_processor))
+    report_training_images(data, processor.image_processor)
     return ViTPTrainer(
         model,
         training_args,

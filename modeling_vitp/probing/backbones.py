@@ -490,7 +490,7 @@ def extract(
     path = folder / f"{digest[:20]}.npy"
     indices = range(num_images)
     if shard and not path.is_file():
-        indices = indices_of_shard(shard, num_images, batch_size)
+        indices = shard.part(num_images, unit=batch_size)  # Features depend slightly on the batch.
         path = path.with_suffix(f".{indices.start}-{indices.stop}.npy")
     if not path.is_file():
         shard_files = [] if shard else find_shard_files(path)
@@ -504,13 +504,6 @@ def extract(
             batches = tqdm(loader, desc=description)
             save_features(encoded(backbone, batches, encode, indices), len(indices), path)
     return np.load(path, mmap_mode="r")
-
-
-def indices_of_shard(shard: Shard, num_images: int, batch_size: int) -> range:
-    """Return the images of a shard, which has whole batches, because features depend slightly on the batch."""
-    num_batches = math.ceil(num_images / batch_size)
-    batches = shard.part(num_batches)
-    return range(num_images)[batches.start * batch_size : batches.stop * batch_size]
 
 
 def encoded(

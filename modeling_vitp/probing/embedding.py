@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import shapely
 import torch
 from rasterio.crs import CRS
 from rasterio.transform import Affine, AffineTransformer, GCPTransformer
@@ -20,6 +21,8 @@ from rasterio.warp import transform
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
+from ..command.paths import Shard
+from ..data.geodata import split_at_antimeridian
 from ..image_decoding import open_raster
 from ..images.large import RowFile, appears_whole, chosen_bands, file_stamp, has_gaps, part_path, ranged, weights_digest
 from ..images.pixels import to_pixels
@@ -35,12 +38,14 @@ from ..images.reading import (
     stored_size,
     windows,
 )
+from ..images.seen import report_images
 from ..input_spec import InputSpec
 from .backbones import Backbone, Preprocessing, collate_pixels
 
 GROUP = 4096  # Number of images in a row group of the file, and in memory when the file is written.
 WGS84 = "OGC:CRS84"  # Longitude and latitude, the CRS of geometries if the images differ in CRS.
 POLYGON = np.dtype([("order", "u1"), ("head", "<u4", 3), ("ring", "<f8", (5, 2))])  # WKB of a polygon of four corners.
+EDGE_SHARES = np.arange(16)[:, None] / 16  # Positions on an edge, between which no longitude changes by 180 degrees.
 
 logger = logging.getLogger(__name__)
 windows_of = lru_cache(maxsize=4)(windows)
@@ -192,6 +197,7 @@ def embed_images(
     num_workers: int = 0,
     bad_images: str = "raise",
     root: str | os.PathLike | None = None,
+    shard: Shard | None = None,
 ) -> int:
     """Embed images, or the windows of large images, and write a Parquet file with a row for each.
 
@@ -220,21 +226,26 @@ def embed_images(
         num_workers: number of processes that read images.
         bad_images: `"raise"` raises an error for an image that cannot be read; `"skip"` logs and leaves it out.
         root: folder that the column `path` is relative to. Default: paths as they are given.
+        shard: part of the batches to embed, such as `Shard(3, 8)`. Its embeddings are stored beside `output`. When all
+            shards are finished, the same call without a shard writes `output`.
 
     Returns:
-        Number of rows. Windows without data (nodata value, mask, or alpha of 0) have no row.
+        Number of rows, or of embeddings of the shard. Windows without data (nodata value, mask, or alpha of 0) have no
+        row.
 
     Raises:
         ValueError: If `output` has a wrong suffix, the stride is not in [1, window], no image is found, an image cannot
-            be read, features are not finite, or an unfinished run had different arguments.
+            be read, features are not finite, an unfinished run had different arguments, or a shard is not finished.
         FileExistsError: If `output` exists.
+        RunStopped: If another run writes `output`, or the shard.
     """
     output = Path(output)
     stride = check_embedding(backbone, output, window, stride, image_size)
-    unfinished_rows = part_path([output])
+    part_path([output])  # Raises an error before the computation starts.
     spec = backbone.reading(input_spec)
     fields = InputSpec.from_dict(spec)
     files = open_files(images, fields, bad_images)
+    report_images(len(files), lambda index: files[index].path, None if spec is None else fields)
     data = ImageWindows(
         files,
         window,
@@ -254,7 +265,8 @@ def embed_images(
     }
     made_of = {**settings, **digests_of(backbone, files), "dtype": dtype, "batch_size": batch_size}
     bytes_per_row = width * np.dtype(dtype).itemsize
-    with RowFile(unfinished_rows, (bytes_per_row,), made_of) as rows:
+    # Features depend slightly on the batch, so a shard has whole batches.
+    with RowFile([output], made_of, len(data), shard, unit=batch_size, shape=(bytes_per_row,)) as rows:
         append_embeddings(
             rows,
             data,
@@ -267,9 +279,11 @@ def embed_images(
             bad_images=bad_images,
             description=output.name,
         )
+        if shard is not None:
+            return len(rows)
         with appears_whole(output) as unfinished:
             number = write_parquet(unfinished, data, rows, width, dtype, settings, root)
-    rows.delete()
+        rows.delete()
     return number
 
 
@@ -352,9 +366,9 @@ def append_embeddings(
     """Append the embeddings of all items that are not yet in the file. The row of an item without pixels is NaN."""
     # Features depend slightly on the batch, so a batch that was written in part is embedded again as a whole.
     num_embedded = len(rows) // batch_size * batch_size
-    remaining = Subset(data, range(num_embedded, len(data)))
+    remaining = Subset(data, rows.indices[num_embedded:])
     loader = DataLoader(remaining, batch_size, num_workers=num_workers, collate_fn=collate)
-    with tqdm(total=len(data), initial=len(rows), unit="image", desc=description) as progress:
+    with tqdm(total=len(rows.indices), initial=len(rows), unit="image", desc=description) as progress:
         for pixels, is_read, errors in loader:
             for message in errors:
                 report_bad_image(message, bad_images)
@@ -363,7 +377,7 @@ def append_embeddings(
                 with np.errstate(over="ignore"):
                     embeddings[is_read] = backbone.pool(pixels, pooling).cpu().numpy()
             if not np.isfinite(embeddings[is_read]).all():
-                file, _ = data.locate(num_embedded)
+                file, _ = data.locate(rows.indices[num_embedded])
                 raise ValueError(
                     f"Features of {backbone.name} are not finite in {dtype} in the batch that begins with "
                     f"{file.path}. Use float32 for the model and the embeddings."
@@ -439,6 +453,11 @@ def common_crs(files: Sequence[ImageFile]) -> str | None:
     return names.pop()
 
 
+@lru_cache
+def is_geographic(crs: str | None) -> bool:
+    return crs is not None and CRS.from_string(crs).is_geographic
+
+
 def table_schema(settings: dict, width: int, dtype: str, has_geometry: bool, crs: str | None) -> pa.Schema:
     """Return the columns of the file with their types, and its metadata, as described in [`embed_images`]."""
     metadata = {"vitp": json.dumps(settings)}
@@ -452,7 +471,7 @@ def table_schema(settings: dict, width: int, dtype: str, has_geometry: bool, crs
         fields.append(("geometry", pa.binary()))
         geometry = {
             "encoding": "WKB",
-            "geometry_types": ["Polygon"],
+            "geometry_types": ["Polygon", "MultiPolygon"] if is_geographic(crs) else ["Polygon"],
             "crs": None if crs is None else CRS.from_string(crs).to_dict(projjson=True),
         }
         geo = {
@@ -488,21 +507,43 @@ def footprints(files: Sequence[ImageFile], areas: np.ndarray, crs: str | None) -
             continue
         corners = file.corners(areas_of_file)
         bounds = np.concatenate([corners.min(1), corners.max(1)], axis=1).tolist()
-        if file.crs not in (crs, None):
-            x, y, *_ = transform(file.crs, crs, corners[..., 0].ravel(), corners[..., 1].ravel())
-            corners = np.stack([x, y], axis=-1).reshape(corners.shape)
-        is_in_crs = file.crs is not None or crs is None
-        for bounds_of_window, polygon in zip(bounds, polygons_of(corners)):
-            yield *bounds_of_window, file.crs, polygon if is_in_crs else None
+        polygons = [None] * num_windows
+        if file.crs is not None or crs is None:
+            polygons = polygons_of(corners, file.crs, crs)
+        for bounds_of_window, polygon in zip(bounds, polygons):
+            yield *bounds_of_window, file.crs, polygon
 
 
-def polygons_of(corners: np.ndarray) -> list[bytes]:
-    """Return polygons with four corners each, `(polygons, 4, 2)`, as WKB."""
+def transformed(points: np.ndarray, source: str | None, crs: str | None) -> np.ndarray:
+    """Return points, of shape `(…, 2)`, from one CRS in another."""
+    if source == crs:
+        return points
+    x, y, *_ = transform(source, crs, points[..., 0].ravel(), points[..., 1].ravel())
+    return np.stack([x, y], axis=-1).reshape(points.shape)
+
+
+def polygons_of(corners: np.ndarray, source: str | None, crs: str | None) -> list[bytes]:
+    """Return polygons with four corners each, `(polygons, 4, 2)` in the CRS `source`, in another CRS as WKB."""
+    corners_in_crs = transformed(corners, source, crs)
     polygons = np.zeros(len(corners), POLYGON)
     polygons["order"] = 1  # Little endian.
     polygons["head"] = (3, 1, 5)  # A polygon of one ring of five points.
-    polygons["ring"] = np.concatenate([corners, corners[:, :1]], axis=1)
-    return [polygon.tobytes() for polygon in polygons]
+    polygons["ring"] = np.concatenate([corners_in_crs, corners_in_crs[:, :1]], axis=1)
+    contents = [polygon.tobytes() for polygon in polygons]
+    if not is_geographic(crs):
+        return contents
+    longitudes = corners_in_crs[..., 0]
+    crosses = np.abs(longitudes).max(axis=1) > 180
+    is_wrapped = source != crs
+    if is_wrapped:
+        crosses |= np.ptp(longitudes, axis=1) > 180
+    for index in np.flatnonzero(crosses):
+        starts = corners[index][:, None]
+        ends = np.roll(starts, -1, axis=0)
+        outline = (starts + EDGE_SHARES * (ends - starts)).reshape(-1, 2)
+        polygon = shapely.Polygon(transformed(outline, source, crs))
+        contents[index] = shapely.to_wkb(split_at_antimeridian(polygon, is_wrapped))
+    return contents
 
 
 __all__ = ["embed_images"]

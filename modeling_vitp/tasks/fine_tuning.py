@@ -4,9 +4,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
+from ..images.seen import report_images
 from ..training.checkpointing import check_free, check_no_model
 from ..training.results import RunResult, evaluate, finish, report, save_metrics, train
 from .arguments import SplitArguments
@@ -73,6 +75,9 @@ def fine_tune(task: Task, options: FineTuningOptions, command: str | None = None
         "test": task.open_split(data, args.test_split, options) if args.test_split else None,
     }
     counts = task.check_samples(data, samples, options)
+    first_samples = samples["train"] or samples["test"] or samples["eval"]
+    if PartialState().is_main_process and hasattr(first_samples, "source"):
+        report_images(len(first_samples), first_samples.source, first_samples.spec)
     model = task.load_model(data, options, counts)
     trainer = task.create_trainer(model, data, samples, options)
     if training_args.do_train:

@@ -43,7 +43,7 @@ def probe(args: ProbeArguments) -> dict[str, Any]:
         for backbone in backbones_of(args):
             for split in ("train", "test"):
                 images.features(backbone, split, args.image_size, features, shard=shard, **loading)
-        print(f"Shard {args.shard}: {features}. When all shards are finished, run the same command without --shard.")
+        print(shard.hint(features))
         return {}
 
     draws = draw_labels(args.shots, args.shares, args.seeds, images.presence, images.names)

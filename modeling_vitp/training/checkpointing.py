@@ -13,20 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors import safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..cards.record import read_json
 from ..command.errors import RunStopped, one_line
+from ..command.locks import FolderLock
 from ..command.settings import check_value
 
 logger = logging.getLogger(__name__)
 
 RECORD_NAME = "checkpoint.json"
-LOCK = ".run.lock"
-LOCK_TIMEOUT = 10.0  # seconds
 FULL = "The disk of {} is full", "Free some space"
 # Messages and remedies of failed writes, by the number of the system error.
 CAUSES = {
@@ -220,55 +218,11 @@ def delete_old_checkpoints(newest: Path, limit: int | None, best: str | None) ->
         shutil.rmtree(path, ignore_errors=True)
 
 
-class FolderLock:
-    """Lock of an output folder, so that only one run writes to it at a time.
-
-    The operating system releases the lock when the process ends or is killed, so that no lock is stale.
-
-    Args:
-        folder: folder to lock, created if it does not exist.
-    """
-
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        self._lock = FileLock(self.folder / LOCK, is_singleton=True)
-
-    @property
-    def is_held(self) -> bool:
-        """True if this process holds the lock."""
-        return self._lock.is_locked
-
-    def acquire(self, timeout: float | None = None) -> None:
-        """Acquire the lock unless this process holds it already.
-
-        Args:
-            timeout: seconds to wait for another process. By default 10, because the loader workers of a killed run
-                hold the lock until they end.
-
-        Raises:
-            RunStopped: if another process holds the lock.
-        """
-        if self.is_held:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(LOCK_TIMEOUT if timeout is None else timeout)
-        except Timeout:
-            raise RunStopped(
-                f"Another run writes to {self.folder}. Set another output_dir, or wait for that run or stop it."
-            ) from None
-
-    def release(self) -> None:
-        self._lock.release(force=True)
-
-
 def check_free(folder: str | Path) -> None:
     """Raise [`RunStopped`] if another run writes to a folder. Only the first process of a run checks."""
     rank = int(os.environ.get("RANK", 0))
-    if rank != 0 or not (Path(folder) / LOCK).is_file():
-        return
     lock = FolderLock(folder)
-    if not lock.is_held:
+    if rank == 0 and lock.path.is_file() and not lock.is_held:
         lock.acquire()
         lock.release()
 

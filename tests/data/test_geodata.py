@@ -199,10 +199,11 @@ def label_names(root, **options):
         ({"id": 3}, ["object"]),
     ],
 )
-def test_class_property_is_found(properties, expected, tmp_path):
+def test_class_property_is_found(properties, expected, tmp_path, caplog):
     save_geotiff(tmp_path / "a.tif", PIXELS)
     save_geojson(tmp_path / "a.geojson", [feature(SHAPES[0], **properties)])
     assert label_names(tmp_path) == expected
+    assert ("Properties: id." in caplog.text) == (expected == ["object"])
     if "id" in properties:
         assert label_names(tmp_path, class_property="id") == ["3"]
 

@@ -131,7 +131,7 @@ def test_output_folder_is_locked(ask, tmp_path, monkeypatch):
         return evaluate(self, *how)
 
     monkeypatch.setattr(Counted, "evaluate", beside)
-    monkeypatch.setattr("modeling_vitp.training.checkpointing.LOCK_TIMEOUT", 0)
+    monkeypatch.setattr("modeling_vitp.command.locks.LOCK_TIMEOUT", 0)
     ask(corruptions=["haze"])
     with locked_elsewhere(tmp_path / "out"), pytest.raises(RunStopped, match="out"):
         ask(corruptions=["haze"])

@@ -97,10 +97,10 @@ def torchrun(world: int, output: Path, script: str, *arguments: str) -> int:
 
 
 @contextlib.contextmanager
-def locked_elsewhere(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder with an open file, as another process does."""
+def locked_elsewhere(folder: Path, name: str = ".run.lock") -> Iterator[None]:
+    """Hold the lock of a folder, or of a file in it, with an open file, as another process does."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".run.lock", "w") as file:
+    with open(folder / name, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

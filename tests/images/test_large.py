@@ -8,10 +8,13 @@ import pytest
 import torch
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
+from launching import locked_elsewhere
 from pictures import write_bands
 from PIL import Image
 
 from modeling_vitp import InputSpec, ViTPSegmentationImageProcessor
+from modeling_vitp.command.errors import RunStopped
+from modeling_vitp.command.paths import Shard
 from modeling_vitp.data.classes import LabelEncoding
 from modeling_vitp.data.files import FileSample
 from modeling_vitp.images.large import LineFile, RowFile, appears_whole, open_images, part_path, ranged, weights_digest
@@ -200,15 +203,18 @@ def test_nodata_is_ignored_in_training_and_prediction(tmp_path, dtype, nodata):
 
 
 def test_incomplete_lines_and_rows_are_removed(tmp_path):
-    with LineFile(tmp_path / "lines", {"of": 1}) as lines:
+    with LineFile([tmp_path / "lines"], {"of": 1}, length=3) as lines:
         lines.append([{"a": 1}, "ü"])
         lines.append([])
-    with RowFile(tmp_path / "rows", (2, 3), {"of": 1}) as rows:
+    with RowFile([tmp_path / "rows"], {"of": 1}, length=3, shape=(2, 3)) as rows:
         rows.append(np.arange(12, dtype=np.uint8).reshape(2, 2, 3))
     for name in ("lines", "rows"):
-        with open(tmp_path / name, "ab") as file:
+        with open(tmp_path / f"{name}.part", "ab") as file:
             file.write(b'[{"a"')
-    with LineFile(tmp_path / "lines", {"of": 1}) as lines, RowFile(tmp_path / "rows", (2, 3), {"of": 1}) as rows:
+    with (
+        LineFile([tmp_path / "lines"], {"of": 1}, length=3) as lines,
+        RowFile([tmp_path / "rows"], {"of": 1}, length=3, shape=(2, 3)) as rows,
+    ):
         assert len(lines) == len(rows) == 2
         lines.append({"b": 0.1})
         rows.append(np.full((1, 2, 3), 7, dtype=np.uint8))
@@ -223,14 +229,77 @@ def test_incomplete_lines_and_rows_are_removed(tmp_path):
 
 
 def test_part_file_with_other_settings_is_refused(tmp_path):
-    with LineFile(tmp_path / "lines", {"of": [1, 2], "by": (2,)}):
+    with LineFile([tmp_path / "lines"], {"of": [1, 2], "by": (2,)}, length=3):
         pass
-    with LineFile(tmp_path / "lines", {"of": [1, 2], "by": (3,)}) as lines:  # The file has no results yet.
+    with LineFile([tmp_path / "lines"], {"of": [1, 2], "by": (3,)}, length=3) as lines:  # The file has no results yet.
         lines.append(0)
-    with LineFile(tmp_path / "lines", {"of": [1, 2], "by": [3]}):
+    with LineFile([tmp_path / "lines"], {"of": [1, 2], "by": [3]}, length=3):
         pass
-    with pytest.raises(ValueError, match="lines .*different by"):
-        LineFile(tmp_path / "lines", {"of": [1, 2], "by": [4]}).__enter__()
+    with pytest.raises(ValueError, match="lines.part .*different by"):
+        LineFile([tmp_path / "lines"], {"of": [1, 2], "by": [4]}, length=3).__enter__()
+
+
+@pytest.mark.parametrize("spec", [{}, {"percentiles": [2, 98]}])
+def test_truncated_geotiff_is_named(tmp_path, spec):
+    """Check a file whose header is whole, so that it is opened, and whose last rows are missing."""
+    path = write_bands(tmp_path / "scene.tif", RNG.integers(0, 256, (3, 400, 300), dtype=np.uint8))
+    path.write_bytes(path.read_bytes()[:-100_000])
+    with pytest.raises(ValueError, match="^[^\n]*scene.tif cannot be read: (?!.*previous exception)"):
+        with open_images([path], ViTPSegmentationImageProcessor(input_spec=spec)) as (image,):
+            image.read(0, 400)
+
+
+def rows_of(output, length, **options):
+    return RowFile([output], {"of": 1}, length, shape=(2,), **options)
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_shards_are_joined_in_order(tmp_path, count):
+    output = tmp_path / "a[1].bin"  # The brackets are no pattern.
+    for shard in reversed(Shard.all_of(count)):
+        with rows_of(output, 10, shard=shard, unit=3) as rows:
+            for index in rows.indices:
+                rows.append(np.full((1, 2), index, dtype=np.uint8))
+    with rows_of(output, 10, unit=3) as rows:
+        assert rows.whole()[:, 0].tolist() == list(range(10))
+        rows.delete()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unfinished_or_other_shards_are_refused(tmp_path):
+    output = tmp_path / "rows"
+    for shard in Shard.all_of(2):
+        with rows_of(output, 4, shard=shard) as rows:
+            rows.append(np.zeros((shard.number, 2), dtype=np.uint8))
+    with pytest.raises(ValueError, match="rows.1-of-2.part"), rows_of(output, 4):
+        pass
+    with rows_of(output, 4, shard=Shard(1, 2)) as rows:
+        rows.append(np.zeros((1, 2), dtype=np.uint8))
+    with pytest.raises(ValueError, match="rows.1-of-2.part .*different of"):
+        RowFile([output], {"of": 2}, 4, shape=(2,)).__enter__()
+    with rows_of(output, 4) as rows:
+        assert len(rows) == 4
+
+
+def test_file_of_too_many_results_is_refused(tmp_path):
+    with rows_of(tmp_path / "rows", 4) as rows:
+        rows.append(np.zeros((5, 2), dtype=np.uint8))
+    with pytest.raises(ValueError, match="rows.part"), rows_of(tmp_path / "rows", 4):
+        pass
+
+
+def test_results_are_locked(tmp_path, monkeypatch):
+    monkeypatch.setattr("modeling_vitp.command.locks.LOCK_TIMEOUT", 0)
+    with locked_elsewhere(tmp_path, ".rows.part.lock"):
+        with pytest.raises(RunStopped, match="rows.part"), rows_of(tmp_path / "rows", 4):
+            pass
+        with rows_of(tmp_path / "rows", 0, shard=Shard(1, 1)):  # Shards have locks of their own.
+            pass
+    with rows_of(tmp_path / "rows", 0) as rows:
+        (tmp_path / "rows").touch()
+        rows.delete()
+    with pytest.raises(FileExistsError, match="rows"):  # Another run has finished in the meantime.
+        rows.__enter__()
 
 
 def test_failed_file_does_not_appear(tmp_path):

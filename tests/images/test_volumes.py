@@ -155,6 +155,14 @@ def edited(**tags):
 BAD = {
     "zero orientation": (edited(ImageOrientationPatient=6 * [0]), "valid ImageOrientationPatient"),
     "position": (edited(ImagePositionPatient=["nan", 0, 0]), "valid ImagePositionPatient"),
+    "one pixel spacing": (edited(PixelSpacing=0.5), "volume/.* valid PixelSpacing"),
+    "three pixel spacings": (edited(PixelSpacing=[0.5, 0.5, 0.5]), "volume/.* valid PixelSpacing"),
+    "position of one slice": (
+        series(lambda files: edit(files[2], ImagePositionPatient=[1, 2])),
+        "ImagePositionPatient",
+    ),
+    "position in one number": (edited(ImagePositionPatient=3), "volume/.* valid ImagePositionPatient"),
+    "empty position": (edited(ImagePositionPatient=None), "volume/.* valid ImagePositionPatient"),
     "empty axis": (nifti(np.zeros((2, 0, 2), dtype=np.uint8)), r"shape \(2, 0, 2\)"),
     "unknown unit": (unknown_unit, "unknown unit 7"),
     "a slice is missing": (series(lambda files: files[2].unlink()), "missing: .*4.00 mm apart"),

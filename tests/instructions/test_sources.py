@@ -1,8 +1,10 @@
 """Sources of all file types, local and on a Hub, as sources of a mixture and by `dataset_name`."""
 
 import csv
+import io
 import json
 import logging
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from trl import ScriptArguments
 from modeling_vitp import ViTPDataCollator
 from modeling_vitp.data.rows import folder_cache
 from modeling_vitp.instructions.mixture import load_mixture, load_sources, open_mixture
-from modeling_vitp.instructions.rows import images_of
+from modeling_vitp.instructions.rows import images_of, load_images
 from modeling_vitp.instructions.schemas import schema_name
 from modeling_vitp.instructions.sources import (
     Source,
@@ -679,3 +681,36 @@ def test_late_web_dataset_sample_keeps_all_files(tmp_path, streaming):
 def test_web_dataset_samples_may_differ(tmp_path, streaming):
     write_archive(tmp_path / "train.tar", dict(reversed(late({"jpg": encoded_image(PICTURES[1])}, {}).items())))
     assert [row[2] for row in spoken(train_rows(tmp_path, dataset_streaming=streaming))] == [0] + [1] * 8
+
+
+def cut_tar(folder):
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        archive.add(folder / "0.png", "0.png")
+    (folder / "0.png").unlink()
+    (folder / "a.tar").write_bytes(b"no archive" + content.getvalue())
+
+
+DAMAGED = {
+    "metadata.jsonl": lambda folder: (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a tr'),
+    "metadata.csv": lambda folder: (folder / "metadata.csv").write_text("file_name,text\n0.png,a,b,c\n"),
+    "a.tar": cut_tar,
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_file_is_named(name, tmp_path):
+    picture(20, 20, 0).save(tmp_path / "0.png")
+    DAMAGED[name](tmp_path)
+    with pytest.raises(ValueError, match=f"^[^\n]*{tmp_path}/{name}"):
+        list(read_source(Source(name="a", dataset=str(tmp_path))))
+
+
+def test_missing_image_is_named_in_the_folder_of_the_others(tmp_path):
+    """Check a table none of whose first rows has an image."""
+    (tmp_path / "photos").mkdir()
+    picture(20, 20, 0).save(tmp_path / "photos" / "other.png")
+    (tmp_path / "rows.csv").write_text("image,text\na.png,a tree\nb.png,a house\n")
+    rows = read_source(Source(name="a", folder=str(tmp_path)))
+    with pytest.raises(ValueError, match=f"{tmp_path}/photos/a.png"):
+        load_images(rows[0])

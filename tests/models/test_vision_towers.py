@@ -102,6 +102,18 @@ def test_features_equal_library(folder, vlm, size):
         torch.testing.assert_close(states[:, -wanted.shape[1] :], wanted, atol=1e-5, rtol=0)
 
 
+def test_pixels_that_fill_no_patch_are_ignored(vlm):
+    vit = vlm.model.vision_tower.eval()
+    tower = tower_of(vit.config)
+    whole = images(vit.config)
+    with_border = torch.nn.functional.pad(whole, (0, 3, 0, 5), value=7.0)
+    with torch.no_grad():
+        expected = tower.patch_tokens(vit, whole)
+        torch.testing.assert_close(tower.patch_tokens(vit, with_border), expected, atol=1e-5, rtol=0)
+        (tokens, _), (expected_tokens, _) = tower.embed(vit, with_border), tower.embed(vit, whole)
+    torch.testing.assert_close(tokens, expected_tokens, atol=1e-5, rtol=0)
+
+
 def test_layers_one_by_one_equal_model(vlm):
     vit = vlm.model.vision_tower.eval()
     tower, pixels = tower_of(vit.config), images(vit.config, SIZES["wide"])

@@ -15,7 +15,7 @@ from pictures import picture, write_bands
 from PIL import Image
 from rasterio.control import GroundControlPoint
 from rasterio.transform import Affine, from_origin
-from rasterio.warp import transform_geom
+from rasterio.warp import transform, transform_geom
 from transformers import AutoImageProcessor, AutoModel
 
 from modeling_vitp.probing.backbones import load_backbone
@@ -193,6 +193,45 @@ def test_windows_without_data_have_no_row(folder, tmp_path):
     table = embed(folder, tmp_path / "e.parquet", "--window", "64", "--batch_size", "1", images=[path])
     assert list(table["col_off"]) == [0, 128]
     np.testing.assert_array_equal(table["xmin"], [541000, 541064])
+
+
+GRIDS = {
+    "EPSG:32760": from_origin(817_700 - 3000, 8_007_000, 100, 100),  # Fiji: longitude 180 is near x = 817,700.
+    "EPSG:4326": from_origin(179.93, 10, 0.001, 0.001),
+    "EPSG:3413": from_origin(-1_600_000, 1_700_000, 2000, 2000),
+    "EPSG:3995": from_origin(-70_000, 80_000, 1000, 1000),  # Around the north pole.
+    "EPSG:3031": from_origin(-150_000, -1_500_000, 2000, 2000),
+}
+
+
+@pytest.mark.parametrize("crs", GRIDS)
+def test_windows_across_antimeridian_are_split(folder, tmp_path, crs):
+    """Check windows beside an image elsewhere: on an equal-area map around it, a window is the same polygon."""
+    scene = write_bands(tmp_path / "scene.tif", colors(150, 150), crs=crs, transform=GRIDS[crs])
+    table = embed(folder, tmp_path / "e.parquet", "--window", "50", images=[scene, folder / "scene.tif"])
+    table = table[table["crs"] == crs]
+    polygons = shapely.from_wkb(table["geometry"])
+    num_checked = 0
+    for row, polygon in zip(table.itertuples(), polygons):
+        west, south, east, north = polygon.bounds
+        assert -180 <= west < east <= 180 and polygon.is_valid
+        center = [(row.xmin + row.xmax) / 2], [(row.ymin + row.ymax) / 2]
+        (longitude,), (latitude,) = transform(crs, "OGC:CRS84", *center)
+        map_crs = f"+proj=laea +lon_0={longitude} +lat_0={latitude} +datum=WGS84"
+        window = on_map(shapely.box(row.xmin, row.ymin, row.xmax, row.ymax), crs, map_crs)
+        parts = shapely.union_all([on_map(part, "OGC:CRS84", map_crs) for part in shapely.get_parts(polygon)])
+        if len(shapely.get_coordinates(polygon)) > 5:  # Other windows have four corners, as on any longitude.
+            num_checked += 1
+            assert window.symmetric_difference(parts).area < 0.01 * window.area
+    num_parts = shapely.get_num_geometries(polygons)
+    assert len(table) == 9 and max(num_parts) == 2 and num_checked >= 2
+
+
+def on_map(polygon: shapely.Polygon, crs: str, map_crs: str) -> shapely.Polygon:
+    west, south, east, north = polygon.bounds
+    dense = polygon.segmentize(max(east - west, north - south) / 100)
+    points = transform(crs, map_crs, *shapely.get_coordinates(dense).T)
+    return shapely.Polygon(np.transpose(points)).buffer(0)
 
 
 class Killed(Exception):

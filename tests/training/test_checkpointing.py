@@ -19,7 +19,6 @@ from modeling_vitp.command.errors import RunStopped
 from modeling_vitp.pretraining.trainer import ViTPTrainer
 from modeling_vitp.training import checkpointing
 from modeling_vitp.training.checkpointing import (
-    LOCK,
     FolderLock,
     check_free,
     delete_old_checkpoints,
@@ -108,7 +107,7 @@ input()
 
 @pytest.mark.slow
 def test_second_run_in_same_folder_is_refused(tmp_path, data_folder, monkeypatch):
-    monkeypatch.setattr(checkpointing, "LOCK_TIMEOUT", 0)
+    monkeypatch.setattr("modeling_vitp.command.locks.LOCK_TIMEOUT", 0)
     out, settings = tmp_path / "out", {"from_scratch": FROM_SCRATCH, "dataset_name": str(data_folder)}
     command, pipes = [sys.executable, "-c", HOLD, str(out)], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, **pipes) as other:
@@ -116,7 +115,7 @@ def test_second_run_in_same_folder_is_refused(tmp_path, data_folder, monkeypatch
         for start in (make_trainer(out).train, lambda: train(tmp_path, **settings)):
             with pytest.raises(RunStopped, match=f"{out}.*output_dir"):
                 start()
-        assert [path.name for path in out.iterdir()] == [LOCK]
+        assert [path.name for path in out.iterdir()] == [".run.lock"]
         monkeypatch.setenv("RANK", "1")
         check_free(out)
         monkeypatch.delenv("RANK")

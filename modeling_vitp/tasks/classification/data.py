@@ -200,6 +200,10 @@ class ClassifiedImages(torch.utils.data.Dataset):
     def read(self, index: int) -> Picture:
         raise NotImplementedError
 
+    def source(self, index: int) -> Picture:
+        """Return an image for [`~modeling_vitp.images.seen.describe_images`]."""
+        return self.read(index)
+
     def files_or_rows(self) -> Any:
         """Return the paths or rows that the samples are read from."""
         return self.rows

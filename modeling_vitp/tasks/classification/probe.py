@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ...images.reading import image_files
+from ...images.seen import report_images
 from ...input_spec import InputSpec
 from ...metrics.resampling import Score, Scores, resample_mean
 from ...probing.arguments import ProbeArguments
@@ -151,6 +152,8 @@ class ClassificationProbe(Probe):
         spec = backbone.reading(self.input_spec)
         samples = copy.copy(self.samples[split])
         samples.spec = None if spec is None else InputSpec.from_dict(spec)
+        if split == "train":
+            report_images(len(samples), samples.source, samples.spec)
         return extract(
             backbone,
             len(samples),

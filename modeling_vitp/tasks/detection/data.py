@@ -156,6 +156,11 @@ class ObjectImages(torch.utils.data.Dataset):
             images = self.rows
         return {"images": images, "objects": self.hash_of_objects()}
 
+    def source(self, index: int) -> Path | bytes:
+        """Return the file or the content of an image for [`~modeling_vitp.images.seen.describe_images`]."""
+        image = self.places[index].image
+        return image if isinstance(image, Path) else content_of(self.rows[image][self.column])
+
     def image(self, index: int) -> torch.Tensor:
         """Return the image of a sample without its objects."""
         place = self.places[index]

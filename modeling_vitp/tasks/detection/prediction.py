@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import shapely
+import shapely.geometry
 import torch
 from rasterio.features import shapes
 from rasterio.io import DatasetReader
@@ -21,11 +23,15 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ...command.paths import Shard
+from ...data.geodata import split_at_antimeridian
 from ...data.windows import areas
 from ...detection_boxes import nms_by_label
 from ...image_processing_vitp_detection import ViTPDetectionImageProcessor, mask_of
 from ...images.large import LargeImage, LineFile, appears_whole, file_stamp, open_images, part_path, weights_digest
 from ...images.reading import Window, window_starts
+from ...images.seen import report_images
+from ...input_spec import InputSpec
 from ...rotated_boxes import intersections, rectangles, rotated_nms, smallest_rectangles
 from .arguments import DotaSubmission
 
@@ -140,6 +146,7 @@ class Ground:
                 geometries,
                 precision=DECIMALS,
             )
+            geometries = [within_180_degrees(geometry) for geometry in geometries]
         return [wind_rings(geometry) for geometry in geometries]
 
     def geometry(self, polygons: list[Polygon]) -> dict[str, Any]:
@@ -155,6 +162,22 @@ class Ground:
         xs, ys = np.transpose(ring).round(PIXEL_DECIMALS)
         coordinates = self.transformer.xy(ys, xs, offset="ul")
         return np.stack(coordinates, 1).round(DECIMALS).tolist()
+
+
+def within_180_degrees(geometry: dict[str, Any]) -> dict[str, Any]:
+    """Split the polygons at the antimeridian that GDAL does not split: in degrees, and in projections of a pole."""
+    parts = []
+    is_split = False
+    for polygon in shapely.get_parts(shapely.geometry.shape(geometry)):
+        west, _, east, _ = polygon.bounds
+        if east - west > 180 or west < -180 or east > 180:
+            polygon = split_at_antimeridian(polygon, is_wrapped=True)
+            is_split = True
+        parts.extend(shapely.get_parts(polygon))
+    if not is_split:
+        return geometry
+    polygons = parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
+    return shapely.geometry.mapping(polygons)
 
 
 def wind_rings(geometry: dict[str, Any]) -> dict[str, Any]:
@@ -325,6 +348,7 @@ def detect_large(
     batch_size: int = 4,
     threshold: float = 0.3,
     nms_threshold: float | None = None,
+    shard: Shard | None = None,
 ) -> None:
     """Detect the objects in an image of any size, and write a GeoJSON or COCO file.
 
@@ -356,18 +380,21 @@ def detect_large(
         threshold: score above which objects are written. `score_threshold` of the model also applies.
         nms_threshold: largest IoU of two objects of the same class. Default: the threshold of the model, or 0.5 for
             models of transformers.
+        shard: part of the rows of windows to detect, see
+            [`~modeling_vitp.tasks.segmentation.prediction.predict_large`].
 
     Raises:
         ValueError: if `output` has a wrong suffix, the stride is larger than the window or below 1, the image is not
             supported (see [`~modeling_vitp.images.large.open_images`]), its coordinates cannot be transformed to
-            longitude and latitude, or an unfinished run had different arguments.
+            longitude and latitude, an unfinished run had different arguments, or a shard is not finished.
         FileExistsError: if `output` exists.
+        RunStopped: if another run writes `output`, or the shard.
     """
     path = Path(image)
     output = Path(output)
     if output.suffix not in WRITERS:
         raise ValueError(f"Expected an output with the suffix .geojson, or .json for COCO format, got {output}.")
-    unfinished_rows = part_path([output])
+    part_path([output])  # Raises an error before the computation starts.
     side = resized_side(image_processor)
     window = window or side or WINDOW
     if stride is None:
@@ -385,6 +412,7 @@ def detect_large(
 
     with ExitStack() as stack:
         (source,) = stack.enter_context(open_images([path], reader))
+        report_images(1, lambda index: path, InputSpec.from_dict(reader.input_spec))
         if output.suffix == ".geojson":
             Ground(source.dataset)  # Raises an error before the computation starts.
         source_of_rows = {
@@ -394,13 +422,16 @@ def detect_large(
             **asdict(settings),
             "merging": CUT_SHARE,
         }
-        rows = stack.enter_context(LineFile(unfinished_rows, source_of_rows))
-        detect_rows(model, image_processor, source, settings, rows, description=output.name)
+        tops = window_starts(source.dataset.height, settings.window, settings.stride)
+        rows = stack.enter_context(LineFile([output], source_of_rows, len(tops), shard))
+        detect_rows(model, image_processor, source, settings, tops, rows, description=output.name)
+        if shard is not None:
+            return
         names = [model.config.id2label[index] for index in range(model.config.num_labels)]
         write = WRITERS[output.suffix]
         with appears_whole(output) as unfinished_output:
             write(merged(rows, nms_threshold), source.dataset, names, unfinished_output)
-    rows.delete()
+        rows.delete()
 
 
 def detect_rows(
@@ -408,22 +439,21 @@ def detect_rows(
     image_processor: BaseImageProcessor,
     source: LargeImage,
     settings: WindowSettings,
+    tops: list[int],
     rows: LineFile,
     description: str,
 ) -> None:
-    """Append the objects of each row of windows that `rows` lacks, see [`detect_row`]."""
-    height, width = source.dataset.shape
-    tops = window_starts(height, settings.window, settings.stride)
-    lefts = window_starts(width, settings.window, settings.stride)
+    """Append the objects of each row of windows, of which `tops` are the first rows, that `rows` lacks."""
+    lefts = window_starts(source.dataset.width, settings.window, settings.stride)
     progress = tqdm(
-        total=len(tops) * len(lefts),
+        total=len(rows.indices) * len(lefts),
         initial=len(rows) * len(lefts),
         unit="window",
         desc=description,
     )
     with progress:
-        for top in tops[len(rows) :]:
-            row = detect_row(model, image_processor, source, settings, top, lefts)
+        for index in rows.indices[len(rows) :]:
+            row = detect_row(model, image_processor, source, settings, tops[index], lefts)
             rows.append(row)
             progress.update(len(lefts))
 

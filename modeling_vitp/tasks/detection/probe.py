@@ -10,6 +10,7 @@ from typing import Self
 import numpy as np
 import torch
 
+from ...images.seen import report_images
 from ...input_spec import InputSpec
 from ...metrics.pixel_metrics import mean_of_counted
 from ...metrics.ranking import area_under_curve, average_precision, log_odds, weighted_areas
@@ -230,6 +231,8 @@ class DetectionProbe(Probe):
         samples = copy.copy(self.samples[role])
         spec = backbone.reading(self.data.input_spec)
         samples.spec = None if spec is None else InputSpec.from_dict(spec)
+        if role == "train":
+            report_images(len(samples), samples.source, samples.spec)
         images = []
         images_and_windows = []
         for place in samples.places:

@@ -90,6 +90,10 @@ class MaskedImages(torch.utils.data.Dataset):
     def read_mask(self, index: int) -> tuple[str, Picture] | None:
         raise NotImplementedError
 
+    def source(self, index: int) -> Path | bytes:
+        """Return the file or the content of an image for [`~modeling_vitp.images.seen.describe_images`]."""
+        raise NotImplementedError
+
     def files_or_rows(self) -> Any:
         """Return the paths or rows that the samples are read from."""
         return self.rows
@@ -243,6 +247,10 @@ class ImageFiles(MaskedImages):
             images.append((str(path), image, spec))
         return name, images, self.read_mask(index)
 
+    def source(self, index: int) -> Path:
+        sample, _ = self.rows[index]
+        return sample.images[0]
+
     def read_mask(self, index: int):
         sample, window = self.rows[index]
         if sample.mask is None:
@@ -339,6 +347,9 @@ class Rows(MaskedImages):
     ) -> dict[str, Any]:
         """Return some columns of a row, without reading the others."""
         return self.rows.select_columns(columns)[index]
+
+    def source(self, index: int) -> bytes:
+        return content_of(self.rows[index][self.image_columns[0]])
 
     def _mask(self, name: str, row: dict) -> tuple[str, Picture]:
         mask, _ = self._picture(name, row, self.mask_column)

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ...command.paths import Shard
 from ...data.files import fill
 from ...images.large import (
     LargeImage,
@@ -33,7 +34,9 @@ from ...images.large import (
     whole_rows,
 )
 from ...images.reading import is_tiff, window_starts
+from ...images.seen import report_images
 from ...images.volumes import NIFTI, Volume, VolumeSlices, check_cut, files_of
+from ...input_spec import InputSpec
 
 if TYPE_CHECKING:
     from .data import DenseData
@@ -107,6 +110,7 @@ def predict_bands(
     stride: int | tuple[int, int],
     batch_size: int = 4,
     start: int = 0,
+    stop: int | None = None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Run [`sliding_window`] from top to bottom over an image that does not need to fit into memory.
 
@@ -115,8 +119,8 @@ def predict_bands(
         read: function `read(top, bottom)` that returns these rows of each image, of shape
             `(batch, channels, bottom - top, width)`.
         size: height and width of the images.
-        start: first row to return. Windows that begin above it and reach below it are predicted again, so the logits do
-            not depend on `start`.
+        start, stop: first row to return, and the row after the last one. Windows that begin above `start` and reach
+            below it are predicted again, so the logits do not depend on `start`.
 
     Yields:
         `top, logits`: the finished rows from `top`, which no further window reaches, float32 of shape
@@ -136,8 +140,9 @@ def predict_bands(
     row_counts = times_covered(image_height, tops, height)
     column_counts = times_covered(image_width, lefts, width)
 
-    tops = [top for top in tops if top + height > start]
-    next_tops = [*tops[1:], image_height]
+    stop = image_height if stop is None else stop
+    tops = [top for top in tops if start - height < top < stop]
+    next_tops = [*tops[1:], stop]
     sums = None  # Sums of the logits over windows, for the rows of the current windows.
     for top, next_top in zip(tops, next_tops):
         rows = read(top, top + height)
@@ -387,6 +392,7 @@ def predict_large(
     flip: bool = False,
     probabilities: str | os.PathLike | None = None,
     colors: Sequence[tuple[int, int, int]] | None = None,
+    shard: Shard | None = None,
 ) -> None:
     """Predict the class of every pixel of an image of any size, or of an image pair, and write a GeoTIFF.
 
@@ -415,20 +421,27 @@ def predict_large(
         probabilities: path of a second GeoTIFF with one band of probabilities per class, uint8 with a scale of 1/255.
             Pixels without data are 0, and not valid in its mask.
         colors: red, green and blue in [0, 255] of each class. Default: `tab20` of matplotlib.
+        shard: part of the rows to predict, such as `Shard(3, 8)`. The result is stored beside `output`. When all shards
+            are finished, the same call without a shard writes `output`.
 
     Raises:
         ValueError: if an output has a wrong suffix, the number of images does not match the model, the images of a pair
             differ in size or georeference, the bands do not match the input spec, the model has more than 255 classes,
-            an image has an orientation tag (TIFF or EXIF) other than upright, or an unfinished run had different
-            arguments.
+            an image has an orientation tag (TIFF or EXIF) other than upright, an unfinished run had different
+            arguments, or a shard is not finished.
         FileExistsError: if `output` or `probabilities` exists.
+        RunStopped: if another run writes `output`, or the shard.
     """
     paths = as_paths(images)
     outputs = output_paths(output, probabilities, is_tiff, "a GeoTIFF with the suffix .tif as output for an image")
-    rows_path = part_path(outputs)
+    part_path(outputs)  # Raises an error before the computation starts.
     if stride is None:
         stride = default_stride(window)
     check_num_labels(model, NO_CLASS)
+    if getattr(model.config, "volume_plane", None) is not None:
+        raise ValueError(
+            f"Expected a NIfTI file or DICOM folder for a model of {model.config.volume_plane} slices, got {paths[0]}."
+        )
     if len(paths) != model.images_per_sample:
         raise ValueError(f"Expected {model.images_per_sample} image(s) for {type(model).__name__}, got {len(paths)}.")
     predict = logits_of(model)
@@ -436,6 +449,7 @@ def predict_large(
         predict = augmented(predict, scales, flip)
     num_layers = 1 if probabilities is None else 1 + model.config.num_labels
     with open_images(paths, image_processor) as sources:
+        report_images(len(paths), paths.__getitem__, InputSpec.from_dict(image_processor.input_spec))
         made_of = {
             "images": [file_stamp(path) for path in paths],
             "model": weights_digest(model),
@@ -447,7 +461,8 @@ def predict_large(
             "flip": flip,
             "probabilities": probabilities is not None,
         }
-        with RowFile(rows_path, (num_layers, sources[0].dataset.width), made_of) as rows:
+        height, width = sources[0].dataset.shape
+        with RowFile(outputs, made_of, height, shard, shape=(num_layers, width)) as rows:
             predict_rows(
                 predict,
                 sources,
@@ -457,14 +472,15 @@ def predict_large(
                 batch_size,
                 outputs[0].name,
             )
-            write_geotiffs(
-                outputs,
-                rows,
-                sources,
-                class_names_of(model),
-                colors,
-            )
-    rows.delete()
+            if shard is None:
+                write_geotiffs(
+                    outputs,
+                    rows,
+                    sources,
+                    class_names_of(model),
+                    colors,
+                )
+                rows.delete()
 
 
 def predict_rows(
@@ -485,7 +501,8 @@ def predict_rows(
         description: text beside the progress bar.
     """
     first_image = sources[0].dataset
-    if len(rows) >= first_image.height:
+    remaining = rows.indices[len(rows) :]
+    if not remaining:
         return
     num_layers, _ = rows.shape
 
@@ -505,10 +522,11 @@ def predict_rows(
         window=window,
         stride=stride,
         batch_size=batch_size,
-        start=len(rows),
+        start=remaining.start,
+        stop=remaining.stop,
     )
     with tqdm(
-        total=first_image.height,
+        total=len(rows.indices),
         initial=len(rows),
         unit="row",
         desc=description,
@@ -621,6 +639,7 @@ def predict_volume(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     probabilities: str | os.PathLike | None = None,
+    shard: Shard | None = None,
 ) -> None:
     """Predict the class of every voxel of a volume and write a NIfTI file.
 
@@ -650,17 +669,20 @@ def predict_volume(
         scales, flip: test-time augmentation of each slice, see [`augmented`].
         probabilities: path of a second NIfTI file with a fourth axis of class probabilities, uint8 with a slope of
             1/255 in the header.
+        shard: part of the slices to predict, see [`predict_large`].
 
     Raises:
         ValueError: if a volume cannot be read (see [`~modeling_vitp.images.volumes.open_volume`]), the channels differ
             in shape or position, neither `intensities` nor `percentiles` are known, the plane is unknown or not that of
-            the training, the model takes image pairs, or an unfinished run had different arguments.
+            the training, the model takes image pairs, an unfinished run had different arguments, or a shard is
+            not finished.
         FileExistsError: if `output` or `probabilities` exists.
+        RunStopped: if another run writes `output`, or the shard.
     """
     paths = as_paths(volumes)
     expected = "a NIfTI file with the suffix .nii.gz as output for a volume (NIfTI file or DICOM folder)"
     outputs = output_paths(output, probabilities, is_nifti, expected)
-    rows_path = part_path(outputs)
+    part_path(outputs)  # Raises an error before the computation starts.
     if stride is None:
         stride = default_stride(window)
     check_volume_model(model, plane)
@@ -697,10 +719,12 @@ def predict_volume(
         "probabilities": probabilities is not None,
     }
     num_layers = 1 if probabilities is None else 1 + model.config.num_labels
-    with RowFile(rows_path, (num_layers, *slices.volumes[0].size(plane)), made_of) as rows:
+    slice_shape = slices.volumes[0].size(plane)
+    with RowFile(outputs, made_of, len(slices), shard, shape=(num_layers, *slice_shape)) as rows:
         predict_slices(predict, image_processor, slices, rows, outputs[0].name)
-        write_niftis(outputs, rows, slices.volumes[0], plane, class_names_of(model))
-    rows.delete()
+        if shard is None:
+            write_niftis(outputs, rows, slices.volumes[0], plane, class_names_of(model))
+            rows.delete()
 
 
 def is_nifti(path: Path) -> bool:
@@ -753,12 +777,11 @@ def predict_slices(
     description: str,
 ) -> None:
     """Append the layers of [`layers_of`] to `rows`, from the first slice that it lacks."""
-    start = len(rows)
     num_layers = rows.shape[0]
     for index in tqdm(
-        range(start, len(slices)),
-        initial=start,
-        total=len(slices),
+        rows.indices[len(rows) :],
+        initial=len(rows),
+        total=len(rows.indices),
         desc=description,
     ):
         inputs = image_processor(

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ...image_processing_vitp_dense import IGNORE_INDEX
+from ...images.seen import report_images
 from ...input_spec import InputSpec
 from ...metrics.ranking import mean_area
 from ...metrics.report import METRICS_FOLDER, name_classes
@@ -263,6 +264,8 @@ class SegmentationProbe(Probe):
     ) -> np.ndarray:
         """Return the patch tokens of a split, `train` or `test`, float32 `(images, rows, columns, width)`."""
         samples = self.read_for(backbone, role)
+        if role == "train":
+            report_images(len(samples), samples.source, samples.spec)
         if isinstance(samples, ImageFiles):
             images = []
             windows_or_columns = []

@@ -517,6 +517,18 @@ def test_object_over_antimeridian_is_split(tmp_path):
     assert all(part.exterior.is_ccw for part in shape.geoms)
 
 
+@pytest.mark.parametrize(
+    ("crs", "transform"),
+    [("EPSG:4326", from_origin(179.9, 10, 0.01, 0.01)), ("EPSG:3413", from_origin(-1_510_000, 1_510_000, 1000, 1000))],
+)
+def test_object_that_gdal_does_not_split_is_split(tmp_path, crs, transform):
+    (feature,) = geojson(tmp_path, {**BOX, "box": [0, 0, 30, 20]}, crs=crs, transform=transform)["features"]
+    shape = shapely.from_geojson(json.dumps(feature["geometry"]))
+    west, east = sorted(part.bounds for part in shape.geoms)
+    assert west[0] == -180 and west[2] < -179 and east[0] > 179 and east[2] == 180
+    assert all(part.exterior.is_ccw for part in shape.geoms)
+
+
 EVALUATION = FIXTURES / "rotated_evaluation"
 
 

@@ -8,6 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from pictures import write_bands
 from tiny_models import HEAD, adapter_config
 from volumes_on_disk import CT_SERIES, OBLIQUE, check_geometry, write_series
 
@@ -21,7 +22,7 @@ from modeling_vitp.data.classes import LabelEncoding
 from modeling_vitp.data.files import FileSample
 from modeling_vitp.recipes import predict_large as script
 from modeling_vitp.tasks.segmentation.data import Rows, slice_volumes
-from modeling_vitp.tasks.segmentation.prediction import sliding_window
+from modeling_vitp.tasks.segmentation.prediction import predict_large, sliding_window
 
 WINDOWS = {"window": 32, "stride": 24, "batch_size": 2}
 SETTINGS = {"input_spec": {"window": [-500, 900]}}
@@ -190,6 +191,14 @@ def test_killed_run_resumes_to_same_file(model, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(model, "forward", dying_after(2))
         assert run("killed") == whole
+
+
+def test_model_of_volumes_takes_no_geotiff(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(model.config, "volume_plane", "axial")
+    path = write_bands(tmp_path / "photo.tif", np.zeros((3, 32, 32), dtype=np.uint8))
+    with pytest.raises(ValueError, match="axial.*photo.tif"):
+        predict_large(model, ViTPSegmentationImageProcessor(**SETTINGS), path, tmp_path / "classes.tif")
+    assert [file.name for file in tmp_path.iterdir()] == ["photo.tif"]
 
 
 def test_bad_prediction_arguments_are_refused(model, tmp_path):
