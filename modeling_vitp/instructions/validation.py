@@ -19,12 +19,12 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoConfig
 
 from ..cards.sections import table
 from ..command.paths import Shard
 from ..conversations import check_messages, message_texts
 from ..image_processing_vitp import ViTPImageProcessor
+from ..opening import read_config_fields
 from ..processing_vitp import ViTPProcessor
 from .answer_prior import AnswerPrior
 from .boxes import wrong_boxes
@@ -490,7 +490,7 @@ def load_processor(name: str) -> ViTPProcessor:
     """Load the processor of a ViTP or transformers InternVL checkpoint, without its weights."""
     from ..convert.internvl import internvl_processor
 
-    is_internvl = AutoConfig.from_pretrained(name).model_type == "internvl"
+    is_internvl = read_config_fields(name).get("model_type") == "internvl"
     return internvl_processor(name) if is_internvl else ViTPProcessor.from_pretrained(name)
 
 
