@@ -100,7 +100,7 @@ def check_timm(file: str, fields: Any) -> None:
             raise ValueError(f"{file}: expected {key} to be a name of timm's registry, got {architecture!r}.")
     for name in fields.get("model_args") or ():
         if name not in TIMM_ARGUMENTS:
-            raise ValueError(f"{file}: unknown argument {name!r} in model_args. Known: {', '.join(TIMM_ARGUMENTS)}.")
+            raise ValueError(f"{file}: model_args must describe the shape of a model of timm. Remove {name!r}.")
     for value in fields.values():
         check_timm(file, value)
 

@@ -25,7 +25,7 @@ from modeling_vitp.probing.backbones import load_backbone
 
 WEIGHTS = "w.pth"
 ATTACKS = {
-    "pretrained_cfg": lambda url: {"model_args": {"pretrained": True, "pretrained_cfg": {"url": f"{url}/{WEIGHTS}"}}},
+    "pretrained_cfg": lambda url: {"model_args": {"pretrained_cfg": {"url": f"{url}/{WEIGHTS}"}, "pretrained": True}},
     "checkpoint_path": lambda url: {"model_args": {"checkpoint_path": WEIGHTS}},
     "architecture": lambda url: {"architecture": "hf-hub:tester/vit", "model_args": None},
 }
@@ -94,12 +94,6 @@ def language_model_with_code(folder):
     add_code(folder, "config.json", model_type="evil", auto_map=auto_map)
 
 
-def tokenizer_with_code(folder):
-    save_language_model(folder)
-    auto_map = {"AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"]}
-    add_code(folder, "tokenizer_config.json", tokenizer_class="Evil", auto_map=auto_map)
-
-
 def compose_with(folder):
     vit = folder.parent / "vit"
     save_vit(vit, "vit")
@@ -113,7 +107,6 @@ def compose_with(folder):
         (image_processor_with_code, lambda folder: load_backbone(str(folder))),
         (image_processor_with_code, lambda folder: export_onnx(folder, folder / "model.onnx")),
         (language_model_with_code, compose_with),
-        (tokenizer_with_code, compose_with),
     ],
 )
 def test_code_of_a_model_is_refused(write, opening, tmp_path, monkeypatch):
@@ -127,15 +120,12 @@ def test_code_of_a_model_is_refused(write, opening, tmp_path, monkeypatch):
 
 def test_code_of_a_processor_needs_the_argument(processor, tmp_path, monkeypatch):
     processor.save_pretrained(tmp_path)
-    code = "from transformers import PreTrainedTokenizerFast as Tokenizer"
-    add_code(
-        tmp_path,
-        "tokenizer_config.json",
-        tokenizer_class="Tokenizer",
-        auto_map={"AutoTokenizer": [None, "evil.Tokenizer"]},
-    )
+    auto_map = {"AutoTokenizer": [None, "evil.Tokenizer"]}
+    add_code(tmp_path, "tokenizer_config.json", tokenizer_class="Tokenizer", auto_map=auto_map)
     with (tmp_path / "evil.py").open("a") as file:
-        file.write(code)
+        file.write(
+            "from transformers import PreTrainedTokenizerFast\nclass Tokenizer(PreTrainedTokenizerFast):\n    pass\n"
+        )
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
     with pytest.raises(ValueError, match=f"{tmp_path}.*trust_remote_code=True"):
         ViTPProcessor.from_pretrained(tmp_path)
@@ -146,7 +136,7 @@ def test_code_of_a_processor_needs_the_argument(processor, tmp_path, monkeypatch
 
 def test_each_auto_class_is_opened_without_remote_code():
     """transformers' Auto classes ask on the terminal, so that no line of the package calls their `from_pretrained`."""
-    call = re.compile(r"\bAuto\w+\.from_pretrained\((?!\")")
+    call = re.compile(r"(?<!['\"])\bAuto\w+\.from_pretrained\((?!\")")
     for folder in ("modeling_vitp", "recipes", "space"):
         for path in (ROOT / folder).rglob("*.py"):
             code = "\n".join(line for line in path.read_text().splitlines() if not line.lstrip().startswith("#"))
