@@ -7,7 +7,7 @@ from pathlib import Path
 
 import PIL.Image
 import torch
-from transformers import BatchFeature, GotOcr2ImageProcessor, PreTrainedConfig, image_utils
+from transformers import BatchFeature, GotOcr2ImageProcessor, image_utils
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
@@ -24,7 +24,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 from .bands import check_same_bands, describe_bands, spread
 from .image_decoding import PIL_8BIT_MODES, decode_image, to_rgb
 from .input_spec import InputSpec
-from .opening import NamesItsFiles
+from .opening import NamesItsFiles, read_config_fields
 
 logger = logging.getLogger(__name__)
 FETCH_SECONDS = 30  # after which a server that sends nothing is given up
@@ -71,7 +71,7 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
         passed and drops settings of the backbone's, a warning is logged.
         """
         hub_options = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
-        config, _ = PreTrainedConfig.get_config_dict(backbone, **hub_options)
+        config = read_config_fields(backbone, **hub_options)
         timm_settings = config.get("pretrained_cfg") or {}
         settings = {}
         for name in ("mean", "std"):

@@ -1,14 +1,15 @@
 """`from_pretrained` with errors that name the damaged or missing file."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 CONFIG_FILES = ("config.json",)
 MODEL_FILES = (*CONFIG_FILES, "generation_config.json", "*.index.json", "*.safetensors")
@@ -19,6 +20,14 @@ PROCESSOR_FILES = (
     "tokenizer.json",
     "chat_template.jinja",
 )
+# Arguments of timm's vision transformers and feature extractors. Others of `timm.create_model` name weights to open.
+TIMM_ARGUMENTS = """
+    act_layer attn_drop_rate attn_layer class_token depth drop_path_rate drop_rate dynamic_img_pad dynamic_img_size
+    embed_dim embed_norm_layer fc_norm features_only final_norm fix_init global_pool img_size in_chans inference_mode
+    init_values mlp_ratio no_embed_class norm_layer num_classes num_heads out_indices patch_drop_rate patch_size
+    pool_include_prefix pos_drop_rate pos_embed pre_norm proj_bias proj_drop_rate qk_norm qkv_bias ref_feat_shape
+    reg_tokens scale_attn_norm scale_mlp_norm use_post_transformer_norm weight_init
+""".split()
 
 
 class NamesItsFiles:
@@ -57,7 +66,11 @@ class ConfigNamesItsFiles(NamesItsFiles):
 
 
 def check_fields(file: str, fields: dict, parts: Iterable[str] = ()) -> None:
-    """Raise a `ValueError` if a part is missing, which transformers would replace by that of a large model."""
+    """Raise a `ValueError` if a part is missing, which transformers would replace by that of a large model.
+
+    Sources of weights are errors too, see [`check_timm`].
+    """
+    check_timm(file, fields)
     missing_parts = []
     for name in parts:
         if not isinstance(fields.get(name), dict):
@@ -67,6 +80,29 @@ def check_fields(file: str, fields: dict, parts: Iterable[str] = ()) -> None:
     vision_config = fields.get("vision_config")
     if isinstance(vision_config, dict) and "hidden_size" not in vision_config:
         raise ValueError(f"{file} has a vision_config without hidden_size.")
+
+
+def check_timm(file: str, fields: Any) -> None:
+    """Raise a `ValueError` if a configuration names an address, a repository or a file for timm to open.
+
+    Args:
+        file: name of the configuration for the message.
+        fields: configuration, or a value of one.
+    """
+    if isinstance(fields, list):
+        for value in fields:
+            check_timm(file, value)
+    if not isinstance(fields, dict):
+        return
+    for key in ("architecture", "backbone"):
+        architecture = fields.get(key)
+        if isinstance(architecture, str) and ":" in architecture:
+            raise ValueError(f"{file}: expected {key} to be a name of timm's registry, got {architecture!r}.")
+    for name in fields.get("model_args") or ():
+        if name not in TIMM_ARGUMENTS:
+            raise ValueError(f"{file}: model_args must describe the shape of a model of timm. Remove {name!r}.")
+    for value in fields.values():
+        check_timm(file, value)
 
 
 def way_to_vit(name: str | Path, fields: dict) -> str:
@@ -138,14 +174,42 @@ def naming(name: str | Path, cls: type) -> Iterator[None]:
 
 
 def read_config_fields(name: str | Path, **kwargs) -> dict:
-    """Return the content of the config.json of a folder or Hub id. An error names the file.
+    """Return the content of the config.json of a folder or Hub id, see [`check_timm`]. An error names the file.
 
     Args:
         kwargs: arguments of `from_pretrained`, such as `revision`.
     """
     with naming(name, PreTrainedConfig):
         fields, _ = PreTrainedConfig.get_config_dict(name, **kwargs)
+        check_timm(f"{name}/config.json", fields)
         return fields
+
+
+def open_config(name: str | Path, **kwargs) -> PreTrainedConfig:
+    """Return the configuration of a folder or Hub id by its model type, checked as by [`read_config_fields`]."""
+    read_config_fields(name, **kwargs)
+    with naming(name, PreTrainedConfig):
+        return without_remote_code(AutoConfig.from_pretrained, name, **kwargs)
+
+
+def without_remote_code(from_pretrained: Callable[..., Any], name: str | Path, *args, **kwargs) -> Any:
+    """Call a `from_pretrained` of transformers, which runs code of a repository only with `trust_remote_code=True`.
+
+    Without the argument, transformers would ask on the terminal, and any input in a pipe could answer.
+
+    Raises:
+        ValueError: if the code is needed, and the argument is not set.
+    """
+    kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))
+    try:
+        return from_pretrained(name, *args, **kwargs)
+    except ValueError as error:
+        if kwargs["trust_remote_code"] or "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{name} needs the Python code of its repository, which is not run here. If you trust it, run it in Python "
+            "by transformers' `from_pretrained` with `trust_remote_code=True`."
+        ) from error
 
 
 def file_patterns(cls: type) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from .conversations import (
     number_answers,
 )
 from .image_processing_vitp import ViTPImageProcessor
-from .opening import naming
+from .opening import naming, without_remote_code
 from .vrl import KeptTokens, check_apply_prob, check_drop_ratio, draw_kept_tokens, positions_after_drop
 
 
@@ -53,9 +53,13 @@ class ViTPProcessor(ChatProcessor):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """Load a processor, as in transformers. Raise a `ValueError` that names a damaged or missing file."""
+        """Load a processor, as in transformers.
+
+        Raises:
+            ValueError: if a file, which is named, is damaged or missing, or code is needed without `trust_remote_code`.
+        """
         with naming(pretrained_model_name_or_path, cls):
-            processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            processor = without_remote_code(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
             if processor.tokenizer.pad_token_id is None:
                 raise ValueError("tokenizer_config.json has no pad_token")
             return processor

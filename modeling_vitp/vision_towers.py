@@ -471,7 +471,7 @@ def build_timm(architecture: str, model_args: str) -> nn.Module:
 
     try:
         with torch.device("meta"):
-            model = timm.create_model(architecture, num_classes=0, **json.loads(model_args))
+            model = timm.create_model(architecture, pretrained=False, num_classes=0, **json.loads(model_args))
     except (TypeError, RuntimeError):  # arguments that other architectures do not have
         model = None
     if not isinstance(model, timm.models.VisionTransformer):

@@ -87,17 +87,18 @@ def main(argv: list[str] | None = None) -> int:
     args = vars(parse_arguments(argv))
 
     import transformers
-    from transformers import AutoConfig, AutoImageProcessor
+    from transformers import AutoImageProcessor
 
     load_plugins(args.pop("plugins"))
     import modeling_vitp
+    from modeling_vitp.opening import open_config, without_remote_code
     from modeling_vitp.training.config import default_device
 
     name = args.pop("model")
     images = args.pop("images")
     output = args.pop("output")
     device = args.pop("device")
-    config = AutoConfig.from_pretrained(name)
+    config = open_config(name)
     entry = registered_model(name, config.model_type)
     is_detector = entry.pipeline_tag == "object-detection"
     kind = kind_of_input(images, is_detector)
@@ -108,9 +109,9 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"{name} takes 1 image, got {len(images)}.")
 
     model_class = getattr(transformers, entry.auto_class)
-    model = model_class.from_pretrained(name, dtype=args.pop("dtype"))
+    model = without_remote_code(model_class.from_pretrained, name, dtype=args.pop("dtype"))
     model = model.to(device or default_device())
-    image_processor = AutoImageProcessor.from_pretrained(name)
+    image_processor = without_remote_code(AutoImageProcessor.from_pretrained, name)
     if "input_spec" in args:
         if not hasattr(image_processor, "with_input_spec"):
             raise ValueError(f"--input_spec is not an option for {name}, which reads only 8-bit RGB.")

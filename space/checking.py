@@ -36,6 +36,7 @@ from modeling_vitp.convert.tensor_files import not_finite
 from modeling_vitp.image_decoding import JPEG_2000, PNG, TIFF
 from modeling_vitp.images.dicom import open_dicom
 from modeling_vitp.images.reading import is_dicom
+from modeling_vitp.opening import check_timm
 
 FILES = re.compile(
     r"(config|generation_config|preprocessor_config|processor_config|tokenizer|tokenizer_config|special_tokens_map)"
@@ -88,7 +89,7 @@ def check_settings(name: str, folder: Path, is_trusted: bool) -> dict[str, Any]:
         is_trusted: whether the model was named when the app was started. It may have processors of any class.
 
     Raises:
-        UnavailableModel: if a value, the quantization or a class is not accepted.
+        UnavailableModel: if a value, the quantization, a class or an argument of timm is not accepted.
     """
     config = read_json(name, folder / "config.json")
     for file in ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json"):
@@ -98,6 +99,10 @@ def check_settings(name: str, folder: Path, is_trusted: bool) -> dict[str, Any]:
         check_values(name, file, fields, has_numbers=file != "tokenizer_config.json")
         for mapping in mappings(fields):
             _check_keys(name, file, mapping, is_trusted)
+    try:
+        check_timm("config.json", config)
+    except ValueError as error:
+        raise UnavailableModel(f"{name}: {error}") from error
     return config
 
 

@@ -73,6 +73,7 @@ from modeling_vitp.auto.registry import MODELS
 from modeling_vitp.conversations import CHAT_TEMPLATE
 from modeling_vitp.convert.internvl import from_internvl, internvl_processor
 from modeling_vitp.modeling_vitp_backbone import ViTPMultiScaleBackbone
+from modeling_vitp.opening import without_remote_code
 from modeling_vitp.pretraining.loading import build_model, build_tokenizer
 from modeling_vitp.tasks.detection.one_stage import DETECTORS
 from modeling_vitp.vision_towers import TOWERS
@@ -746,7 +747,7 @@ def open_backbone(
     options = {"trust_remote_code": True} if trust_remote_code else {}
     model = load(name, folder, WITH_MAPS.get(model_type, AutoModel), make_room, **options)
     processors = ViTPImageProcessor if model_type in ON_PATCHES else AutoImageProcessor
-    processor = processors.from_pretrained(folder, local_files_only=True)
+    processor = without_remote_code(processors.from_pretrained, folder, local_files_only=True)
     return LoadedBackbone.of(name, model.get_encoder(modality="image"), processor)
 
 
@@ -757,7 +758,7 @@ def open_fine_tuned(name: str, folder: Path, make_room: Callable[[int], None]) -
         num_classes = model_class.config_class(**config).num_labels
         if num_classes > limits.MAP_CLASSES:
             raise UnavailableModel(f"{name} has {num_classes:,} classes, more than {limits.MAP_CLASSES}.")
-    image_processor = processors.from_pretrained(folder, local_files_only=True)
+    image_processor = without_remote_code(processors.from_pretrained, folder, local_files_only=True)
     input_spec = getattr(image_processor, "input_spec", None)
     if input_spec is not None:
         bands = image_processor.band_names
@@ -779,12 +780,13 @@ def load(
     an accelerator they are converted to the dtype in which they were saved.
     """
     configs = model_class.config_class if hasattr(model_class, "config_class") else AutoConfig
-    config = configs.from_pretrained(folder, **options)
+    config = without_remote_code(configs.from_pretrained, folder, **options)
     if config.model_type in REFERENCE_TYPES and config.model_type in TOWERS:
         config = TOWERS[config.model_type].prepare(config)  # Without masking.
     saved_dtype = config.dtype or torch.float32
     make_room(check_shapes(name, folder, model_class, config))
-    model, loading = model_class.from_pretrained(
+    model, loading = without_remote_code(
+        model_class.from_pretrained,
         folder,
         config=config,
         dtype=torch.float32,

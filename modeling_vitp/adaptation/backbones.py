@@ -13,6 +13,7 @@ from ..convert.export import export_backbone
 from ..evaluation.comparison import Progress
 from ..modeling_vitp import ViTPVisionModel
 from ..modeling_vitp_backbone import open_vit_config
+from ..opening import read_config_fields
 from ..pretraining.loading import image_processor_of, tiling
 from ..vision_towers import pair
 from .arguments import ADAPTED, LANGUAGE_MODEL, MAE, RANDOM, START, AdaptArguments
@@ -50,7 +51,7 @@ def start_settings(args: AdaptArguments) -> dict[str, Any]:
             if args.pretraining.get(name):
                 settings[name] = args.pretraining[name]
         return settings
-    config, _ = PreTrainedConfig.get_config_dict(args.start)
+    config = read_config_fields(args.start)
     if config.get("model_type") in ("vitp", "internvl"):
         return {"model_name_or_path": args.start}
     from_scratch = args.pretraining.get("from_scratch")

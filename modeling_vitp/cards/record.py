@@ -4,6 +4,7 @@ Weights have the license of the weights that they were trained from.
 """
 
 import json
+import logging
 import platform
 import shutil
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, RepoCard, hf_hub_url
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from packaging.version import Version
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .sections import section_pattern
@@ -28,9 +30,12 @@ ITS_CARD = "its card"
 ITS_FILE = "its license file"
 ROWS = "training data"  # shown in the table of data
 PACKAGES = ("modeling-vitp", "torch", "torchvision", "transformers", "trl", "peft", "accelerate", "datasets")
+NEWEST_TESTED = {"transformers": "5.24", "trl": "1.16"}  # also read by .ci/versions
 FIELDS = ("license", "license_name", "license_link")
 PERMISSIVE = {"apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "mit", "unlicense"}
 LICENSE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*")
+
+logger = logging.getLogger(__name__)
 
 
 def write_record(
@@ -254,6 +259,17 @@ def versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             installed[name] = version(name)
     return installed
+
+
+def warn_about_newer_releases() -> None:
+    """Log one line if a library is newer than its newest release that this package is tested with."""
+    installed = versions()
+    newer_releases = []
+    for name, newest in NEWEST_TESTED.items():
+        if name in installed and Version(installed[name]).release[:2] > Version(newest).release:
+            newer_releases.append(f"{name} {installed[name]} (tested up to {newest})")
+    if newer_releases:
+        logger.warning("Newer than the releases that modeling-vitp is tested with: %s.", ", ".join(newer_releases))
 
 
 def card_metadata(name: str | Path) -> Fields:

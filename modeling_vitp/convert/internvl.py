@@ -4,13 +4,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, InternVLConfig, InternVLForConditionalGeneration
+from transformers import AutoTokenizer, InternVLConfig, InternVLForConditionalGeneration
 
 from ..cards.record import read_json, write_json
 from ..configuration_vitp import ViTPConfig
 from ..image_processing_vitp import ViTPImageProcessor
 from ..modeling_vitp import ViTPForConditionalGeneration
-from ..opening import naming
+from ..opening import naming, open_config, without_remote_code
 from ..processing_vitp import ViTPProcessor
 
 VIDEO_TOKEN = "<video>"
@@ -42,14 +42,14 @@ def internvl_processor(name: str, **options) -> ViTPProcessor:
     A video token without an embedding in the model is removed.
     """
     with naming(name, ViTPProcessor):
-        config = from_internvl_config(AutoConfig.from_pretrained(name, **options))
+        config = from_internvl_config(open_config(name, **options))
         image_processor = ViTPImageProcessor.from_pretrained(name, **options)
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        tokenizer = without_remote_code(AutoTokenizer.from_pretrained, name, **options)
         if len(tokenizer) > config.text_config.vocab_size:
             with tempfile.TemporaryDirectory() as folder:
                 tokenizer.save_pretrained(folder)
                 drop_video_token(Path(folder), config.text_config.vocab_size)
-                tokenizer = AutoTokenizer.from_pretrained(folder)
+                tokenizer = without_remote_code(AutoTokenizer.from_pretrained, folder)
             tokenizer.name_or_path = name
         return ViTPProcessor(image_processor, tokenizer, image_seq_length=config.image_seq_length)
 

@@ -26,7 +26,7 @@ from ..modeling_vitp import LANGUAGE_MODELS, VISION_MODELS, ViTPVisionModel
 from ..modeling_vitp_backbone import VISION_PARTS, open_vit
 from ..modeling_vitp_detection import ViTPForObjectDetection, ViTPForOrientedObjectDetection
 from ..modeling_vitp_multi_scale import BACKBONES
-from ..opening import naming
+from ..opening import naming, without_remote_code
 from ..rotated_boxes import align_in_image
 from ..vision_towers import TOWERS, pair
 
@@ -202,7 +202,7 @@ def open_model(name: str | Path) -> PreTrainedModel:
     if model_type in TOWERS:
         return open_vit(name).eval()
     auto_class = getattr(transformers, MODELS[model_type].auto_class)
-    return auto_class.from_pretrained(name, dtype=torch.float32).eval()
+    return without_remote_code(auto_class.from_pretrained, name, dtype=torch.float32).eval()
 
 
 def export_program(model: PreTrainedModel | str | Path) -> ExportedProgram:
@@ -248,7 +248,7 @@ def describe_inputs(name: str | Path, model: PreTrainedModel) -> dict[str, str]:
             height, width = config.image_size
             image_processor = ViTPImageProcessor.from_backbone(name, size={"height": height, "width": width})
         else:
-            image_processor = AutoImageProcessor.from_pretrained(name)
+            image_processor = without_remote_code(AutoImageProcessor.from_pretrained, name)
     settings = image_processor.to_dict()
     setting_names = ["image_mean", "image_std", "rescale_factor", "do_resize", "input_spec"]
     if settings.get("do_resize"):

@@ -26,7 +26,7 @@ from ..conversations import CHAT_TEMPLATE, IMAGE_TOKEN
 from ..image_processing_vitp import ViTPImageProcessor
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from ..image_processing_vitp_detection import ViTPDetectionImageProcessor
-from ..opening import check_fields, naming
+from ..opening import check_fields, naming, without_remote_code
 from ..processing_vitp import ViTPProcessor
 from ..vision_towers import other_families
 from .internvl import from_internvl_config
@@ -443,7 +443,7 @@ def choose_image_token_id(
 def plain_tokenizer(folder: Path, **kwargs) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a checkpoint, without references to a processor or a folder."""
     with naming(folder, ProcessorMixin):
-        tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
+        tokenizer = without_remote_code(AutoTokenizer.from_pretrained, folder, **kwargs)
     tokenizer._set_processor_class(None)
     for name in ("auto_map", "processor_class", "is_local", "local_files_only"):
         tokenizer.init_kwargs.pop(name, None)

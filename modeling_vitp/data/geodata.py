@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -27,6 +28,8 @@ SUFFIXES = (".geojson", ".gpkg")
 CLASS_PROPERTIES = ("class", "label", "category", "name", "type")  # Properties that may name the class, best first.
 DEFAULT_CLASS = "object"
 WGS84 = "OGC:CRS84"
+# Authority code, URN, WKT or PROJ string. GDAL would open an address or a path.
+CRS_DEFINITION = re.compile(r"[\w.,+-]+(:[\w.,+-]*)+|\w+\s*[\[(].*|\+proj=[^/]*", re.DOTALL)
 POLYGONS = ("Polygon", "MultiPolygon")
 SQLITE_HEADER = b"SQLite format 3\0"  # First bytes of a GeoPackage.
 MAX_COORDINATE = 1e15  # As in `is_number`.
@@ -296,6 +299,13 @@ def georeference(image: Path) -> tuple[CRS, AffineTransformer, Bounds]:
         return file.crs, transformer, bounds
 
 
+def parse_crs(definition: Any) -> CRS:
+    """Return the coordinate reference system of a definition in a file. Raise a `ValueError` if it is invalid."""
+    if not isinstance(definition, str) or not CRS_DEFINITION.fullmatch(definition):
+        raise ValueError(f"expected an authority code, WKT or a PROJ string, got {str(definition)[:80]!r}")
+    return CRS.from_user_input(definition)
+
+
 def read_geojson(path: Path) -> tuple[CRS, list[Feature]]:
     """Return the coordinate reference system and the features of a GeoJSON file.
 
@@ -317,10 +327,10 @@ def read_geojson(path: Path) -> tuple[CRS, list[Feature]]:
         raise ValueError(f"{path}: expected a GeoJSON FeatureCollection with `features`, got {str(contents)[:80]!r}.")
     try:
         crs_name = contents["crs"]["properties"]["name"] if "crs" in contents else WGS84
-        crs = CRS.from_user_input(crs_name)
+        crs = parse_crs(crs_name)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path}: expected `crs` with the name of a coordinate reference system, got "
+            f"{path}: expected `crs` with the name of a coordinate reference system such as EPSG:4326, got "
             f"{str(contents['crs'])[:80]!r}. Correct it, or remove it if the coordinates are longitude and latitude."
         ) from error
     features = []
@@ -397,7 +407,7 @@ def read_geopackage(path: Path) -> tuple[CRS, list[Feature]]:
                 f"the layer {layers[0]!r} has no known coordinate reference system. Set it, for example with ogr2ogr "
                 "-a_srs EPSG:4326."
             )
-        crs = CRS.from_user_input(definition)
+        crs = parse_crs(definition)
     values_of_properties = {}
     for name, column in zip(description["fields"], columns):
         if column.dtype == bool:

@@ -270,18 +270,16 @@ def needed_columns() -> str:
 
 
 def suggested_columns(names: list[str], renamed: dict[str, str]) -> str:
-    """Return the `columns` that would make a schema of unknown columns: one text is a caption, two are a question."""
+    """Return the `columns` that make captions of one or two unknown columns; of two, one may be a number or name."""
     known_names = {*OTHER_NAMES, *OF_IMAGES, *BESIDE, "id", "label", KEY}
     texts = [name for name in names if name.lower() not in known_names]
-    if len(texts) == 1:
-        roles = ["caption"]
-    elif len(texts) == 2:
-        roles = ["question", "answer"]
-    else:
+    if len(texts) not in (1, 2):
         return ""
-    columns = {role: name for role, name in renamed.items() if role in IMAGES}
-    columns.update(zip(roles, texts))
-    return f"Perhaps: columns: {json.dumps(columns, ensure_ascii=False)}"
+    images = {role: name for role, name in renamed.items() if role in IMAGES}
+    suggestions = [json.dumps({**images, "caption": name}, ensure_ascii=False) for name in texts]
+    if len(texts) == 2:
+        suggestions.append(json.dumps({**images, "question": texts[0], "answer": texts[1]}, ensure_ascii=False))
+    return f"Perhaps: columns: {' or '.join(suggestions)}"
 
 
 def looks_like_image(value: Any) -> bool:

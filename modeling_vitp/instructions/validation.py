@@ -19,15 +19,16 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoConfig
 
 from ..cards.sections import table
 from ..command.paths import Shard
 from ..conversations import check_messages, message_texts
 from ..image_processing_vitp import ViTPImageProcessor
+from ..opening import read_config_fields
 from ..processing_vitp import ViTPProcessor
 from .answer_prior import AnswerPrior
 from .boxes import wrong_boxes
+from .from_annotations.pipeline import explain_labels
 from .mixture import Mixture, schema_of_part
 from .overlap import Match, TestImages, opencv_in_one_thread, pixel_digest
 from .rows import check_answers, load_images, num_image_parts, report_rows
@@ -64,6 +65,7 @@ ERRORS = {
     "overlap": "an image is in the test set, whole or in part",
 }
 
+IMAGE_ERRORS = ("image missing", "image unreadable")
 PIXELS_IN = re.compile(r"\d{4,}")
 PIXELS = ", probably in pixels: boxes must be in thousandths of the image's width and height"
 
@@ -112,6 +114,11 @@ class SourceReport:
     @property
     def passed(self) -> bool:
         return self.error is None and not any(self.counts[kind] for kind in ERRORS)
+
+    @property
+    def has_image_files(self) -> bool:
+        """Whether a row names an image file, also one that is missing or unreadable."""
+        return max(self.tiles, default=0) > 0 or any(self.counts[kind] for kind in IMAGE_ERRORS)
 
     def add(self, row: RowReport, earlier_digests: set[bytes]) -> None:
         """Add a row to the counts, and its digest to `earlier_digests`, those of the earlier rows of the mixture."""
@@ -367,6 +374,9 @@ def validate(
                         keep(source_index, number, row)
         except Exception as error:  # A reader may raise any type; the other sources must still be validated.
             report.error = " ".join(str(error).split())
+        advice = None if report.has_image_files else explain_labels(source.location)
+        if advice is not None:
+            reports[-1] = SourceReport(source.name, error=advice)
     return reports
 
 
@@ -491,7 +501,7 @@ def load_processor(name: str) -> ViTPProcessor:
     """Load the processor of a ViTP or transformers InternVL checkpoint, without its weights."""
     from ..convert.internvl import internvl_processor
 
-    is_internvl = AutoConfig.from_pretrained(name).model_type == "internvl"
+    is_internvl = read_config_fields(name).get("model_type") == "internvl"
     return internvl_processor(name) if is_internvl else ViTPProcessor.from_pretrained(name)
 
 
@@ -518,19 +528,11 @@ def summary_table(reports: list[SourceReport]) -> str:
 
 def save_reports(reports: list[SourceReport], settings: dict[str, str], path: Path) -> bool:
     """Write the reports to a JSON file, and return whether all sources passed and any has images."""
-    passed = all(report.passed for report in reports) and has_images(reports)
+    passed = all(report.passed for report in reports) and any(report.has_image_files for report in reports)
     sources = {report.name: report.to_dict() for report in reports}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"passed": passed, "settings": settings, "sources": sources}, indent=2) + "\n")
     return passed
-
-
-def has_images(reports: list[SourceReport]) -> bool:
-    """Return whether a row of any source has an image."""
-    for report in reports:
-        if max(report.tiles, default=0) > 0:
-            return True
-    return False
 
 
 def print_reports(reports: list[SourceReport]) -> None:
@@ -539,7 +541,7 @@ def print_reports(reports: list[SourceReport]) -> None:
         if report.schema is not None:
             print(f"reads {report.name}: {report.schema}")
     print(summary_table(reports))
-    if not has_images(reports):
+    if all(report.error is None and not report.has_image_files for report in reports):
         print("No row has an image. Put images into a column `image` or `images`, or name it in `columns`.")
     for report in reports:
         for kind, examples in report.examples.items():

@@ -14,7 +14,7 @@ from ..images.seen import report_images
 from ..input_spec import InputSpec
 from ..instructions.from_annotations.drawing import DrawnInstructions
 from ..instructions.from_annotations.labels import describe_default_names
-from ..instructions.from_annotations.pipeline import make_instructions_command
+from ..instructions.from_annotations.pipeline import explain_labels
 from ..instructions.from_annotations.source import LabelSource
 from ..instructions.mixture import Mixture, describe_schemas, open_mixture
 from ..instructions.rows import SourceSettings, images_of, prepare_rows, report_rows
@@ -65,16 +65,21 @@ def open_data(args: PretrainArguments, mixture: Mixture | None, seed: int, evalu
         return print_schemas(PretrainData(open_mixture(mixture, seed), settings=settings))
     if args.annotations is not None:
         return open_annotations(args, seed, evaluates)
+    has_images = False
+    problem = None
     try:
         splits, split_names = open_splits(args, args.image_root, args.columns, args.prompt)
         train_rows = splits[args.dataset_train_split]
         first_rows = itertools.islice(train_rows, LOOKED_AT)
         has_images = any(map(images_of, first_rows))
     except ValueError as error:
-        check_not_labels(args.dataset_name, error)
-        raise
+        problem = error
     if not has_images:
-        check_not_labels(args.dataset_name)
+        advice = explain_labels(args.dataset_name)
+        if advice is not None:
+            raise ValueError(advice) from problem
+    if problem is not None:
+        raise problem
     eval_split = args.dataset_test_split
     if eval_split not in splits and (evaluates or eval_split != PretrainArguments.dataset_test_split):
         raise ValueError(
@@ -82,16 +87,6 @@ def open_data(args: PretrainArguments, mixture: Mixture | None, seed: int, evalu
             "dataset_test_split, or eval_strategy: no."
         )
     return print_schemas(PretrainData(train_rows, splits.get(eval_split)))
-
-
-def check_not_labels(name: str, error: ValueError | None = None) -> None:
-    """Raise a `ValueError` if a data set without conversations about images is a folder of labeled images."""
-    command = make_instructions_command(name)
-    if command is not None:
-        raise ValueError(
-            f"Expected conversations in {name}, found labeled images. Train on them with --annotations instead of "
-            f"--dataset_name, or make instructions from them: {command}"
-        ) from error
 
 
 def open_annotations(args: PretrainArguments, seed: int, evaluates: bool = False) -> PretrainData:

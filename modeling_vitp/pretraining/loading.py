@@ -10,7 +10,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CONFIG_MAPPING,
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     InternVLForConditionalGeneration,
@@ -29,7 +28,7 @@ from ..convert.tensor_files import check_finite
 from ..image_processing_vitp import ViTPImageProcessor
 from ..modeling_vitp import VISION_MODELS, ViTPForConditionalGeneration
 from ..modeling_vitp_backbone import VISION_PARTS, open_vit, open_vit_config, resize_backbone
-from ..opening import check_fields, naming
+from ..opening import check_fields, check_timm, open_config, read_config_fields, without_remote_code
 from ..processing_vitp import ViTPProcessor
 from ..vision_towers import TOWERS, pair, tower_of
 
@@ -161,8 +160,7 @@ def load_checkpoint(
     if not revision:
         revision = "main"
     model_type = read_start(name, revision=revision)["model_type"]
-    with naming(name, PreTrainedConfig):
-        config = AutoConfig.from_pretrained(name, revision=revision)
+    config = open_config(name, revision=revision)
     if drop_path_rate is not None:
         tower_of(config.vision_config).set_drop_path_rate(config.vision_config, drop_path_rate)
     model, report = STARTS[model_type].from_pretrained(
@@ -185,9 +183,8 @@ def read_start(name: str, revision: str = "main") -> dict[str, Any]:
     Raises:
         ValueError: if the model is neither a ViTP nor transformers' InternVL.
     """
-    with naming(name, PreTrainedConfig):
-        fields = PreTrainedConfig.get_config_dict(name, revision=revision)[0]
-        check_fields(f"{name}/config.json", fields)
+    fields = read_config_fields(name, revision=revision)
+    check_fields(f"{name}/config.json", fields)
     model_type = fields.get("model_type")
     if model_type in [*VISION_MODELS, *TOWERS, *VISION_PARTS]:
         raise ValueError(
@@ -207,6 +204,7 @@ def check_from_scratch(settings: dict | None) -> None:
     if settings is None:
         return
     check_keys("from_scratch", settings, [*REQUIRED_KEYS, "image_processor"], "a model from scratch")
+    check_timm("from_scratch", settings)
     missing_keys = [name for name in REQUIRED_KEYS if settings.get(name) is None]
     if missing_keys:
         raise ValueError(
@@ -433,11 +431,13 @@ def compose(
     vision = open_vit(vision_model, drop_path_rate, **options)
     if side != pair(vision.config.image_size)[0]:
         vision = resize_backbone(vision, image_size=side)
-    language, report = AutoModelForCausalLM.from_pretrained(language_model, output_loading_info=True, **options)
+    language, report = without_remote_code(
+        AutoModelForCausalLM.from_pretrained, language_model, output_loading_info=True, **options
+    )
     check_report(language_model, report)
     check_finite(vision.state_dict(), vision_model)
     check_finite(language.state_dict(), language_model)
-    tokenizer = AutoTokenizer.from_pretrained(language_model)
+    tokenizer = without_remote_code(AutoTokenizer.from_pretrained, language_model)
     extend_tokenizer(tokenizer, language)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -545,7 +545,7 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerFast, language: PreTrainedMod
 
 def check_language_model(name: str) -> None:
     """Raise a `ValueError` if a folder or Hub id has a ViT."""
-    model_type = AutoConfig.from_pretrained(name).model_type
+    model_type = open_config(name).model_type
     if model_type in TOWERS:
         raise ValueError(f"Expected language_model {name} to be a causal LM, found a ViT ({model_type!r}).")
 

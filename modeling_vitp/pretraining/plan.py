@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig
 from trl import ModelConfig, SFTConfig
 
 from ..cards.sections import table
@@ -24,6 +23,7 @@ from ..configuration_vitp import ViTPConfig
 from ..instructions.dry_run import SourceSummary, print_commands, print_mixture
 from ..instructions.mixture import load_mixture
 from ..modeling_vitp import ViTPForConditionalGeneration, score_tokens
+from ..opening import open_config
 from ..training.batching import GlobalBatchSampler
 from ..training.config import HAS_ACTIVATION_CHECKPOINTING
 from ..training.costs import (
@@ -415,11 +415,11 @@ def config_of_start(args: PretrainArguments, model_args: ModelConfig) -> tuple[V
         return ViTPConfig(vision_config=args.from_scratch["vision_config"], text_config=text_config), ""
     if args.vision_model is not None and Path(args.vision_model).is_dir() and Path(args.language_model).is_dir():
         vision_config = vision_config_of(args.vision_model, args.vision_image_size)
-        text_config = AutoConfig.from_pretrained(args.language_model)
+        text_config = open_config(args.language_model)
         return ViTPConfig(vision_config=vision_config, text_config=text_config.to_dict()), ""
     name = model_args.model_name_or_path
     if name is not None and Path(name).is_dir():
-        start = AutoConfig.from_pretrained(name)
+        start = open_config(name)
         config = ViTPConfig(
             vision_config=start.vision_config.to_dict(),
             text_config=start.text_config.to_dict(),

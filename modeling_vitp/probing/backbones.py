@@ -18,7 +18,6 @@ from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 from transformers import (
     MODEL_MAPPING,
-    AutoConfig,
     AutoImageProcessor,
     AutoModel,
     BaseImageProcessor,
@@ -38,6 +37,7 @@ from ..images.large import appears_whole
 from ..input_spec import InputSpec
 from ..modeling_vitp import VISION_MODELS
 from ..modeling_vitp_backbone import VISION_PARTS, open_vit, open_vit_config
+from ..opening import open_config, without_remote_code
 from ..vision_towers import TOWERS, pair
 
 # Families whose image processors return patches, or take images of Pillow only.
@@ -285,7 +285,7 @@ def load_backbone(
         commit = commit_of(location, revision)
         revision = commit or revision
     try:
-        config = AutoConfig.from_pretrained(location, revision=revision)
+        config = open_config(location, revision=revision)
         is_part = config.model_type in {*TOWERS, *VISION_PARTS} - VISION_MODELS
         if is_part or type(config) not in MODEL_MAPPING:  # If not in the mapping, an error names the way to its ViT.
             config = open_vit_config(location, revision=revision)
@@ -321,7 +321,7 @@ def load_backbone(
 def open_image_processor(location: str, revision: str, config: PreTrainedConfig) -> BaseImageProcessor:
     """Return the image processor of a model, or ours where its own does not return images of one layout."""
     if config.model_type not in OWN_PREPROCESSING:
-        return AutoImageProcessor.from_pretrained(location, revision=revision)
+        return without_remote_code(AutoImageProcessor.from_pretrained, location, revision=revision)
     side, _ = pair(config.image_size)
     return ViTPImageProcessor.from_backbone(
         location,
@@ -336,7 +336,8 @@ def open_whole_model(location: str, revision: str, config: PreTrainedConfig, dty
     Raises:
         ValueError: If weights of a vision model are missing, which transformers would draw at random.
     """
-    model, report = AutoModel.from_pretrained(
+    model, report = without_remote_code(
+        AutoModel.from_pretrained,
         location,
         revision=revision,
         dtype=dtype,

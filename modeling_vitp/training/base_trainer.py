@@ -20,7 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, seed_worker
 from transformers.utils import PushInProgress
 
-from ..cards.record import METRICS, copy_record, forget_sources, write_record
+from ..cards.record import METRICS, copy_record, forget_sources, warn_about_newer_releases, write_record
 from ..command.errors import one_line
 from ..convert.tensor_files import open_like_folder
 from ..hub.failures import FAILURES, explain_failure
@@ -179,6 +179,7 @@ class BaseTrainer:
         releases_lock = not self._lock.is_held
         if self.is_world_process_zero():
             self._lock.acquire()
+            warn_about_newer_releases()
         try:
             with stop_on_full_disk(self.args.output_dir):
                 return self._train(resume_from_checkpoint, *args, **kwargs)

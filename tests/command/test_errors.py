@@ -9,10 +9,12 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from huggingface_hub import hf_hub_download
+from paths import ROOT
 from trl import ScriptArguments
 
 import modeling_vitp
 from modeling_vitp import ViTPProcessor, ViTPTrainingConfig
+from modeling_vitp.cards import record
 from modeling_vitp.command.errors import WrongPath, explain_error, nearest_name, run_program, take_debug, write_log
 from modeling_vitp.command.paths import check_paths, expand_home, looks_like_path, read_yaml
 from modeling_vitp.instructions.sources import load_rows
@@ -91,6 +93,22 @@ def test_old_versions_are_refused_at_import(monkeypatch):
     monkeypatch.setattr(modeling_vitp.sys, "version_info", (3, 10, 14))
     with pytest.raises(ImportError, match=r"Python 3\.11"):
         modeling_vitp._check_versions()
+
+
+def test_newer_releases_are_named_in_one_line(monkeypatch, caplog):
+    monkeypatch.setattr(record, "version", lambda name: f"{record.NEWEST_TESTED.get(name, '1.0')}.9")
+    record.warn_about_newer_releases()
+    assert not caplog.records
+    monkeypatch.setattr(record, "version", lambda name: "5.99.0")
+    record.warn_about_newer_releases()
+    (line,) = caplog.messages
+    for name, newest in record.NEWEST_TESTED.items():
+        assert f"{name} 5.99.0" in line and newest in line
+
+
+def test_readme_has_the_newest_tested_releases():
+    for release in record.NEWEST_TESTED.values():
+        assert f" to {release}" in (ROOT / "README.md").read_text()
 
 
 def test_home_folder_is_expanded(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Features of GeoJSON and GeoPackage in pixels of GeoTIFFs, against the shapes that are written, and rasterio."""
 
 import json
+import socket
 import sqlite3
 
 import numpy as np
@@ -23,7 +24,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rasterio import Affine
 
-from modeling_vitp.data.geodata import FeatureFile, clipped_object, feature_files
+from modeling_vitp.data.geodata import FeatureFile, clipped_object, feature_files, parse_crs
 from modeling_vitp.data.layouts import GeoJson, recognize_layout
 
 HEIGHT, WIDTH = 80, 120
@@ -359,6 +360,50 @@ def test_invalid_file_is_named(name, tmp_path):
     with pytest.raises(ValueError, match=named) as caught:
         layout.annotate(image_id, paths)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def listener():
+    """Socket whose backlog takes connections. GDAL keeps the lock of Python while it waits for an answer."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        yield server
+
+
+def has_connection(listener) -> bool:
+    try:
+        listener.accept()[0].close()
+    except BlockingIOError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("form", ["http://{}/crs", "/vsicurl/http://{}/crs", "+init=http://{}/crs:1", "{}", "crs.wkt"])
+@pytest.mark.parametrize("suffix", ["geojson", "gpkg"])
+def test_crs_makes_no_request(form, suffix, listener, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "crs.wkt").write_text(rasterio.crs.CRS.from_string(UTM).to_wkt())
+    name = form.format("{}:{}".format(*listener.getsockname()))
+    save_geotiff(tmp_path / "a.tif", PIXELS)
+    if suffix == "gpkg":
+        geopackage(f"UPDATE gpkg_spatial_ref_sys SET organization = 'NONE', definition = '{name}'")(tmp_path)
+    else:
+        crs = {"type": "name", "properties": {"name": name}}
+        save_geojson(tmp_path / "a.geojson", [feature(SHAPES[0], **{"class": "ship"})], crs=crs)
+    with pytest.raises(ValueError, match=rf"a\.{suffix}"):
+        objects_of(tmp_path / f"a.{suffix}", tmp_path / "a.tif")
+    assert not has_connection(listener)
+
+
+@pytest.mark.parametrize(
+    "definition",
+    [UTM, "urn:ogc:def:crs:OGC:1.3:CRS84", "OGC:CRS84", "+proj=utm +zone=33 +datum=WGS84", "WKT", "WKT2_2019"],
+)
+def test_crs_definitions_are_read(definition):
+    if definition.startswith("WKT"):
+        version = {} if definition == "WKT" else {"version": definition}
+        definition = rasterio.crs.CRS.from_string(UTM).to_wkt(**version)
+    assert parse_crs(definition) == rasterio.crs.CRS.from_user_input(definition)
 
 
 @pytest.mark.parametrize("names", [["all"], ["first", "second"], ["c"]])

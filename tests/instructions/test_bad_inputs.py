@@ -85,6 +85,7 @@ def test_invalid_collator_option_is_named(processor, options, named):
     [
         (["label", "width"], r"\['label', 'width'\]"),
         (["img", "body"], r"\['img', 'body'\].*{\"image\": \"img\", \"caption\": \"body\"}"),
+        (["img", "study", "body"], r'{"image": "img", "caption": "body"}.*{"image": "img", "question": "study"'),
         ([], "found none"),
         (["messages", "prompt", "completion"], "messages and prompts and completions"),
     ],

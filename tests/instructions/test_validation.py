@@ -324,3 +324,35 @@ def test_forked_workers_do_not_deadlock_with_opencv(files):
     words += ["--against", str(files / "good"), "--against_split", "train"]
     done = subprocess.run([sys.executable, "-c", AFTER_THREADS, *words], timeout=120, capture_output=True, text=True)
     assert done.returncode == 1 and (files / "out" / "report.json").is_file(), done.stderr
+
+
+def class_folders(root):
+    for name in ("bush", "tree"):
+        (root / name).mkdir(parents=True)
+        picture(40, 40, 0).save(root / name / "a.png")
+
+
+def yolo(root):
+    for name in ("images", "labels"):
+        (root / name / "train").mkdir(parents=True)
+    picture(40, 40, 0).save(root / "images" / "train" / "a.png")
+    (root / "labels" / "train" / "a.txt").write_text("0 .5 .5 .2 .2\n")
+    (root / "data.yaml").write_text("names: [ship]\ntrain: images/train\n")
+
+
+@pytest.mark.parametrize(("write", "layout"), [(class_folders, "folders"), (yolo, "yolo")])
+def test_labeled_images_need_instructions(write, layout, tmp_path, capsys):
+    write(tmp_path / "labels")
+    arguments = [str(tmp_path / "labels"), "--output_dir", str(tmp_path / "out"), "--num_workers", "0"]
+    assert validate_data.main(arguments) == 1
+    printed = capsys.readouterr().out
+    assert f"vitp make_instructions {layout} {tmp_path}/labels" in printed
+    assert "reads labels" not in printed and "match no schema" not in printed
+
+
+def test_missing_image_files_are_not_a_missing_column(tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text(line("a tree", image="nowhere.png") + "\n")
+    arguments = [str(tmp_path / "rows.jsonl"), "--output_dir", str(tmp_path / "out"), "--num_workers", "0"]
+    assert validate_data.main(arguments) == 1
+    printed = capsys.readouterr().out
+    assert "nowhere.png not found" in printed and "No row has an image" not in printed

@@ -116,6 +116,10 @@ ATTACKS = {
     "layers of the language model": (text(num_hidden_layers=10**9), "num_hidden_layers"),
     "quantized": (setting("config.json", "quantization_config", value={"quant_method": "awq"}), "quantization_config"),
     "weights elsewhere": (text(transformers_weights="../model.safetensors"), "transformers_weights"),
+    "weights for timm": (
+        vision(model_type="timm_wrapper", model_args={"pretrained_cfg": {"url": "http://127.0.0.1/w.pth"}}),
+        "pretrained_cfg",
+    ),
     "language model": (text(model_type="mamba"), "'mamba'"),
     "type": (setting("config.json", "model_type", value="evil"), "'evil'"),
     "500 MB of a configuration": (HEAVY, "of another shape, such as"),

@@ -109,6 +109,17 @@ def build_instructions(layout: Layout, options: AnnotationOptions, seed: int = 0
     return Instructions(images, conversations, vocabulary, labeled.copies)
 
 
+def explain_labels(name: str) -> str | None:
+    """Return advice for a folder of labeled images that is opened as conversations, or `None` for other data."""
+    command = make_instructions_command(name)
+    if command is None:
+        return None
+    return (
+        f"Expected conversations in {name}, found labeled images. Train on them with `vitp pretrain --annotations "
+        f"{shlex.quote(name)}`, or make instructions from them: {command}"
+    )
+
+
 def make_instructions_command(folder: str | Path) -> str | None:
     """Return the command that makes instructions from an annotated folder, or `None` if it has no known layout."""
     name = recognize_layout(folder)

@@ -2,11 +2,10 @@
 
 from functools import cached_property
 
-from transformers import AutoConfig
-
 from ...convert.tensor_files import check_finite
 from ...image_processing_vitp import ViTPImageProcessor
 from ...modeling_vitp_classification import ViTPForImageClassification
+from ...opening import open_config
 from ..robustness import RobustnessScorer
 from ..robustness_arguments import RobustnessArguments
 from .arguments import SCORED_WITH
@@ -23,7 +22,7 @@ class ClassificationScorer(RobustnessScorer):
     def __init__(self, name: str, args: RobustnessArguments):
         super().__init__(name, args)
         data = ClassificationData.from_dict(self.described)
-        config = AutoConfig.from_pretrained(name)
+        config = open_config(name)
         classes = list(config.id2label.values())
         problem_type = KINDS[data.multi_label]
         names = data.find_classes([], classes)

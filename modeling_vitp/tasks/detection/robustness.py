@@ -2,9 +2,10 @@
 
 from functools import cached_property, partial
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
+from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from ...convert.tensor_files import check_finite
+from ...opening import open_config, without_remote_code
 from ..robustness import RobustnessScorer
 from ..robustness_arguments import RobustnessArguments
 from .arguments import SCORED_WITH, VARIANTS
@@ -20,7 +21,7 @@ class DetectionScorer(RobustnessScorer):
 
     def __init__(self, name: str, args: RobustnessArguments):
         super().__init__(name, args)
-        config = AutoConfig.from_pretrained(name)
+        config = open_config(name)
         self.task = "horizontal"  # Detectors of transformers have horizontal boxes.
         for task, model_class in TASK_MODELS.items():
             if model_class.config_class.model_type == config.model_type:
@@ -47,7 +48,7 @@ class DetectionScorer(RobustnessScorer):
 
     @cached_property
     def trainer(self) -> ViTPDetectionTrainer:
-        model = AutoModelForObjectDetection.from_pretrained(self.name)
+        model = without_remote_code(AutoModelForObjectDetection.from_pretrained, self.name)
         check_finite(model.state_dict(), self.name)
-        processor = AutoImageProcessor.from_pretrained(self.name)
+        processor = without_remote_code(AutoImageProcessor.from_pretrained, self.name)
         return ViTPDetectionTrainer(model, self.args, self.task, **self.metric, processing_class=processor)

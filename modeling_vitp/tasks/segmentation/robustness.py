@@ -5,12 +5,12 @@ from typing import Any
 
 import evaluate
 from torch.utils.data import Subset
-from transformers import AutoConfig
 
 from ...auto.registry import find_model
 from ...convert.tensor_files import check_finite
 from ...image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from ...metrics.report import metric_path
+from ...opening import open_config
 from ..arguments import BackboneArguments
 from ..loading import load_image_processor
 from ..robustness import RobustnessScorer
@@ -27,7 +27,7 @@ class DenseScorer(RobustnessScorer):
 
     def __init__(self, name: str, args: RobustnessArguments):
         super().__init__(name, args)
-        config = AutoConfig.from_pretrained(name)
+        config = open_config(name)
         entry = find_model(config.model_type)
         self.model_class = entry.model_class
         data = DenseData.from_dict(self.described)
