@@ -178,8 +178,8 @@ class ViTPAdapterConfig(ViTPMultiScaleConfig):
             largest_divisor = max(divisors, default=1)
             raise ValueError(
                 f"deformable_heads={self.deformable_heads} must divide the values' width of {width} (hidden_size * "
-                f"deformable_ratio). Set for example backbone: {{deformable_heads: {largest_divisor}}} in a recipe, or "
-                "`backbone_kwargs` of from_backbone in Python. The feature pyramid (neck: pyramid) has no such limit."
+                f"deformable_ratio). Set `deformable_heads` of the backbone, for example to {largest_divisor}. The "
+                "feature pyramid (neck: pyramid) has no such limit."
             )
 
 

@@ -4,6 +4,7 @@
 unfinished run resumes from its checkpoint, so that the same command goes on wherever it was stopped.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,24 +20,26 @@ from .backbones import Backbones, open_start
 from .bundle import make_bundle
 from .comparison import Comparison, fine_tune_backbones, fine_tuning_settings
 from .controls import check_instructions, control_settings, count_control_questions, score_answers
+from .fitting import check_models
 from .instructions import make_all_questions
 from .labels import TaskData, read_labels
-from .plan import make_plan
+from .plan import choose_fine_tuning_steps, make_plan
 from .preparation import check_arguments, open_progress
 from .pretraining import Pretraining, early_comparison, open_pretraining, pretrain, train_mae
-from .probing import Prober, compare_with_start, probe_backbones, probe_size
+from .probing import Prober, compare_with_start, probe_backbones
 from .report import AdaptationReport, make_report
 from .runs import describe_seconds, fine_tuning_options
 
 STAGES = {
+    "models": "Building the models",
     "instructions": "Making instructions",
     "checks": "Checking the instructions",
     "plan": "Measuring steps",
     "pretraining": "Pretraining",
     "mae": "Training the masked autoencoder",
     "frozen": "Probing frozen backbones",
-    "fine_tuning": "Fine-tuning",
     "controls": "Asking about other images",
+    "fine_tuning": "Fine-tuning",
     "bundle": "Exporting",
 }
 
@@ -87,6 +90,7 @@ def run_adaptation(args: AdaptArguments) -> AdaptationReport | None:
     Args:
         args: arguments of the command.
     """
+    begin = time.monotonic()
     load_plugins(args.plugins)
     check_arguments(args)
     folder = Path(args.output_dir)
@@ -95,16 +99,24 @@ def run_adaptation(args: AdaptArguments) -> AdaptationReport | None:
     print(labels.how)
     images = labels.images["train"]
     report_images(len(images), images.__getitem__, InputSpec.from_dict(args.pretraining.get("input_spec")))
-    stages = Stages(progress)
+    stages = Stages(progress, begin)
 
     # Wrong settings and missing models are reported before questions are made.
-    start = open_start(args, folder, progress)
+    start = open_start(args, labels, folder, progress)
+    if start.size_reason:
+        print(start.size_reason)
     fine_tuning = fine_tuning_settings(labels, start.config, args.fine_tuning)
     fine_tuning_options(labels.task, fine_tuning, folder / "plan")
     instructions = args.instructions or str(folder / "instructions" / "train")
     if args.instructions is None:
         Path(instructions).mkdir(parents=True, exist_ok=True)  # Without the folder, the next check misses a data set.
     pretraining = open_pretraining(args, labels, start, instructions, folder / "plan")
+
+    backbones = Backbones(args, start, folder, progress)
+    stages.begin("models")
+    progress.result(
+        "models", lambda: check_models(pretraining, labels.task, fine_tuning, backbones, args.needs_weights)
+    )
 
     controls = control_settings(folder / "pretraining", folder / "instructions" / "test")
     if args.instructions is None:
@@ -113,34 +125,33 @@ def run_adaptation(args: AdaptArguments) -> AdaptationReport | None:
         progress.result("instructions/asked", lambda: count_control_questions(controls))
 
     stages.begin("checks")
-    checks = check_once(pretraining, labels, folder, progress, args.force)
+    checks = check_once(args, pretraining, labels, folder, progress)
 
-    backbones = Backbones(args, start, folder, progress)
     if "plan" not in progress.parts:
         stages.begin("plan")
-    plan = make_plan(args, labels, pretraining, fine_tuning, backbones, progress)
+    plan = make_plan(args, labels, pretraining, fine_tuning, backbones, progress, stages.spent_seconds)
     if args.dry_run:
         return None
     stages.planned_seconds = plan["planned_seconds"]
 
-    prober = Prober(labels, probe_size(start, args.pretraining.get("vision_image_size")), args.seed)
+    prober = Prober(labels, start.image_size, args.seed)
     train_backbones(stages, pretraining, plan, prober, backbones)
     frozen = score_frozen(stages, plan, prober, backbones)
+    stages.begin("controls")
+    has_questions = args.instructions is None
+    answers = progress.result("controls", lambda: score_answers(controls, folder / "controls", has_questions))
+    all_controls = {**checks, **answers, **early_comparison(progress)}
+
     comparison = Comparison(
         labels=labels,
         settings=fine_tuning,
-        steps=plan["fine_tuning_steps"],
+        steps=choose_fine_tuning_steps(args, plan, progress, stages.spent_seconds),
         learning_rates=args.learning_rates,
         folder=folder / "fine_tuning",
         progress=progress,
         begin=lambda: stages.begin("fine_tuning"),
     )
     fine_tuned, diverged = fine_tune_backbones(comparison, backbones, plan["seeds"], args.label_fractions)
-
-    stages.begin("controls")
-    has_questions = args.instructions is None
-    answers = progress.result("controls", lambda: score_answers(controls, folder / "controls", has_questions))
-    all_controls = {**checks, **answers, **early_comparison(progress)}
 
     report = make_report(labels, plan, stages.used_seconds(), backbones, frozen, fine_tuned, all_controls, diverged)
     stages.begin("bundle")
@@ -166,26 +177,28 @@ def open_labels(args: AdaptArguments, lock: FolderLock) -> tuple[TaskData, Progr
 
 
 def check_once(
-    pretraining: Pretraining, labels: TaskData, folder: Path, progress: Progress, force: bool
+    args: AdaptArguments, pretraining: Pretraining, labels: TaskData, folder: Path, progress: Progress
 ) -> dict[str, Any]:
     """Check the instructions, see [`check_instructions`], unless this is done.
 
     Args:
+        args: arguments of the command.
         pretraining: settings of the pretraining with its instructions.
         labels: labeled images.
         folder: output folder of the adaptation.
         progress: results of finished parts.
-        force: whether to go on with problems.
 
     Raises:
-        ValueError: if there are problems. They are looked for again by the next call.
+        ValueError: if there are problems.
     """
-    report_file = folder / "validation" / "report.json"
-    checks = progress.result("checks", lambda: check_instructions(pretraining, labels, report_file))
-    problems = checks["problems"]
-    if problems and not force:
-        progress.forget("checks")  # so that corrected data are checked again
-        raise ValueError(" ".join([*problems, "To go on anyway, add --force."]))
+    checks = progress.result("checks", lambda: check_instructions(args, pretraining, labels, folder / "validation"))
+    problems = list(checks["problems"])
+    if problems:
+        problems.append("To go on anyway, add --force.")
+    if not args.allow_overlap:
+        problems = [*checks["overlap_problems"], *problems]
+    if problems and not args.force:
+        raise ValueError(" ".join(problems))
     return checks
 
 
@@ -245,13 +258,16 @@ class Stages:
 
     Args:
         progress: results of finished parts.
+        begin: time of the monotonic clock at which the command began.
 
     Attributes:
         planned_seconds: planned seconds by stage.
     """
 
-    def __init__(self, progress: Progress):
+    def __init__(self, progress: Progress, begin: float):
         self.progress = progress
+        self.begin_time = begin
+        self.earlier_seconds = sum(record["seconds"] for record in progress.parts.values())
         self.planned_seconds: dict[str, float] = {}
         self.last_text = ""
 
@@ -269,6 +285,10 @@ class Stages:
         if text != self.last_text:
             print(text, flush=True)
         self.last_text = text
+
+    def spent_seconds(self) -> float:
+        """Return the seconds of this call, and of the parts that earlier calls finished."""
+        return self.earlier_seconds + time.monotonic() - self.begin_time
 
     def used_seconds(self) -> dict[str, float]:
         """Return the seconds that the finished parts of each stage took."""

@@ -27,6 +27,7 @@ SET_OPTIONS = {
         "annotations": "data",
         "require": None,
         "probe_data": None,
+        "vision_image_size": "image_size",
     },
     "fine_tuning": {
         "output_dir": "output_dir",
@@ -98,6 +99,13 @@ class AdaptArguments(Settings):
             "the same images with as many operations), and folders or Hub ids of ViTs."
         },
     )
+    image_size: PositiveInt | None = field(
+        default=None,
+        metadata={
+            "help": "Side of the images of all backbones in pixels, in multiples of two patches of the start. Default: "
+            "that of an image, at least 8 patches and at most the size of the start."
+        },
+    )
     budget: str = field(default="24h", metadata={"help": "Time for the whole command, such as 24h or 90min (24h)."})
     task: str | None = field(
         default=None,
@@ -158,6 +166,10 @@ class AdaptArguments(Settings):
     )
     seed: int = field(default=0, metadata={"help": "Seed of the splits, the questions and the pretraining (0)."})
     dry_run: bool = field(default=False, metadata={"help": "Stop after the plan. Default: false."})
+    allow_overlap: bool = field(
+        default=False,
+        metadata={"help": "Go on with test images that are, or may be, in the training data. Default: false."},
+    )
     force: bool = field(
         default=False,
         metadata={
@@ -183,6 +195,11 @@ class AdaptArguments(Settings):
             if values is not None and (not values or len(set(values)) < len(values)):
                 raise ValueError(f"{name} must be a list without duplicates, got {values}.")
         self.label_fractions = sorted({*self.label_fractions, 1.0}, reverse=True)
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether models are run. The estimates of a dry run with all numbers of steps need no weights."""
+        return not self.dry_run or None in (self.steps, self.fine_tuning_steps, self.seeds)
 
     def free_settings(self, field_name: str) -> dict[str, Any]:
         """Return the settings of a run without those that `adapt` sets.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 TIMM = "timm"
 ONNX = "backbone.onnx"
 EMBEDDINGS = "embeddings.parquet"
-OMITTED = ("dry_run", "force", "seconds")  # arguments that the configuration of a bundle lacks
+OMITTED = ("dry_run", "force", "allow_overlap", "seconds")  # arguments that the configuration of a bundle lacks
 COMMAND = f"vitp adapt --config {BUNDLE_CONFIG}"
 CONTENTS = {  # descriptions in the card
     "config.json": "The adapted backbone is in this folder, for transformers.",

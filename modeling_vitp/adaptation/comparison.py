@@ -12,7 +12,7 @@ from ..command.errors import TrainingDiverged
 from ..data.annotation_files import read_list
 from ..evaluation.comparison import Progress
 from ..tasks import TASKS
-from .backbones import Backbones
+from .backbones import Backbones, whole_patches
 from .labels import TaskData, median_size, with_label_fraction
 from .runs import remove_weights, run_fine_tuning
 
@@ -95,8 +95,7 @@ class Comparison:
         if run_name not in self.progress.parts:
             self.begin()
         settings = {
-            **self.settings,
-            "model_name_or_path": backbone,
+            **settings_of_backbone(self.labels.task, self.settings, backbone),
             "learning_rate": rate,
             "seed": seed,
         }
@@ -214,6 +213,21 @@ def fine_tune_backbones(
     return scores, notes
 
 
+def settings_of_backbone(task: str, settings: Mapping[str, Any], backbone: str) -> dict[str, Any]:
+    """Return the configuration of the fine-tuning of a backbone, whose images have whole patches of it.
+
+    Args:
+        task: name of the task.
+        settings: configuration of [`fine_tuning_settings`].
+        backbone: folder or Hub id of the backbone.
+    """
+    settings = {**settings, "model_name_or_path": backbone}
+    side_setting = TASKS[task].image_side
+    if TASKS[task].keeps_patches and side_setting in settings:
+        settings[side_setting] = whole_patches(backbone, settings[side_setting])
+    return settings
+
+
 def fine_tuning_settings(
     labels: TaskData, config: PreTrainedConfig, settings: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -221,7 +235,8 @@ def fine_tuning_settings(
 
     Args:
         labels: labeled images.
-        config: configuration of the ViT, whose image size is that of classification.
+        config: configuration of the ViT, whose image size is that of classification, see
+            [`~modeling_vitp.adaptation.backbones.choose_image_size`].
         settings: settings that replace the defaults.
     """
     images = labels.images["train"]
@@ -234,8 +249,7 @@ def fine_tuning_settings(
         "watch_samples": 0,
         "num_pictures": 0,
     }
-    window = labels.data["splits"]["train"].get("tile", {}).get("size")
-    configuration.update(TASKS[labels.task].fine_tuning_defaults(config, median_size(images), window))
+    configuration.update(TASKS[labels.task].fine_tuning_defaults(config, median_size(images), labels.window))
     batch = configuration["per_device_train_batch_size"]
     configuration["per_device_train_batch_size"] = min(batch, len(images))
     configuration.update(labels.settings)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import statistics
 from collections import Counter
@@ -76,6 +77,11 @@ class TaskData:
     lists: dict[str, Path]
     test_scenes: int = 0
     config: Path | None = None
+
+    @property
+    def window(self) -> int | None:
+        """Side of the windows that training images are cut into; `None` if they are not cut."""
+        return self.data["splits"]["train"].get("tile", {}).get("size")
 
 
 @dataclass(frozen=True)
@@ -499,8 +505,14 @@ def labels_of_config(config: str | Path, folder: str | Path) -> TaskData:
     )
 
 
-def median_size(images: Sequence[Path], number: int = 50) -> tuple[int, int]:
-    """Return the median height and width of images, from the headers of some of them."""
+def median_size(images: Sequence[Path], window: int | None = None, number: int = 50) -> tuple[int, int]:
+    """Return the median height and width of images, from the headers of some of them.
+
+    Args:
+        images: image files.
+        window: side of the windows that images are cut into, if they are cut.
+        number: approximate number of images whose headers are read.
+    """
     step = max(len(images) // number, 1)
     heights = []
     widths = []
@@ -508,7 +520,10 @@ def median_size(images: Sequence[Path], number: int = 50) -> tuple[int, int]:
         height, width = stored_size(path)
         heights.append(height)
         widths.append(width)
-    return round(statistics.median(heights)), round(statistics.median(widths))
+    longest_side = math.inf if window is None else window
+    median_height = min(statistics.median(heights), longest_side)
+    median_width = min(statistics.median(widths), longest_side)
+    return round(median_height), round(median_width)
 
 
 def num_windows(labels: TaskData, split: str) -> int:

@@ -3,8 +3,10 @@
 import dataclasses
 import math
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,20 +22,24 @@ from ..training.costs import GIB, describe_machine, machine_memory
 from ..vrl import num_kept_tokens
 from . import runs
 from .arguments import MAE, RANDOM, AdaptArguments
-from .backbones import Backbones, Start
+from .backbones import Backbones
+from .comparison import settings_of_backbone
 from .labels import TaskData, median_size, num_windows
 from .pretraining import Pretraining
 from .runs import describe_seconds
 
-# Shares of the budget. The rest is for the data, the frozen probes, the controls and the exports.
+# Shares of the budget that is left after the checks. The rest is for the probes, the controls and the exports.
 PRETRAINING_SHARE = 0.5
 FINE_TUNING_SHARE = 0.35
+# Shares of the whole budget.
+MEASURING_SHARE = 0.05
+BUNDLE_SHARE = 0.05
 MOST_EPOCHS = 20  # of the pretraining
 MOST_FINE_TUNING_EPOCHS = 50
 MOST_TILES = 12
 LEAST_TOKENS = 8  # fewest visual tokens of a tile that VRL leaves
 MOST_SEEDS = 3
-MEASURED_STEPS = (2, 5)  # steps of the two runs whose difference in time gives the time of a step
+MEASURED_STEPS = 3  # of all samples, if they fit the time of the measurement
 BATCH_SETTINGS = {"per_device_train_batch_size", "global_batch_size", "gradient_accumulation_steps"}
 
 
@@ -43,13 +49,43 @@ class Costs:
 
     Args:
         step: optimizer step of the pretraining.
-        fine_tuning_step: step of a fine-tuning.
-        evaluation: evaluation of a fine-tuned model on the validation split.
+        fine_tuning_step: step of a fine-tuning of each compared backbone, in all.
+        evaluation: rest of a fine-tuning of each compared backbone, in all: loading, and scoring the validation split.
     """
 
     step: float
     fine_tuning_step: float
     evaluation: float
+
+
+@dataclass(frozen=True)
+class NumRuns:
+    """Number of runs of each compared backbone.
+
+    Args:
+        fine_tunings: fine-tunings.
+        scored: fine-tuned models that are scored on the test split, which takes about as long as the rest of a
+            fine-tuning.
+    """
+
+    fine_tunings: int
+    scored: int
+
+    def seconds(self, steps: float, costs: Costs) -> float:
+        """Return the seconds of all runs with a number of steps each."""
+        seconds_of_steps = self.fine_tunings * steps * costs.fine_tuning_step
+        return seconds_of_steps + (self.fine_tunings + self.scored) * costs.evaluation
+
+    def affordable_steps(self, seconds: float, costs: Costs) -> int:
+        """Return the largest number of steps of each run with which all take at most `seconds`; negative if none."""
+        return math.floor((seconds - self.seconds(0, costs)) / (self.fine_tunings * costs.fine_tuning_step))
+
+
+def count_runs(args: AdaptArguments, num_seeds: int) -> NumRuns:
+    """Return the runs of each compared backbone for a number of seeds."""
+    # The best one of the search of the learning rate is also a scored one.
+    num_scored = num_seeds * len(args.label_fractions)
+    return NumRuns(len(args.learning_rates) - 1 + num_scored, num_scored)
 
 
 def choose_tiling(size: tuple[int, int], image_processor: ViTPImageProcessor, tokens_per_tile: int) -> dict:
@@ -127,17 +163,17 @@ def choose_steps(
     epoch: int,
     fine_tuning_epoch: int,
     with_mae: bool,
-    runs: Callable[[int], int],
+    runs: Callable[[int], NumRuns],
     num_seeds: int | None = None,
 ) -> dict:
     """Return the steps of the pretraining and of each fine-tuning, and the seeds.
 
     Args:
-        seconds: budget.
+        seconds: time that is left of the budget.
         costs: measured costs.
         epoch, fine_tuning_epoch: steps of an epoch of the pretraining and of a fine-tuning.
         with_mae: whether a masked autoencoder is trained as long as the pretraining.
-        runs: function that returns the number of fine-tunings for a number of seeds.
+        runs: function that returns the runs of each backbone for a number of seeds.
         num_seeds: number of seeds, by default the largest for which a fine-tuning has an epoch.
 
     Raises:
@@ -148,8 +184,7 @@ def choose_steps(
     steps = int(PRETRAINING_SHARE * seconds / step_seconds)
 
     def affordable_steps(seeds: int) -> int:
-        seconds_per_run = FINE_TUNING_SHARE * seconds / runs(seeds)
-        return int((seconds_per_run - costs.evaluation) / costs.fine_tuning_step)
+        return runs(seeds).affordable_steps(FINE_TUNING_SHARE * seconds, costs)
 
     if num_seeds is None:
         num_seeds = MOST_SEEDS
@@ -157,12 +192,12 @@ def choose_steps(
             num_seeds -= 1
     fine_tuning_steps = affordable_steps(num_seeds)
     if steps < 1 or fine_tuning_steps < 1:
-        one_step_of_each_run = runs(num_seeds) * (costs.fine_tuning_step + costs.evaluation)
-        least_budget = max(step_seconds / PRETRAINING_SHARE, one_step_of_each_run / FINE_TUNING_SHARE)
+        one_step_of_each_run = runs(num_seeds).seconds(1, costs)
+        least_seconds = max(step_seconds / PRETRAINING_SHARE, one_step_of_each_run / FINE_TUNING_SHARE)
         raise ValueError(
-            f"budget: {seconds:.0f} s are too short for one step of the pretraining ({costs.step:.1f} s) and of each "
-            f"of {runs(num_seeds)} fine-tunings. Set a budget of at least {math.ceil(least_budget / 60)}min, and "
-            "better ten times that, or fewer baselines or seeds."
+            f"budget: {max(seconds, 0):.0f} s are left, too short for one step of the pretraining ({costs.step:.1f} s) "
+            f"and of each of {runs(num_seeds).fine_tunings} fine-tunings of each backbone, which need "
+            f"{math.ceil(least_seconds)} s. Set a longer budget, better ten times that, or fewer baselines or seeds."
         )
     return {
         "steps": min(steps, MOST_EPOCHS * epoch),
@@ -178,6 +213,7 @@ def make_plan(
     fine_tuning: Mapping[str, Any],
     backbones: Backbones,
     progress: Progress,
+    spent_seconds: Callable[[], float],
 ) -> dict[str, Any]:
     """Choose batch, tiles, checkpointing, steps and seeds, print the plan, and keep it unless this is a dry run.
 
@@ -188,10 +224,11 @@ def make_plan(
         fine_tuning: configuration of the fine-tuning.
         backbones: compared backbones.
         progress: results of finished parts.
+        spent_seconds: function that returns the seconds that the command has taken.
     """
     batch_plan = progress.result("plan/batch", lambda: choose_pretraining(pretraining, labels))
     costs = None
-    if args.steps is None or args.fine_tuning_steps is None or args.seeds is None:
+    if args.needs_weights:
 
         def measure() -> dict[str, float]:
             measured_costs = measure_costs(
@@ -199,14 +236,16 @@ def make_plan(
                 batch_plan["settings"],
                 labels.task,
                 fine_tuning,
-                backbones.start,
+                backbones,
+                MEASURING_SHARE * args.seconds,
             )
             return asdict(measured_costs)
 
         costs = Costs(**progress.result("plan/costs", measure))
 
     def choose() -> dict[str, Any]:
-        return choose_plan(args, labels, fine_tuning, len(backbones.models), batch_plan, costs)
+        seconds_left = args.seconds - spent_seconds()
+        return choose_plan(args, labels, fine_tuning, backbones, batch_plan, costs, seconds_left)
 
     plan = choose() if args.dry_run else progress.result("plan", choose)
     if plan["budget"] != args.budget:
@@ -218,14 +257,39 @@ def make_plan(
     return plan
 
 
+def choose_fine_tuning_steps(
+    args: AdaptArguments, plan: Mapping[str, Any], progress: Progress, spent_seconds: Callable[[], float]
+) -> int:
+    """Return the steps of each fine-tuning: those of the plan, or fewer if less time of the budget is left.
+
+    Args:
+        args: arguments of the command.
+        plan: plan of the adaptation.
+        progress: results of finished parts.
+        spent_seconds: function that returns the seconds that the command has taken.
+    """
+    if args.fine_tuning_steps is not None:
+        return args.fine_tuning_steps
+
+    def choose() -> int:
+        seconds_left = (1 - BUNDLE_SHARE) * args.seconds - spent_seconds()
+        costs = Costs(**progress.parts["plan/costs"]["result"])
+        affordable_steps = count_runs(args, len(plan["seeds"])).affordable_steps(seconds_left, costs)
+        return max(min(plan["fine_tuning_steps"], affordable_steps), 1)
+
+    steps = progress.result("plan/fine_tuning", choose)
+    if steps < plan["fine_tuning_steps"]:
+        print(f"Fine-tunings have {steps} steps instead of {plan['fine_tuning_steps']}, for which time is left.")
+    return steps
+
+
 def choose_pretraining(pretraining: Pretraining, labels: TaskData) -> dict[str, Any]:
     """Return `rows`, the number of rows, and `settings` of tiles, VRL, batch and checkpointing."""
     arguments = pretraining.arguments
     user_settings = pretraining.user_settings
     image_processor, tokens_per_tile = arguments.tiling()
-    height, width = median_size(labels.images["train"])
-    window = labels.data["splits"]["train"].get("tile", {}).get("size", math.inf)
-    settings = choose_tiling((min(height, window), min(width, window)), image_processor, tokens_per_tile)
+    size = median_size(labels.images["train"], labels.window)
+    settings = choose_tiling(size, image_processor, tokens_per_tile)
     for name in settings:
         if name in user_settings:
             settings[name] = user_settings[name]
@@ -247,59 +311,116 @@ def measure_costs(
     batch_settings: Mapping[str, Any],
     task: str,
     fine_tuning: Mapping[str, Any],
-    start: Start,
+    backbones: Backbones,
+    seconds: float,
 ) -> Costs:
-    """Measure steps of the pretraining and of a fine-tuning by two short runs of each.
+    """Measure steps of the pretraining and of the fine-tuning of each backbone by two short runs of each.
 
     Args:
         pretraining: settings of the pretraining, whose folder is removed.
         batch_settings: settings of [`choose_pretraining`].
         task: name of the task of the fine-tuning.
         fine_tuning: configuration of the fine-tuning.
-        start: start of the pretraining.
+        backbones: compared backbones.
+        seconds: time for the measurements. If it is short, they have fewer samples.
     """
     folder = pretraining.folder
+    measured_backbones = backbones.of_each_shape()
+    seconds_of_each = seconds / (2 + len(measured_backbones))  # The pretraining gets two shares.
     pretraining_settings = {
         **pretraining.settings(**batch_settings),
+        "per_device_train_batch_size": pretraining.parse(batch_settings, 1).training_args.per_device_train_batch_size,
         "save_strategy": "no",
         "watch_samples": 0,
     }
-    pretraining_seconds = []
-    fine_tuning_seconds = []
-    for steps in MEASURED_STEPS:
-        output = folder / f"pretraining_{steps}"
-        metrics = runs.run_pretraining({**pretraining_settings, "max_steps": steps}, output)
-        pretraining_seconds.append(metrics["train"]["train_runtime"])
-        fine_tuning_settings = {
-            **fine_tuning,
-            "model_name_or_path": start.vit or str(output / "backbone"),
-            "save_strategy": "no",
-            "max_steps": steps,
-        }
-        metrics = runs.run_fine_tuning(task, fine_tuning_settings, folder / f"fine_tuning_{steps}")
-        fine_tuning_seconds.append(metrics["train"]["train_runtime"])
-        evaluation_seconds = metrics["eval"]["eval_runtime"]  # that of the last run counts
+    step, _ = measure_runs(
+        runs.run_pretraining,
+        pretraining_settings,
+        batch_settings["global_batch_size"],
+        folder / "pretraining",
+        2 * seconds_of_each,
+    )
+
+    def run_fine_tuning(settings: Mapping[str, Any], output: Path) -> dict[str, Any]:
+        return runs.run_fine_tuning(task, settings, output)
+
+    fine_tuning_steps = []
+    rests = []
+    for index, backbone in enumerate(measured_backbones):
+        fine_tuning_step, rest = measure_runs(
+            run_fine_tuning,
+            {**settings_of_backbone(task, fine_tuning, backbone), "save_strategy": "no"},
+            samples_of_step(fine_tuning),
+            folder / f"fine_tuning_{index}",
+            seconds_of_each,
+        )
+        fine_tuning_steps.append(fine_tuning_step)
+        rests.append(rest)
     shutil.rmtree(folder)
+    num_of_start_shape = len(backbones.models) - len(backbones.others)
     return Costs(
-        step=seconds_per_step(pretraining_seconds),
-        fine_tuning_step=seconds_per_step(fine_tuning_seconds),
-        evaluation=evaluation_seconds,
+        step=step,
+        fine_tuning_step=(num_of_start_shape - 1) * fine_tuning_steps[0] + sum(fine_tuning_steps),
+        evaluation=(num_of_start_shape - 1) * rests[0] + sum(rests),
     )
 
 
-def seconds_per_step(seconds: Sequence[float]) -> float:
-    """Return the seconds of a step, from those of runs of `MEASURED_STEPS` steps."""
-    fewer_steps, more_steps = MEASURED_STEPS
-    return max(seconds[1] - seconds[0], 1e-3) / (more_steps - fewer_steps)
+def measure_runs(
+    run: Callable[[Mapping[str, Any], Path], dict[str, Any]],
+    settings: Mapping[str, Any],
+    samples: int,
+    output: Path,
+    seconds: float,
+) -> tuple[float, float]:
+    """Return the seconds of a step, and those of the rest of a run, from a run of one sample and one of several.
+
+    The second run has up to `MEASURED_STEPS` steps, and fewer samples if these would take too long. The seconds of a
+    step are those of a sample times the number of samples.
+
+    Args:
+        run: function that runs a configuration, and returns its metrics.
+        settings: configuration of the run.
+        samples: samples of a step.
+        output: output folder, to whose name the numbers of steps and samples are appended.
+        seconds: time for both runs.
+    """
+
+    def train_seconds(steps: int, samples_of_step: int) -> float:
+        batch = min(settings["per_device_train_batch_size"], samples_of_step)
+        batch_settings = {
+            "per_device_train_batch_size": batch,
+            "global_batch_size": batch * (samples_of_step // batch),
+            "gradient_accumulation_steps": 1,
+            "max_steps": steps,
+        }
+        metrics = run({**settings, **batch_settings}, output.with_name(f"{output.name}_{steps}_{samples_of_step}"))
+        return metrics["train"]["train_runtime"]
+
+    start = time.monotonic()
+    seconds_of_first = train_seconds(1, 1)
+    rest = time.monotonic() - start - seconds_of_first
+    affordable_samples = int((seconds - 2 * (rest + seconds_of_first)) / seconds_of_first)
+    steps = min(affordable_samples // samples, MEASURED_STEPS)
+    if steps == 0:
+        steps = 1
+        samples_of_step = affordable_samples
+    else:
+        samples_of_step = samples
+    if steps * samples_of_step < 2:
+        return samples * seconds_of_first, rest
+    further_seconds = max(train_seconds(steps, samples_of_step) - seconds_of_first, 1e-3)
+    further_samples = steps * samples_of_step - 1
+    return samples * further_seconds / further_samples, rest
 
 
 def choose_plan(
     args: AdaptArguments,
     labels: TaskData,
     fine_tuning: Mapping[str, Any],
-    num_models: int,
+    backbones: Backbones,
     batch_plan: Mapping[str, Any],
     costs: Costs | None,
+    seconds: float,
 ) -> dict[str, Any]:
     """Return the plan.
 
@@ -307,45 +428,40 @@ def choose_plan(
         args: arguments of the command.
         labels: labeled images.
         fine_tuning: configuration of the fine-tuning.
-        num_models: number of compared backbones.
+        backbones: compared backbones.
         batch_plan: rows and settings of [`choose_pretraining`].
-        costs: measured costs; `None` if the arguments have the steps and the seeds.
+        costs: measured costs; `None` in a dry run whose arguments have the steps and the seeds.
+        seconds: time that is left of the budget.
     """
-
-    def num_fine_tunings(num_seeds: int) -> int:
-        # The best one of the search of the learning rate is also a scored one.
-        num_other_rates = len(args.learning_rates) - 1
-        return num_models * (num_other_rates + num_seeds * len(args.label_fractions))
-
     plan = {
         "steps": args.steps,
         "fine_tuning_steps": args.fine_tuning_steps,
         "seeds": args.seeds,
     }
-    if costs is not None:
+    if None in plan.values():
         affordable = choose_steps(
-            seconds=args.seconds,
+            seconds=seconds,
             costs=costs,
             epoch=math.ceil(batch_plan["rows"] / batch_plan["settings"]["global_batch_size"]),
             fine_tuning_epoch=steps_of_epoch(labels, fine_tuning),
             with_mae=MAE in args.baselines,
-            runs=num_fine_tunings,
+            runs=lambda num_seeds: count_runs(args, num_seeds),
             num_seeds=None if args.seeds is None else len(args.seeds),
         )
         for name, value in plan.items():
             if value is None:
                 plan[name] = affordable[name]
-    fine_tunings = num_fine_tunings(len(plan["seeds"]))
+    num_runs = count_runs(args, len(plan["seeds"]))
     planned_seconds = {}
     if costs is not None:
         planned_seconds["pretraining"] = plan["steps"] * costs.step
         if MAE in args.baselines:
             planned_seconds["mae"] = planned_seconds["pretraining"]
-        seconds_per_run = plan["fine_tuning_steps"] * costs.fine_tuning_step + costs.evaluation
-        planned_seconds["fine_tuning"] = fine_tunings * seconds_per_run
+        planned_seconds["fine_tuning"] = num_runs.seconds(plan["fine_tuning_steps"], costs)
     plan["machine"] = describe_machine()
     plan["budget"] = args.budget
-    plan["fine_tunings"] = fine_tunings
+    plan["fine_tunings"] = len(backbones.models) * num_runs.fine_tunings
+    plan["image_size"] = backbones.start.image_size
     plan["settings"] = batch_plan["settings"]
     plan["planned_seconds"] = planned_seconds
     return plan
@@ -358,17 +474,22 @@ def steps_of_epoch(labels: TaskData, fine_tuning: Mapping[str, Any]) -> int:
         labels: labeled images.
         fine_tuning: configuration of the fine-tuning.
     """
-    samples_per_step = fine_tuning.get("global_batch_size")
-    if not samples_per_step:
-        accumulation_steps = fine_tuning.get("gradient_accumulation_steps", 1)
-        samples_per_step = fine_tuning["per_device_train_batch_size"] * accumulation_steps
     samples = len(labels.images["train"]) * num_windows(labels, "train")
-    return max(samples // samples_per_step, 1)
+    return max(samples // samples_of_step(fine_tuning), 1)
+
+
+def samples_of_step(fine_tuning: Mapping[str, Any]) -> int:
+    """Return the number of samples of a step of a fine-tuning."""
+    samples = fine_tuning.get("global_batch_size")
+    if samples:
+        return samples
+    return fine_tuning["per_device_train_batch_size"] * fine_tuning.get("gradient_accumulation_steps", 1)
 
 
 def print_summary(plan: Mapping[str, Any], models: Mapping[str, str]) -> None:
     """Print the steps, the models and the time of a plan."""
-    settings = ", ".join(f"{name} {value}" for name, value in plan["settings"].items())
+    shown_settings = {"image_size": plan["image_size"], **plan["settings"]}
+    settings = ", ".join(f"{name} {value}" for name, value in shown_settings.items())
     print(
         f"\nPlan on {plan['machine']}: {plan['steps']} steps of pretraining ({settings}); {plan['fine_tunings']} "
         f"fine-tunings of {plan['fine_tuning_steps']} steps, seeds {plan['seeds']}. Models: {', '.join(models)}."

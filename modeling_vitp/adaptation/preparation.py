@@ -17,7 +17,22 @@ from .backbones import baseline_paths, start_settings
 from .bundle import change_texts
 from .labels import instructions_digest, labels_digest
 
-CHANGEABLE = ("dry_run", "force", "output_dir", "budget", "seconds")  # arguments that may differ when a run resumes
+# Arguments that may differ when a run resumes.
+CHANGEABLE = ("dry_run", "force", "allow_overlap", "output_dir", "budget", "seconds")
+# Settings that the questions and their checks depend on.
+SETTINGS_OF_CHECKS = {
+    "data",
+    "labels",
+    "files of instructions",
+    "instructions",
+    "task",
+    "class_names",
+    "scene_pattern",
+    "plugins",
+    "seed",
+    "bands",
+}
+CHECKED_STAGES = ("instructions", "checks")
 
 
 def check_arguments(args: AdaptArguments) -> None:
@@ -58,7 +73,8 @@ def is_missing(path: str) -> bool:
 def open_progress(args: AdaptArguments, lock: FolderLock) -> Progress:
     """Lock the output folder, and return the results of the parts that an earlier call with the same data finished.
 
-    If nothing was trained after the plan of the earlier call, other settings or files begin anew.
+    If the earlier call had no plan that it kept, other settings begin anew, except that questions and their checks are
+    kept unless the labels, the instructions or another setting of them changed.
 
     Args:
         args: arguments of the command.
@@ -75,11 +91,18 @@ def open_progress(args: AdaptArguments, lock: FolderLock) -> Progress:
     if record.is_file() and "plan" not in progress.parts:
         recorded = json.loads(record.read_text())
         if recorded != settings and recorded.keys() == settings.keys():
-            for name in ("splits", "instructions", "validation", "plan", "start", "random"):
+            kept_stages = CHECKED_STAGES
+            for name in ("plan", "start", "random"):
                 shutil.rmtree(folder / name, ignore_errors=True)
+            if any(recorded[name] != settings[name] for name in SETTINGS_OF_CHECKS):
+                kept_stages = ()
+                for name in ("splits", "instructions", "validation"):
+                    shutil.rmtree(folder / name, ignore_errors=True)
             record.unlink()
-            progress.path.unlink(missing_ok=True)
-            progress = Progress(progress.path)
+            for part in list(progress.parts):
+                stage, *_ = part.split("/")
+                if stage not in kept_stages:
+                    progress.forget(part)
     check_same_settings(record, settings)
     return progress
 
@@ -93,6 +116,7 @@ def settings_of_call(args: AdaptArguments) -> dict[str, Any]:
     settings = json.loads(json.dumps(arguments))  # as they are recorded
     settings["data"] = os.path.abspath(args.data)
     settings["labels"] = labels_digest(args.data)
+    settings["bands"] = args.pretraining.get("input_spec")
     settings["files of instructions"] = None
     if args.instructions is not None:
         settings["files of instructions"] = instructions_digest(args.instructions)

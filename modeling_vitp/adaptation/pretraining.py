@@ -274,7 +274,7 @@ def train_mae(
         watch_samples=training_args.watch_samples,
     )
     vit = pretraining.start.vit or backbones.path(RANDOM, pretraining.seed)
-    train_masked_autoencoder(vit, images, mae_config)
+    train_masked_autoencoder(vit, images, mae_config, pretraining.start.image_size)
     return {"steps": steps, "batch": batch, "operations": operations}
 
 

@@ -10,11 +10,9 @@ import numpy as np
 
 from ..convert.export import export_backbone
 from ..metrics.resampling import Score, paired_difference
-from ..pretraining.loading import vision_config_of
 from ..tasks import TASKS
-from ..vision_towers import pair
 from . import runs
-from .backbones import Backbones, Start
+from .backbones import Backbones, whole_patches
 from .labels import TaskData, num_windows, write_list
 
 PROBED = 1000  # most images or windows of a split whose patch tokens are probed; those of DINOv2-B take 4 MB an image
@@ -26,7 +24,8 @@ class Prober:
 
     Args:
         labels: labeled images.
-        image_size: side of the images, the same for all backbones, unlike the crops of published image processors.
+        image_size: side of the images in pixels, rounded to whole patches of each backbone, unlike the crops of
+            published image processors.
         seed: seed of the choice of images.
     """
 
@@ -38,7 +37,7 @@ class Prober:
         """Run `vitp probe`, and return the main score of each backbone and probe with its resampled values.
 
         Args:
-            backbones: folders or Hub ids.
+            backbones: folders or Hub ids of ViTs with patches of one size.
             split: split that is scored.
             output: output folder.
         """
@@ -46,7 +45,7 @@ class Prober:
         settings = {
             "backbones": backbones,
             "data": self.limited_data(split),
-            "image_size": self.image_size,
+            "image_size": whole_patches(backbones[0], self.image_size),
             "task": task.name,
             "test_split": split,
             "intervals": True,
@@ -93,21 +92,6 @@ class Prober:
         return path
 
 
-def probe_size(start: Start, image_size: int | None) -> int:
-    """Return the side of the images of probes: that of the tiles of the pretraining.
-
-    Args:
-        start: start of the pretraining.
-        image_size: side of the tiles, if it is set.
-    """
-    if start.vit is None:
-        config = start.config
-    else:
-        config = vision_config_of(start.vit, image_size)
-    height, _ = pair(config.image_size)
-    return height
-
-
 def probe_backbones(prober: Prober, backbones: Backbones, seed: int, output: Path) -> list[dict[str, Any]]:
     """Return the scores of probes of the frozen backbones on the test split.
 
@@ -117,11 +101,11 @@ def probe_backbones(prober: Prober, backbones: Backbones, seed: int, output: Pat
         seed: seed of random weights.
         output: output folder.
     """
-    model_of = {backbones.path(model, seed): model for model in backbones.models}
     model_scores = []
-    for score in prober.score(list(model_of), "test", output):
-        backbone = score.pop("backbone")
-        model_scores.append({"model": model_of[backbone], **score})
+    for model in backbones.models:
+        for score in prober.score([backbones.path(model, seed)], "test", output / model):
+            del score["backbone"]
+            model_scores.append({"model": model, **score})
     return model_scores
 
 

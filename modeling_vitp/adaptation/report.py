@@ -22,7 +22,7 @@ from .wording import label, points
 REPORT = "report.json"
 README = "README.md"
 PAGE = "report.html"
-PLAN_FIELDS = ("machine", "budget", "steps", "fine_tuning_steps", "seeds")  # of the plan, in the report
+PLAN_FIELDS = ("machine", "budget", "image_size", "steps", "fine_tuning_steps", "seeds")  # of the plan, in the report
 UNITS = {
     "mean_iou": "mIoU",
     "map": "mAP",
@@ -237,7 +237,7 @@ def make_report(
         start=backbones.start.name,
         fine_tuned=[without_key(run, "folder") for run in fine_tuned],
         frozen=list(frozen),
-        controls=without_key(controls, "problems"),
+        controls=without_key(without_key(controls, "problems"), "overlap_problems"),
         pictures=copy_predictions(fine_tuned, backbones),
         notes=untested(plan, controls, diverged),
     )
@@ -271,6 +271,9 @@ def untested(plan: Mapping[str, Any], controls: Mapping[str, Any], diverged: Seq
     notes += diverged
     if len(plan["seeds"]) == 1:
         notes.append("Each model was fine-tuned with one seed: the randomness of training is not in the intervals.")
+    for images, share in zip(("training", "test"), controls["compared"]):
+        if share < 1:
+            notes.append(f"Of the {images} images, {share:.0%} were searched for test images in the training data.")
     if not controls["answers"]:
         notes.append("Answers were not compared with those about other images.")
     return notes

@@ -327,7 +327,10 @@ def train_and_evaluate(
     with tqdm(total=steps, desc=f"{name}: guessing", unit=" steps") as progress:
         while True:
             elapsed = time.monotonic() - start
-            progress_share = max(step / steps, elapsed / seconds)
+            progress_share = step / steps
+            # The clock counts only if it is ahead of the next step: otherwise, the result does not depend on it.
+            if elapsed / seconds > (step + 1) / steps:
+                progress_share = elapsed / seconds
             if progress_share >= 1:
                 break
             optimizer.param_groups[0]["lr"] = learning_rate(progress_share)

@@ -21,7 +21,7 @@ from transformers.models.vit_mae.modeling_vit_mae import ViTMAEEmbeddings, ViTMA
 from ..command.settings import Interval, NonNegativeFloat, Probability, Share
 from ..convert.tensor_files import check_finite
 from ..modeling_vitp import CheckpointsOfOurs, build_vit
-from ..modeling_vitp_backbone import open_vit
+from ..modeling_vitp_backbone import open_vit, resize_backbone
 from ..training import results
 from ..training.checkpointing import check_free
 from ..training.costs import count_operations
@@ -140,7 +140,7 @@ class MaskedAutoencoder(CheckpointsOfOurs, ViTMAEForPreTraining):
 
 
 def train_masked_autoencoder(
-    start: str | Path, images: Sequence[str | Path], args: MaskedAutoencoderConfig
+    start: str | Path, images: Sequence[str | Path], args: MaskedAutoencoderConfig, image_size: int | None = None
 ) -> dict[str, Any]:
     """Train a ViT as a masked autoencoder, and export it with its image processor to `backbone` in the output folder.
 
@@ -151,6 +151,8 @@ def train_masked_autoencoder(
         images: image files of any format, and folders of image files. Bands and values are read as the image processor
             of the backbone says.
         args: training arguments.
+        image_size: side of the images in pixels, to which the position embeddings are interpolated. Default: that of
+            the ViT.
 
     Returns:
         The metrics, which are also in `metrics.json`.
@@ -162,6 +164,8 @@ def train_masked_autoencoder(
     set_seed(args.seed)
     vit = open_vit(start)
     check_finite(vit.state_dict(), start)
+    if image_size is not None:
+        vit = resize_backbone(vit, image_size=image_size)
     image_processor = image_processor_of(start, pair(vit.config.image_size))
     dataset = ImageFiles(images, image_processor.input_spec)
     model = MaskedAutoencoder(vit)

@@ -65,6 +65,7 @@ class Task:
         variants: values of the option `task` of the data set, if it has one.
         min_classes: least number of classes.
         draws_questions: whether the pretraining of `vitp adapt` draws its questions from the labels.
+        keeps_patches: whether models keep the patches of their backbone, so that images have whole patches of it.
         cuts_large_images: whether `vitp adapt` cuts large images into windows.
     """
 
@@ -77,6 +78,7 @@ class Task:
     variants: ClassVar[tuple[str, ...]] = ()
     min_classes: ClassVar[int] = 2
     draws_questions: ClassVar[bool] = True
+    keeps_patches: ClassVar[bool] = False
     cuts_large_images: ClassVar[bool] = False
 
     @property

@@ -25,15 +25,20 @@ from modeling_vitp.adaptation import adapt as adapting
 from modeling_vitp.adaptation import comparison, controls, labels, preparation, probing, runs
 from modeling_vitp.adaptation.adapt import run_adaptation
 from modeling_vitp.adaptation.arguments import AdaptArguments
-from modeling_vitp.adaptation.backbones import Backbones, Start, open_start
-from modeling_vitp.adaptation.comparison import Comparison, fine_tune_backbones, fine_tuning_settings
+from modeling_vitp.adaptation.backbones import Backbones, Start, choose_image_size, open_start
+from modeling_vitp.adaptation.comparison import (
+    Comparison,
+    fine_tune_backbones,
+    fine_tuning_settings,
+    settings_of_backbone,
+)
 from modeling_vitp.adaptation.controls import check_instructions, control_settings
 from modeling_vitp.adaptation.instructions import make_questions, question_options
 from modeling_vitp.adaptation.labels import labels_of, num_windows, read_labels
 from modeling_vitp.adaptation.plan import Costs, choose_plan
 from modeling_vitp.adaptation.preparation import open_progress
 from modeling_vitp.adaptation.pretraining import Pretraining
-from modeling_vitp.adaptation.probing import Prober, probe_size
+from modeling_vitp.adaptation.probing import Prober
 from modeling_vitp.command.errors import TrainingDiverged
 from modeling_vitp.evaluation import vlm
 from modeling_vitp.evaluation.comparison import Progress
@@ -56,9 +61,13 @@ def arguments(folder: Path, **settings) -> AdaptArguments:
     return AdaptArguments(**defaults | {"pretraining": {"from_scratch": FROM_SCRATCH}} | settings)
 
 
-def start_of(args: AdaptArguments) -> Start:
+def start_of(args: AdaptArguments, size: tuple[int, int] = (60, 60)) -> Start:
+    """Return the start for images of a size, `(width, height)`."""
     folder = Path(args.output_dir)
-    return open_start(args, folder, Progress(folder / "progress.json"))
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size).save(folder / "size.png")
+    labels = SimpleNamespace(images={"train": [folder / "size.png"]}, window=None)
+    return open_start(args, labels, folder, Progress(folder / "progress.json"))
 
 
 def pretraining_of(args: AdaptArguments) -> Pretraining:
@@ -203,7 +212,7 @@ def test_names_of_backbones_are_unique(tmp_path):
     args = arguments(tmp_path, start=QUICKSTART, baselines=baselines)
     progress = Progress(tmp_path / "progress.json")
     progress.parts["start"] = {"seconds": 0.0, "result": ""}
-    found = Backbones(args, open_start(args, tmp_path, progress), tmp_path, progress)
+    found = Backbones(args, open_start(args, None, tmp_path, progress), tmp_path, progress)
     assert list(found.models) == ["adapted", "quickstart", "mae", "a", "b", "a-2", "mae-2", "adapted-2"]
     assert found.models["a-2"] == found.path("a-2", 0) == "c/a"
     assert found.path("quickstart", 0) == str(tmp_path / "start")
@@ -234,14 +243,56 @@ def test_probes_see_some_images_at_one_size(tmp_path, monkeypatch):
     file.write_text(file.read_text().partition("20 20")[0])
     found, probed = read_labels(tmp_path / "data", tmp_path / "splits"), []
     monkeypatch.setattr(runs, "run_probe", lambda *args: probed.append(args) or {"results": []})
-    image_size = probe_size(start_of(arguments(tmp_path, start=str(tmp_path / "vit"))), None)
-    Prober(found, image_size, 0).score(["a", "b"], "test", tmp_path / "frozen")
+    start = start_of(arguments(tmp_path, start=str(tmp_path / "vit")))
+    Prober(found, start.image_size, 0).score([start.vit], "test", tmp_path / "frozen")
     ((settings, _),) = probed
     assert settings["image_size"] == 56
     data = DetectionData.from_dict(settings["data"])
     images = {split: {place.image for place in data.open([split], "oriented").places} for split in ("train", "test")}
     assert [len(part) for part in images.values()] == [5, 4]
     assert images["train"] < {*found.images["train"]} and images["test"] == {*found.images["test"]}
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "start_side", "side"),
+    [
+        ((54, 54), 14, 518, 112),
+        ((112, 112), 14, 518, 112),
+        ((113, 113), 14, 518, 140),
+        ((64, 256), 16, 512, 128),
+        ((2000, 3000), 14, 518, 504),
+        ((300, 300), 16, 224, 224),
+        ((10, 10), 8, 32, 32),
+    ],
+)
+def test_size_of_the_start_follows_the_images(size, patch, start_side, side):
+    config = SimpleNamespace(image_size=start_side, patch_size=patch)
+    chosen, reason = choose_image_size(size, config, None)
+    assert chosen == side and f"{side} x {side} pixels" in reason and "image_size" in reason
+
+
+def test_size_of_all_backbones_is_an_option(tmp_path):
+    save_vit(tmp_path / "vit", "dinov2")  # 56 pixels, patches of 14
+    args = {"start": str(tmp_path / "vit"), "image_size": 84}
+    start = start_of(arguments(tmp_path, **args))
+    assert (start.image_size, start.settings["vision_image_size"]) == (84, 84)
+    with pytest.raises(ValueError, match="image_size must be a multiple of 28 .*got 90"):
+        start_of(arguments(tmp_path, **args | {"image_size": 90}))
+    with pytest.raises(ValueError, match="image_size"):
+        start_of(arguments(tmp_path, image_size=84))
+    with pytest.raises(ValueError, match="must not set vision_image_size: set image_size"):
+        arguments(tmp_path, **args, pretraining={"vision_image_size": 84})
+
+
+def test_fine_tuned_images_have_whole_patches_of_each_backbone(tmp_path):
+    sizes = {"dinov2": 14, "clip_vision_model": 16}
+    for family in sizes:
+        save_vit(tmp_path / family, family)
+    for family, patch in sizes.items():
+        backbone = str(tmp_path / family)
+        settings = settings_of_backbone("classification", {"image_size": 84}, backbone)
+        assert abs(settings["image_size"] - 84) <= patch / 2 and settings["image_size"] % patch == 0
+        assert settings_of_backbone("detection", {"image_size": 90}, backbone)["image_size"] == 90
 
 
 def test_large_images_with_boxes_are_cut_in_all_stages(tmp_path, monkeypatch):
@@ -349,32 +400,36 @@ def test_checks_read_images_as_the_pretraining(tmp_path, monkeypatch):
         bands = np.random.default_rng(index).integers(0, 256, (5, 40, 40), dtype=np.uint8)
         write_bands(tmp_path / f"{index}.tif", bands)
     settings = {"from_scratch": FROM_SCRATCH, "input_spec": spec, "bf16": False}
-    found = SimpleNamespace(images={"test": [tmp_path / "0.tif", tmp_path / "1.tif"]})
-    monkeypatch.setattr(controls, "load_sources", lambda name: None)
+    files = [tmp_path / "0.tif", tmp_path / "1.tif"]
+    found = SimpleNamespace(images={"train": files, "test": files}, test_scenes=2, how="")
+    checks, read = checks_of(arguments(tmp_path, pretraining=settings), found, monkeypatch)
+    assert read == {"input_spec": spec}
+    # Of five bands, the search reads three.
+    assert checks["overlap"] == 2 and (tmp_path / "checks" / "overlap.png").is_file()
+
+
+def checks_of(args: AdaptArguments, labels: SimpleNamespace, monkeypatch) -> tuple[dict, dict]:
+    """Return the checks of labels without instructions, and the options of the validation."""
+    options = {}
+    monkeypatch.setattr(controls, "load_sources", lambda name: SimpleNamespace(sources=[None]))
+    monkeypatch.setattr(controls, "validate", lambda mixture, workers, **given: options.update(given) or [])
+    monkeypatch.setattr(controls, "check_answer_priors", lambda *args: "")
     monkeypatch.setattr(os, "cpu_count", lambda: 0)
-    seen = {}
-
-    def validate(mixture, workers, **options):
-        seen.update(options)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(controls, "validate", validate)
-    pretraining = pretraining_of(arguments(tmp_path, pretraining=settings))
-    with pytest.raises(KeyboardInterrupt):
-        check_instructions(pretraining, found, tmp_path / "report.json")
-    assert seen["input_spec"] == spec and seen["test_images"].spec.bands == (4, 1, 0)
+    folder = Path(args.output_dir).parent / "checks"
+    return check_instructions(args, pretraining_of(args), labels, folder), options
 
 
 @pytest.mark.parametrize("scenes", [1, 2])
 def test_test_images_of_one_scene_are_a_problem(tmp_path, monkeypatch, scenes):
-    found = SimpleNamespace(images={"test": [tmp_path / "0.png", tmp_path / "1.png"]}, test_scenes=scenes)
-    monkeypatch.setattr(controls, "load_sources", lambda name: SimpleNamespace(sources=[]))
-    monkeypatch.setattr(controls, "TestImages", lambda *args: None)
-    monkeypatch.setattr(controls, "validate", lambda *args, **options: [])
-    monkeypatch.setattr(controls, "check_answer_priors", lambda *args: "")
+    files = []
+    for index in range(2):
+        files.append(tmp_path / f"{index}.png")
+        Image.new("RGB", (32, 32), (40 * index, 0, 0)).save(files[-1])
+    found = SimpleNamespace(images={"train": files, "test": files}, test_scenes=scenes, how="")
     args = arguments(tmp_path, pretraining={"from_scratch": FROM_SCRATCH, "bf16": False})
-    problems = check_instructions(pretraining_of(args), found, tmp_path / "report.json")["problems"]
-    assert any("one scene" in problem for problem in problems) == (scenes == 1)
+    checks, _ = checks_of(args, found, monkeypatch)
+    assert any("one scene" in problem for problem in checks["problems"]) == (scenes == 1)
+    assert not checks["overlap_problems"]  # images of one color are no evidence
 
 
 def comparison_of(folder: Path, rates: list[float], images: int = 6, batch: int = 4) -> Comparison:

@@ -13,6 +13,7 @@ class ClassificationTask(Task):
     settings = ClassificationSettings
     start = StartArguments
     training_config = "modeling_vitp.tasks.classification.trainer.ViTPClassificationTrainingConfig"
+    keeps_patches = True
     draws_questions = False  # A crop may not show what the class of an image is about.
 
     @property
