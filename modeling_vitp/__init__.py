@@ -27,6 +27,7 @@ _LAZY = {
     "export_backbone": "convert.export",
     "export_timm": "convert.timm_folder",
     "fine_tune": "tasks.fine_tuning",
+    "interpolate_vit": "convert.interpolation",
     "make_instructions": "instructions.making",
     "predict_large": "tasks.segmentation.prediction",
     "predict_volume": "tasks.segmentation.prediction",

@@ -2,6 +2,7 @@
 
 vitp export_backbone outputs/quickstart my_backbone
 vitp export_backbone outputs/quickstart my_timm_backbone --format timm
+vitp export_backbone outputs/quickstart half_way --start outputs/quickstart/backbone_at_start --interpolation_alpha 0.5
 """
 
 import argparse
@@ -21,14 +22,30 @@ def main(argv: list[str] | None = None) -> int:
         default="transformers",
         help="Library that opens the folder. timm also accepts an exported backbone as CHECKPOINT.",
     )
+    parser.add_argument("--start", help="Folder or Hub id of the ViT before the training, for --interpolation_alpha.")
+    parser.add_argument(
+        "--interpolation_alpha",
+        type=float,
+        metavar="ALPHA",
+        help="Share of the way of the weights from the start (0) to the trained ViT (1), arXiv 2109.01903.",
+    )
     args = parse_words(parser, argv)
+    if (args.start is None) != (args.interpolation_alpha is None):
+        parser.error("--start and --interpolation_alpha need each other.")
+    if args.start is not None and args.format == "timm":
+        parser.error("--start needs the format transformers. Export its folder for timm then.")
     check_new(args.output_dir)
 
     from modeling_vitp import export_backbone, export_timm
     from modeling_vitp.hub.upload import write_model_card
 
-    export = export_timm if args.format == "timm" else export_backbone
-    folder = export(args.checkpoint, args.output_dir)
+    if args.format == "timm":
+        folder = export_timm(args.checkpoint, args.output_dir)
+    elif args.start is not None:
+        alpha = args.interpolation_alpha
+        folder = export_backbone(args.checkpoint, args.output_dir, start=args.start, interpolation_alpha=alpha)
+    else:
+        folder = export_backbone(args.checkpoint, args.output_dir)
     write_model_card("backbone", folder)
     print(f"The backbone is in {folder}")
     return 0

@@ -12,8 +12,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from lab.experiments.arguments import SitePlan
-from modeling_vitp.modeling_vitp_backbone import open_vit, resize_backbone
-from modeling_vitp.pretraining.interpolation import interpolate_vit
+from modeling_vitp.convert.interpolation import interpolate_vit
 from modeling_vitp.probing.arguments import ProbeArguments
 from modeling_vitp.tasks.probing import probe
 from modeling_vitp.training.checkpointing import write_whole
@@ -132,10 +131,7 @@ def run_probe(plan: SitePlan, split: str, folder: Path, log_file: Path) -> dict[
 
 def write_backbone(candidate: Candidate, start: str, trained: Path, folder: Path) -> None:
     """Write the backbone of a candidate, with its first layers only."""
-    trained_vit = open_vit(trained)
-    # The pretraining resized the positions to its tiles.
-    start_vit = resize_backbone(open_vit(start), image_size=trained_vit.config.image_size)
-    vit = interpolate_vit(start_vit, trained_vit, candidate.share)
+    vit = interpolate_vit(start, trained, candidate.share)
     cut_vit = with_first_layers(vit, candidate.layers)
     cut_vit.save_pretrained(folder)
     for file in trained.glob("*processor*.json"):

@@ -29,6 +29,7 @@ from ..modeling_vitp_backbone import ViTPExportedBackbone
 from ..opening import read_config_fields, way_to_vit
 from ..processing_vitp import ViTPProcessor
 from ..vision_towers import TOWERS, pair, tower_of
+from .interpolation import interpolate_vit
 from .tensor_files import check_finite, main_dtype, open_like_folder, read_tensors
 
 AUTO_MAP = {
@@ -43,6 +44,8 @@ def export_backbone(
     output_dir: str | Path,
     image_processor: ViTPImageProcessor | None = None,
     allow_nan: bool = False,
+    start: PreTrainedModel | str | Path | None = None,
+    interpolation_alpha: float = 1.0,
 ) -> Path:
     """Write the vision tower of a model and its image processor to a folder of their own.
 
@@ -67,15 +70,21 @@ def export_backbone(
             ImageNet mean and std at the model's image size. Required for a ViT of another family than InternViT, and
             for other bands than red, green and blue.
         allow_nan: whether weights that are NaN or infinite are written. They raise an error by default.
+        start: ViT before the training, to write weights between it and the trained one.
+        interpolation_alpha: share of the way of the weights from `start` (0) to the trained ViT (1), see
+            [`~modeling_vitp.interpolate_vit`].
 
     Returns:
         `output_dir` as a path.
 
     Raises:
         ValueError: if `model` or the checkpoint has another model type, such as a backbone or a detector, weights are
-            NaN or infinite, a model with other bands has no image processor, or the folder has other files.
+            NaN or infinite, a model with other bands has no image processor, the folder has other files, or `start`
+            and the trained ViT differ in their shapes.
     """
     vision_model, image_processor = open_trained_vision_model(model, image_processor, allow_nan)
+    if start is not None:
+        vision_model = interpolate_vit(start, vision_model, interpolation_alpha)
     is_internvit = isinstance(vision_model, InternVLVisionModel)
     model_type = InternVLVisionConfig.model_type if is_internvit else vision_model.config.model_type
     check_output_dir(output_dir, model_type)

@@ -267,7 +267,7 @@ class PretrainArguments(PlanArguments, ScriptArguments):
 class VRLArguments(RunArguments):
     """Arguments that [`~modeling_vitp.ViTPTrainingConfig`] adds to TRL's settings."""
 
-    advanced = ("answer_mask_ratio", "color_jitter", "allow_text_only")
+    advanced = ("interpolation_alpha", "answer_mask_ratio", "color_jitter", "allow_text_only")
 
     vrl_drop_ratio: DropRate = field(
         default=0.75,
@@ -282,6 +282,13 @@ class VRLArguments(RunArguments):
         metadata={
             "help": "Number of first optimizer steps in which VRL drops no tokens. By default half of all steps with "
             "from_scratch, else 0."
+        },
+    )
+    interpolation_alpha: Probability = field(
+        default=1.0,
+        metadata={
+            "help": "Share of the way of the weights from the start (0) to the trained ViT (1), at which the backbone "
+            "is exported at the end, see recipes/export_backbone.md. The whole model keeps the trained ViT."
         },
     )
     answer_mask_ratio: Probability = field(

@@ -68,7 +68,15 @@ def save_parts(trainer: "ViTPTrainer") -> None:
     else:
         shutil.rmtree(output_dir / "adapter", ignore_errors=True)  # of an earlier run
     model = ViTPForConditionalGeneration.from_pretrained(output_dir)
-    export_backbone(model, output_dir / "backbone", processor.image_processor)
+    alpha = trainer.args.interpolation_alpha
+    start = output_dir / START if alpha < 1 else None
+    export_backbone(
+        model,
+        output_dir / "backbone",
+        processor.image_processor,
+        start=start,
+        interpolation_alpha=alpha,
+    )
 
 
 def draw_summary(trainer: "ViTPTrainer", number: int = 3) -> None:

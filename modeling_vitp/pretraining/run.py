@@ -55,7 +55,7 @@ def pretrain(options: PretrainingOptions, score: Score | None = None, command: s
         training_args.vrl_warmup_steps = default_warmup(training_args, data.train)
 
     trainer = make_trainer(options, data)
-    if data.test_images or args.probe_data is not None:
+    if data.test_images or args.probe_data is not None or training_args.interpolation_alpha < 1:
         keep_start(trainer)
     elif trainer.is_world_process_zero():
         remove_pictured(output_dir)

@@ -80,7 +80,8 @@ def write_models(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     for name in ("outputs/quickstart", "outputs/my_run"):
         model.save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
-    for name in ("outputs/quickstart/backbone", "outputs/my_run/backbone", "my-org/my-backbone"):
+    backbones = ("outputs/quickstart/backbone", "outputs/quickstart/backbone_at_start", "outputs/my_run/backbone")
+    for name in (*backbones, "my-org/my-backbone"):
         export_backbone(model, folder / name, processor.image_processor)
     export_backbone(model, folder / "outputs/my_domain/bundle", processor.image_processor)
     (folder / "adapt.yaml").write_text("data: my_coco\nstart: facebook/dinov2-base\noutput_dir: outputs/my_domain\n")

@@ -182,6 +182,19 @@ def test_resumed_run_keeps_its_start(arguments, tmp_path, quick_probe):
     assert (tmp_path / "out/backbone_at_start/model.safetensors").read_bytes() == began
 
 
+def test_backbone_is_exported_between_start_and_trained_vit(data_folder, tmp_path):
+    settings = {"dataset_name": str(data_folder), "seed": 7, "max_steps": 1, "watch_samples": 0}
+    assert run(tmp_path, **settings, interpolation_alpha=0.25) == 0
+    output = tmp_path / "run"
+    model = ViTPForConditionalGeneration.from_pretrained(output)
+    trained = model.model.vision_tower.state_dict()
+    start = AutoModel.from_pretrained(output / "backbone_at_start").state_dict()
+    backbone = AutoModel.from_pretrained(output / "backbone").state_dict()
+    for name, weight in backbone.items():
+        torch.testing.assert_close(weight, torch.lerp(start[name], trained[name], 0.25))
+    assert any(not torch.equal(start[name], trained[name]) for name in start)
+
+
 @pytest.fixture(scope="module")
 def scenes():
     """Return aerial images of tree crowns."""
