@@ -23,7 +23,9 @@ LOW_SHARE = 0.1  # Share of the range from black to white below which a warning 
 Source = Path | bytes | Picture
 
 
-def describe_images(length: int, source_of: Callable[[int], Source], spec: InputSpec | None) -> str:
+def describe_images(
+    length: int, source_of: Callable[[int], Source], spec: InputSpec | None, name: str = "images"
+) -> str:
     """Return in one line how images are seen, and in a second line a warning and an input spec if they are too dark.
 
     At most 16 images are read. Images that cannot be read are left out, because the reader of the data names them.
@@ -32,6 +34,7 @@ def describe_images(length: int, source_of: Callable[[int], Source], spec: Input
         length: number of images.
         source_of: function from an index to a file, its content, or the decoded image.
         spec: input spec of the images.
+        name: name of the images in the text.
 
     Returns:
         Text, empty if no image can be read.
@@ -60,7 +63,7 @@ def describe_images(length: int, source_of: Callable[[int], Source], spec: Input
     black, white = band_percentiles(torch.cat(seen_values), PERCENTILES)
     share = (white - black) / 255
     line = (
-        f"sees images: {' and '.join(sorted(kinds))}, values {low:.6g} to {high:.6g}, {black_and_white} is black to "
+        f"sees {name}: {' and '.join(sorted(kinds))}, values {low:.6g} to {high:.6g}, {black_and_white} is black to "
         f"white, of which they use {share:.0%}"
     )
     if has_alpha:
@@ -72,13 +75,15 @@ def describe_images(length: int, source_of: Callable[[int], Source], spec: Input
         proposal = {"window": window}
         if spec is not None and spec.bands is not None:
             proposal["bands"] = spec.bands
-        line += f"\nWARNING: images use {share:.1%} of the range. Set input_spec to {json.dumps(proposal)}."
+        line += f"\nWARNING: {name} use {share:.1%} of the range. Set input_spec to {json.dumps(proposal)}."
     return line
 
 
-def report_images(length: int, source_of: Callable[[int], Source], spec: InputSpec | None) -> None:
+def report_images(
+    length: int, source_of: Callable[[int], Source], spec: InputSpec | None, name: str = "images"
+) -> None:
     """Print the text of [`describe_images`], if it has any."""
-    text = describe_images(length, source_of, spec)
+    text = describe_images(length, source_of, spec, name)
     if text:
         print(text)
 

@@ -82,7 +82,7 @@ def images_of(example: dict[str, Any]) -> list:
     return [images]
 
 
-def report_rows(rows: Dataset | IterableDataset, spec: InputSpec) -> None:
+def report_rows(rows: Dataset | IterableDataset, spec: InputSpec, name: str = "images") -> None:
     """Print how images of rows are seen, see [`~modeling_vitp.images.seen.describe_images`]: the first of a stream."""
     if not isinstance(rows, Dataset):
         rows = list(itertools.islice(rows, NUM_IMAGES))
@@ -93,7 +93,7 @@ def report_rows(rows: Dataset | IterableDataset, spec: InputSpec) -> None:
             stored = {"path": stored, "bytes": None}
         return content_of(stored) if isinstance(stored, dict) else stored
 
-    report_images(len(rows), source_of, spec)
+    report_images(len(rows), source_of, spec, name)
 
 
 def load_images(example: dict[str, Any], spec: InputSpec | None = None) -> list:

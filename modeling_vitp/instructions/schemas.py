@@ -710,7 +710,10 @@ def is_image(member: str) -> bool:
 def unpacked_names(stored: Mapping[str, Any]) -> list[str]:
     """Return the field names that [`unpack`] returns for a sample, or for any sample with these columns."""
     if MEMBERS in stored:
-        return list(unpack(stored))
+        try:
+            return list(unpack(stored))
+        except ValueError as error:
+            raise ValueError(f"sample {stored[KEY]} of {stored[URL]}: {error}") from None
     members = dict(stored)
     for name in (KEY, URL, JSON):
         members.pop(name, None)

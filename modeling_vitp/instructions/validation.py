@@ -351,7 +351,7 @@ def validate(
         try:
             rows = read_source(source)
             report.schema = schema_of_part(source, rows)
-            report_rows(rows, source.spec_for(checker.image_processor))
+            report_rows(rows, source.spec_for(checker.image_processor), f"images of {source.name}")
             rows, numbers = part_of(rows, shard or Shard(1, 1))
             if isinstance(rows, Dataset):
                 num_processes = num_workers

@@ -137,7 +137,7 @@ def report_training_images(data: PretrainData, image_processor: ViTPImageProcess
         report_rows(prepare_rows(data.train), spec)
     else:
         for source in data.settings.values():
-            report_rows(read_source(source), source.spec_for(image_processor))
+            report_rows(read_source(source), source.spec_for(image_processor), f"images of {source.name}")
 
 
 def describe_data(

@@ -693,7 +693,7 @@ def cut_tar(folder):
 
 DAMAGED = {
     "metadata.jsonl": lambda folder: (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a tr'),
-    "metadata.csv": lambda folder: (folder / "metadata.csv").write_text("file_name,text\n0.png,a,b,c\n"),
+    "metadata.csv": lambda folder: (folder / "metadata.csv").write_text("file_name,text\n0.png,a\n0.png,a,b,c\n"),
     "a.tar": cut_tar,
 }
 
