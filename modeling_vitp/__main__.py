@@ -92,7 +92,8 @@ def main(argv: list[str] | None = None) -> None:
         print(importlib.metadata.version("modeling-vitp"))
         return
     if not words or words[0] in ("-h", "--help", "help"):
-        print("vitp NAME ARGUMENTS; vitp NAME --help shows the arguments.")
+        print("vitp NAME ARGUMENTS; --help shows the usual arguments, --help_all those of the libraries too.")
+        print("Start here: vitp pretrain --config quickstart, or vitp validate_data FOLDER for data of your own.")
         print(overview(paths))
         return
     name = words[0].replace("-", "_")

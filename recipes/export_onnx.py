@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from modeling_vitp.convert.onnx import export_onnx
 
+    print("Tracing the model and comparing it with the graph; for a detector this takes minutes.", flush=True)
     differences = export_onnx(args.checkpoint, args.file, args.tolerance)
     print("batch x height x width: largest difference, in standard deviations of the outputs")
     for size, difference in differences:

@@ -18,7 +18,7 @@ from modeling_vitp.training.command_line import load_plugins
 
 def main(argv: list[str] | None = None) -> int:
     name, *words = sys.argv[1:] if argv is None else argv
-    sys.argv = [f"finetune_{name}", *words]  # by which help and errors name the command
+    sys.argv = [f"vitp finetune_{name}", *words]  # by which help and errors name the command
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--plugins", nargs="+", default=[])
     plugins = parser.parse_known_args(words)[0].plugins

@@ -18,7 +18,7 @@ import argparse
 from pathlib import Path
 
 import vitp_command
-from modeling_vitp.command.settings import PositiveInt, add_options, option_type
+from modeling_vitp.command.settings import PositiveInt, add_options, option_type, read_mapping
 from modeling_vitp.instructions.arguments import AnnotationOptions
 from modeling_vitp.training.arguments import shard
 from modeling_vitp.training.command_line import load_plugins, parse_words
@@ -55,9 +55,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--names",
-        type=Path,
-        help="JSON file with a phrase for each class, null to skip the class. Default: the name of the class in the "
-        "annotation; for masks `class 1` …, and 0 or black is the background.",
+        help="JSON, or a JSON file, with a phrase for each class, null to skip the class. Default: the name of the "
+        "class in the annotation; for masks `class 1` …, and 0 or black is the background.",
     )
     add_options(parser, AnnotationOptions, OPTIONS)
     parser.add_argument("--seed", type=int, default=0, help="Random seed. Default: 0.")
@@ -91,7 +90,8 @@ def options_of(args: argparse.Namespace) -> AnnotationOptions:
     if args.annotations is not None:
         options["files"] = str(args.annotations)
     if args.names is not None:
-        options["names"] = read_annotation(args.names)
+        is_json = args.names.startswith("{")
+        options["names"] = read_mapping("names", args.names) if is_json else read_annotation(Path(args.names))
     return AnnotationOptions(**options)
 
 

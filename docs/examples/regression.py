@@ -253,7 +253,7 @@ class RegressionTask(ClassificationTask):
         channels = model.config.backbone_config.num_channels
         return model(torch.zeros(number, channels, side, side), labels=torch.zeros(number)).loss
 
-    def next_commands(self, folder):
+    def next_commands(self, folder, data):
         return []
 
     def infer_data(self, root, layout):

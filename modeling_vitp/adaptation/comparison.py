@@ -88,7 +88,7 @@ class Comparison:
             `score`, the main score on the validation split, and `greater_is_better`; empty without a validation split.
 
         Raises:
-            TrainingDiverged: if the training diverges. It is not run again.
+            TrainingDiverged: if the training diverges, or the score is not a number. It is not run again.
         """
         folder = self.run_folder(model, rate, seed, fraction)
         run_name = f"fine_tuning/{model}/{folder.name}"
@@ -124,6 +124,7 @@ class Comparison:
         validation = self.progress.result(run_name, run)
         if "diverged" in validation:
             raise TrainingDiverged(validation["diverged"])
+        check_score(validation, "validation")
         return validation
 
     def score(
@@ -136,7 +137,7 @@ class Comparison:
             is_kept: whether to keep the weights of the fine-tuned model, and to draw predictions.
 
         Raises:
-            TrainingDiverged: if the training diverges.
+            TrainingDiverged: if the training diverges, or a score is not a number.
         """
         self.fine_tune(model, backbone, rate, seed, fraction)
         folder = self.run_folder(model, rate, seed, fraction)
@@ -165,6 +166,7 @@ class Comparison:
         test_scores = self.progress.result(f"fine_tuning/{model}/{folder.name}/test", run)
         if not is_kept:
             remove_weights(folder)
+        check_score(test_scores, "test")
         return {
             "model": model,
             "labels": fraction,
@@ -173,6 +175,12 @@ class Comparison:
             "folder": str(folder),
             **test_scores,
         }
+
+
+def check_score(scores: Mapping[str, Any], split: str) -> None:
+    """Raise [`TrainingDiverged`] if the score of a split is `None`, as NaN is stored."""
+    if "score" in scores and scores["score"] is None:
+        raise TrainingDiverged(f"The score on the {split} split is not a number.")
 
 
 def fine_tune_backbones(

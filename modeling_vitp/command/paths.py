@@ -85,7 +85,8 @@ def paths_in(value: Any) -> list[str]:
     values = value if isinstance(value, list) else [value]
     paths = []
     for path in values:
-        if isinstance(path, (str, Path)) and str(path):
+        is_json = str(path).startswith("{")  # instead of a file
+        if isinstance(path, (str, Path)) and str(path) and not is_json:
             paths.append(str(path))
     return paths
 

@@ -43,7 +43,7 @@ from ..command.errors import one_line
 from ..command.settings import Interval, PositiveInt, check_keys
 from ..data.rows import folder_cache
 from ..hub.failures import RETRIES, pause, retry, seconds_to_wait
-from ..images.reading import IMAGE_SUFFIXES
+from ..images.reading import IMAGE_SUFFIXES, below
 from ..input_spec import InputSpec
 from .rows import FEATURES, SourceSettings
 from .schemas import (
@@ -543,8 +543,8 @@ def data_files(builder: DatasetBuilder, split: str) -> list[str]:
     return [str(file) for file in files_by_split.get(split, ())]
 
 
-def with_image_roots(source: Source, paths: Sequence[Path]) -> dict[Path, str | None]:
-    """Return files with the rows of a source, each with its image folder or `None`."""
+def with_image_roots(source: Source, paths: Sequence[Path]) -> dict[Path, str]:
+    """Return files with the rows of a source, each with its image folder."""
     folder = Path(source.location)
     return {path: source.image_root or image_root(path, folder) for path in paths}
 
@@ -612,9 +612,11 @@ def numbered_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
 def text_row(path: Path) -> dict[str, str] | ValueError:
     """Return the row of a text file, the caption of the image with its name, or an error."""
     try:
-        caption = path.read_text("utf-8-sig")
+        caption = below(path.parent, path.name).read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         return ValueError(f"{path}: {error}. Save it as UTF-8.")
+    except ValueError as error:  # a link that leads out
+        return error
     return {"id": path.stem, "image": captioned_image(path).name, "caption": caption}
 
 
@@ -874,8 +876,8 @@ def is_object(line: bytes) -> bool:
         return False
 
 
-def image_root(file: Path, folder: Path) -> str | None:
-    """Return the folder that image paths in a JSON or CSV file are relative to, or `None` if the paths are absolute.
+def image_root(file: Path, folder: Path) -> str:
+    """Return the folder that image paths in a JSON or CSV file are relative to, the data set if they are absolute.
 
     Candidates are the folder of the file, the folder of the data set, and `images` in either, then the other folders of
     the data set. The first candidate is returned that contains an image of the first rows, or else any image, so that
@@ -888,7 +890,7 @@ def image_root(file: Path, folder: Path) -> str | None:
             if "://" in path:
                 continue
             if Path(path).is_absolute():
-                return None
+                return str(folder)
             for root in possible_image_roots(file, folder):
                 if (root / path).is_file():
                     return str(root)

@@ -188,11 +188,12 @@ class Task:
         """
         raise NotImplementedError
 
-    def next_commands(self, folder: str) -> list[str]:
+    def next_commands(self, folder: str, data: Any) -> list[str]:
         """Return commands for a fine-tuned model, with placeholders in capitals, that the end of a run prints.
 
         Args:
             folder: folder of the model, quoted for a shell.
+            data: data of the fine-tuning, from `open_data`.
         """
         return []
 

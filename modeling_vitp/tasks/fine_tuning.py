@@ -105,7 +105,7 @@ def fine_tune(task: Task, options: FineTuningOptions, command: str | None = None
     folder = shlex.quote(training_args.output_dir)
     next_commands = [
         f"vitp space {folder}",
-        *task.next_commands(folder),
+        *task.next_commands(folder, data),
         f"vitp push_to_hub {folder} NAMESPACE/NAME --what model --dry_run",
     ]
     status |= report(metrics, Path(training_args.output_dir), trainer.model.config.model_type, next_commands)

@@ -269,7 +269,7 @@ def next_command(args) -> str:
     program = sys.argv[0]
     if args.world_size > 1 or not program:
         return "Resume with the command that started the run."
-    if not program.startswith("vitp "):
+    if not program.startswith(("vitp ", "python -m ")):
         program = f"{shlex.quote(sys.executable)} {program}"
     words = shlex.join(without_tokens(sys.argv[1:]))
     return f"Resume with: {program} {words}"

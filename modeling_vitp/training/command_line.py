@@ -368,6 +368,7 @@ def register_models() -> None:
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a recipe as a program with logging, see [`~modeling_vitp.command.errors.run_program`]."""
+    sys.argv[0] = errors.program()  # `runpy` sets the file, which would be in the command that resumes
     gc.set_threshold(10_000)  # With 700, going through the objects of the imports takes a fifth of their time.
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     is_first_process = os.environ.get("RANK", "0") == "0"  # which logs each line once for all processes

@@ -111,6 +111,7 @@ def count_skipped(trainer: BaseTrainer) -> dict[str, int]:
 def evaluate(trainer: BaseTrainer, metrics: dict[str, Any], name: str, samples: Dataset | None) -> None:
     """Score a split, if it is given, add the scores to the metrics, and save them."""
     if samples is not None:
+        logger.info("Scoring the %s split.", name)
         metrics[name] = trainer.evaluate(samples, metric_key_prefix=name)
         save_metrics(trainer, metrics)
 

@@ -493,6 +493,22 @@ def test_learning_rate_has_lowest_error_rate(tmp_path, monkeypatch):
     assert scored["metric"] == "error_rate" and not scored["greater_is_better"]
 
 
+def test_score_that_is_not_a_number_is_left_out(tmp_path, monkeypatch):
+    runs = comparison_of(tmp_path, [1e-4, 3e-4])
+    scores = {1e-4: None, 3e-4: 0.2}  # `metrics.json` has `null` for NaN.
+
+    def run_fine_tuning(task, settings, folder):
+        metrics = {"main_score": "map", "greater_is_better": True, "is_share": True}
+        if not settings.get("do_train", True):
+            return metrics | {"test": {"test_map": None}, "test_resampled": [], "test_cases": 2}
+        return metrics | {"eval": {"eval_map": scores[settings["learning_rate"]]}}
+
+    monkeypatch.setattr(comparison, "run_fine_tuning", run_fine_tuning)
+    assert runs.choose_rate("a", "backbone", 0) == 3e-4
+    with pytest.raises(TrainingDiverged, match="test"):
+        runs.score("a", "backbone", 3e-4, 0)
+
+
 def test_seed_that_diverges_is_left_out():
     def score(model, backbone, rate, seed, fraction, is_kept):
         if (model, seed, fraction) in bad:

@@ -397,6 +397,32 @@ def test_image_outside_root_is_row_error(tmp_path, kind, streaming):
         assert rows[len(inside) + 2]["error"] is None  # Its absolute path is below the larger root.
 
 
+def test_absolute_image_path_outside_folder_is_row_error(tmp_path):
+    """An absolute path in the first row does not permit other files."""
+    (tmp_path / "data").mkdir()
+    for folder in (tmp_path, tmp_path / "data"):
+        picture(20, 20).save(folder / "a.png")
+    names = [str(tmp_path / "data" / "a.png"), str(tmp_path / "a.png"), "../a.png"]
+    lines = "\n".join(json.dumps({"image": name, "messages": HOW_MANY}) for name in names)
+    (tmp_path / "data" / "rows.jsonl").write_text(lines)
+    for place in (tmp_path / "data", tmp_path / "data" / "rows.jsonl"):
+        assert [row["error"] is None for row in train_rows(place)] == [True, False, False]
+        rows = train_rows(place, str(tmp_path))
+        assert [row["error"] is None for row in rows][:2] == [True, True]
+
+
+def test_caption_behind_a_link_is_row_error(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "secret.txt").write_text("a secret text")
+    for name in "ab":
+        picture(20, 20).save(tmp_path / "data" / f"{name}.png")
+    (tmp_path / "data" / "a.txt").write_text("two trees")
+    (tmp_path / "data" / "b.txt").symlink_to(tmp_path / "secret.txt")
+    rows = list(train_rows(tmp_path / "data"))
+    assert [row["error"] is None for row in rows] == [True, False]
+    assert "b.txt" in rows[1]["error"] and "secret text" not in str(rows)
+
+
 def train_rows(place, root=None, **options):
     args = ScriptArguments(dataset_name=str(place), **options)
     return open_splits(args, root)[0][args.dataset_train_split]

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from modeling_vitp.__main__ import main as dispatch
 from modeling_vitp.command.settings import advanced_options, own_fields
 from modeling_vitp.pretraining import arguments as pretraining
 from modeling_vitp.pretraining.config import ViTPTrainingConfig
@@ -65,3 +66,9 @@ def test_help_of_a_task_describes_its_own_data(capsys):
     with pytest.raises(SystemExit):
         finetune_classification.main(["--help"])
     assert "Name of a data set on the Hub, or a folder." in " ".join(capsys.readouterr().out.split())
+
+
+def test_overview_says_where_to_start(capsys):
+    dispatch([])
+    printed = capsys.readouterr().out
+    assert "Start here: vitp " in printed and "--help_all" in printed

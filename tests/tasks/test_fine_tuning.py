@@ -1,6 +1,7 @@
 """Base trainer of fine-tuning: arguments, pictures, evaluation, and learning rates."""
 
 from functools import partial
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import dense_data
@@ -23,7 +24,7 @@ from modeling_vitp.cards.record import read_json
 from modeling_vitp.metrics.resampling import resample
 from modeling_vitp.tasks import fine_tuning
 from modeling_vitp.tasks.arguments import BackboneArguments
-from modeling_vitp.tasks.base import FineTuningOptions
+from modeling_vitp.tasks.base import FineTuningOptions, find_task
 from modeling_vitp.tasks.classification.arguments import ClassificationArguments
 from modeling_vitp.tasks.detection.arguments import DetectionArguments
 from modeling_vitp.tasks.detection.trainer import ViTPDetectionTrainingConfig
@@ -312,3 +313,9 @@ def test_backbone_is_not_scored(tmp_path, fine_tuned):
     check_start(ViTPForObjectDetection, BackboneArguments(model_name_or_path=fine_tuned), do_train=False)
     with pytest.raises(ValueError, match="vitp_vision.*vitp_object_detection|do_train"):
         check_start(ViTPForObjectDetection, BackboneArguments(model_name_or_path=str(tmp_path)), do_train=False)
+
+
+def test_next_command_takes_files_like_those_of_training():
+    for plane, suffix in ((None, ".tif"), ("axial", ".nii.gz")):
+        (command,) = find_task("segmentation").next_commands("out", SimpleNamespace(plane=plane))
+        assert f"IMAGE{suffix}" in command and f"CLASSES{suffix}" in command

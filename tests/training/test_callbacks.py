@@ -17,7 +17,7 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 from launching import launch
-from paths import HELPERS
+from paths import HELPERS, ROOT
 from PIL import Image
 from pushed_runs import train
 from tiny_models import FROM_SCRATCH
@@ -37,8 +37,10 @@ from modeling_vitp.training.callbacks import (
     StopAtNotFinite,
     choose,
     ignore_signals_in_worker,
+    next_command,
 )
 from modeling_vitp.training.checkpointing import last_checkpoint
+from modeling_vitp.training.command_line import run as run_recipe
 
 
 def poison(trainer, what: str, step: int) -> list:
@@ -124,6 +126,14 @@ def test_run_stopped_by_signal_is_exact(tmp_path, step, monkeypatch):
     assert str(stop).endswith("vitp pretrain --config 'a b.yaml'")
     assert last_checkpoint(tmp_path / "run").endswith(f"checkpoint-{step}")
     assert run(tmp_path / "run") == whole
+
+
+def test_command_that_resumes_is_the_recipe(monkeypatch, capsys):
+    """`vitp NAME` runs the file of a recipe, whose path `runpy` sets."""
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "recipes" / "pretrain.py"), "--config", "quickstart"])
+    with pytest.raises(SystemExit):
+        run_recipe(lambda: print(next_command(SimpleNamespace(world_size=1))))
+    assert capsys.readouterr().out.endswith(": vitp pretrain --config quickstart\n")
 
 
 def test_closed_terminal_saves(tmp_path):

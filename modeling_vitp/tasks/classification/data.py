@@ -556,7 +556,7 @@ class ClassificationData(DataSettings):
                 problem = f"{samples.where(index)} cannot be read as an image: {error}."
                 if self.bad_images == "raise":
                     raise ValueError(
-                        f"{problem} Repair or remove it, or set `bad_images: skip` in `data` to skip such files."
+                        f"{problem} Repair or remove it. Fine-tuning skips such files by `bad_images: skip` in `data`."
                     ) from error
                 problems.append(problem)
         if not problems:

@@ -203,7 +203,14 @@ def open_samples(
     names = data.find_classes([train_split])
     train_images = data.open([train_split])
     if test_share is None:
-        test_images = data.open([test_split])
+        try:
+            test_images = data.open([test_split])
+        except ValueError as error:
+            if not str(error).startswith("Unknown split"):  # of `datasets`
+                raise
+            raise ValueError(
+                f"{name}: {error} Set test_split, or test_share to hold out a part of {train_split!r}."
+            ) from error
         data.check_disjoint(splits)
     else:
         train_images, test_images = divide_images(train_images, name, names, test_share)

@@ -113,7 +113,7 @@ class ClassificationTask(Task):
 
         return loss_without_values(model, number, side)
 
-    def next_commands(self, folder):
+    def next_commands(self, folder, data):
         return [f"vitp evaluate_robustness --models {folder}"]
 
     def infer_data(self, root, layout):

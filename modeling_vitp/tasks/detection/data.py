@@ -378,7 +378,10 @@ class DetectionData(DataSettings):
                 is_large_enough = shorter_sides(objects, is_oriented) >= self.min_side
                 objects = objects.take(is_large_enough)
             if messages and self.bad_objects == "raise":
-                raise ValueError(f"{messages[0]} Repair it, or set `bad_objects: skip` in `data` to skip such objects.")
+                remedy = "Repair it, or set `bad_objects: skip` in `data` to skip such objects."
+                if with_masks and not any(item.segmentation for item in image.objects):
+                    remedy = "No object of the image has one: set --task oriented or horizontal."
+                raise ValueError(f"{messages[0]} {remedy}")
             places += cut_into_windows(image, objects, tile, is_oriented)
         if not places:
             raise ValueError(f"Split {name!r} has no images.")

@@ -118,7 +118,7 @@ class DetectionTask(Task):
 
         return loss_without_values(model, number, side)
 
-    def next_commands(self, folder):
+    def next_commands(self, folder, data):
         return [f"vitp predict_large {folder} IMAGE.tif --output OBJECTS.geojson"]
 
     def read_split(self, data, split, settings):

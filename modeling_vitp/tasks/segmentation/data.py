@@ -629,6 +629,12 @@ class DenseData(DataSettings):
                 masks.append(path)
         inferred = infer_classes(masks)
         number = len(inferred["classes"])
+        if number < 2 and not classes:
+            found = ", ".join(item["name"] for item in inferred["classes"]) or "none"
+            raise ValueError(
+                f"Expected at least two classes in the masks of {root}, such as {masks[0]}, found: {found}. Export "
+                "masks with one value for each class."
+            )
         lossy_masks = [path for path in masks if path.suffix.lower() in (".jpg", ".jpeg")]
         if lossy_masks and number > 2 and not classes:
             raise ValueError(

@@ -179,9 +179,10 @@ class SegmentationTask(Task):
 
         return loss_without_values(model, number, side)
 
-    def next_commands(self, folder):
-        image_arguments = ["IMAGE.tif"] * self.entry.model_class.images_per_sample
-        return [f"vitp predict_large {folder} {' '.join(image_arguments)} --output CLASSES.tif"]
+    def next_commands(self, folder, data):
+        suffix = ".tif" if data.plane is None else ".nii.gz"
+        image_arguments = [f"IMAGE{suffix}"] * self.entry.model_class.images_per_sample
+        return [f"vitp predict_large {folder} {' '.join(image_arguments)} --output CLASSES{suffix}"]
 
     def read_split(
         self,

@@ -216,6 +216,8 @@ def test_class_that_does_not_occur_is_named(tmp_path):
     (tmp_path / "names.json").write_text(json.dumps({"shpi": None, "ship": "boat"}))
     with pytest.raises(ValueError, match="--names.*'shpi'"):
         make("voc", tmp_path / "data", tmp_path / "out", "--names", tmp_path / "names.json")
+    with pytest.raises(ValueError, match="--names.*'shpi'"):  # JSON as in a configuration
+        make("voc", tmp_path / "data", tmp_path / "out", "--names", (tmp_path / "names.json").read_text())
 
 
 def deep_collage(root):

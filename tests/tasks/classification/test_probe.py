@@ -254,7 +254,7 @@ def test_multi_band_backbone_gets_its_bands(tmp_path):
     ("what", "arguments", "message"),
     [
         ("missing", [], "nothing"),
-        ("split", ["--test_split", "val"], "val"),
+        ("split", ["--test_split", "val"], "val.*test_share"),
         ("same split", ["--test_split", "train"], "train_split.*test_split"),
         ("broken", [], "train/a/01.png"),
         ("unknown class", [], "'c'"),

@@ -489,6 +489,13 @@ def test_bad_objects_can_be_skipped(tmp_path, caplog):
     assert "train" in caplog.text and "a_001.txt, line 3" in caplog.text
 
 
+def test_boxes_without_outlines_need_another_task(tmp_path):
+    write_dota(tmp_path, IMAGES)
+    with pytest.raises(ValueError, match=r"\.txt, line 1.*--task oriented") as caught:
+        describe(tmp_path, "dota").open(["train"], "instances")
+    assert "bad_objects" not in str(caught.value)
+
+
 def test_numbers_of_coco_may_be_text(tmp_path):
     write_coco(tmp_path, IMAGES)
     expected = describe(tmp_path, "coco").open(["train"], "instances")

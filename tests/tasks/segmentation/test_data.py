@@ -92,6 +92,14 @@ def test_patterns_and_values_are_inferred(tmp_path):
         assert sorted(files[0], key=str) == sorted(files[1], key=str)
 
 
+def test_masks_of_one_value_are_named(tmp_path):
+    for index in range(2):
+        dense_data.save(Image.new("RGB", (8, 6)), tmp_path / "images" / f"{index}.png")
+        dense_data.save(Image.new("L", (8, 6)), tmp_path / "masks" / f"{index}.png")
+    with pytest.raises(ValueError, match=f"{tmp_path}.*class 0"):
+        DenseData.infer(tmp_path)
+
+
 def test_values_of_jpeg_masks_are_no_classes(tmp_path):
     dense_data.make_loveda(tmp_path / "data", size=16)
     for path in (tmp_path / "data").rglob("masks_png/*.png"):
