@@ -160,6 +160,13 @@ class AdaptArguments(Settings):
         default=None,
         metadata={"help": "Settings of the fine-tuning that replace the chosen ones: JSON, or a configuration."},
     )
+    mae: dict | JsonText | None = field(
+        default=None,
+        metadata={
+            "help": "Settings of the masked autoencoder as JSON, such as "
+            """'{"learning_rate": 3e-4}'. Default: precision and image size of the pretraining."""
+        },
+    )
     plugins: list[str] = field(
         default_factory=list,
         metadata={"help": "Python files that register layouts of labeled images, see docs/extending.md."},

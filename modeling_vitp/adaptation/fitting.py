@@ -18,7 +18,7 @@ from ..training.costs import measure_step
 from .arguments import MAE
 from .backbones import Backbones
 from .comparison import settings_of_backbone
-from .pretraining import Pretraining
+from .pretraining import Pretraining, mae_config
 from .runs import fine_tuning_options
 
 TEXTS = ["The trees stand in rows."]  # for the tokenizer of a model from scratch
@@ -53,9 +53,12 @@ def check_models(
         check_fine_tuning(task, settings_of_backbone(task, fine_tuning, backbone), option, pretraining.folder)
     if MAE in backbones.models:
         try:
+            mae_config(pretraining, pretraining.arguments.training_args, backbones)
             mae_steps(pretraining.start.config, 1, 1.0)
         except ValueError as error:
-            raise ValueError(f"baselines: mae cannot be trained: {error} Remove mae from baselines.") from error
+            raise ValueError(
+                f"baselines: mae cannot be trained: {error} Set mae, or remove mae from baselines."
+            ) from error
 
 
 def check_pretraining(pretraining: Pretraining, needs_weights: bool) -> None:

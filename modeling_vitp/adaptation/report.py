@@ -9,7 +9,7 @@ from typing import Any
 
 import matplotlib
 
-from ..metrics.resampling import Difference, Score, paired_difference
+from ..metrics.resampling import Difference, Score, corrected_differences
 from ..training.checkpointing import write_whole
 from .arguments import ADAPTED
 from .backbones import Backbones
@@ -173,22 +173,24 @@ class AdaptationReport:
     def differences(self, labels: float = 1.0) -> dict[str, Difference]:
         """Return the differences in the main score of the adapted backbone to each other one, paired by seed.
 
+        They are corrected for the number of other backbones, see
+        [`~modeling_vitp.metrics.resampling.corrected_differences`].
+
         Args:
             labels: fraction of the training images of the fine-tuning.
         """
         adapted_scores = self.scores(ADAPTED, labels)
-        differences = {}
+        ours = {}
+        theirs = {}
         for name in self.models:
             if name == ADAPTED:
                 continue
             model_scores = self.scores(name, labels)
             common_seeds = [seed for seed in adapted_scores if seed in model_scores]
             if common_seeds:
-                differences[name] = paired_difference(
-                    [adapted_scores[seed] for seed in common_seeds],
-                    [model_scores[seed] for seed in common_seeds],
-                )
-        return differences
+                ours[name] = [adapted_scores[seed] for seed in common_seeds]
+                theirs[name] = [model_scores[seed] for seed in common_seeds]
+        return corrected_differences(ours, theirs)
 
 
 def make_report(

@@ -77,6 +77,8 @@ def describe_fine_tuned(report: "AdaptationReport") -> list[Block]:
     differences = report.differences()
     text = f"Test scores in {report.measure}, with all labels. Differences are paired by seed and test image. "
     text += "In bold, the interval excludes 0."
+    if len(differences) > 1:
+        text += f" Intervals are wider than those of one comparison, because there are {len(differences)} (Holm)."
     if report.direction:
         text += f" {report.direction}"
     if any(difference.seeds < 2 for difference in differences.values()):
