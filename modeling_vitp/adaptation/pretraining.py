@@ -287,7 +287,7 @@ def mae_config(
         "lr_scheduler_type": "cosine",
         "bf16": training_args.bf16,
         "fp16": training_args.fp16,
-        **(backbones.args.mae or {}),
+        **backbones.args.mae,
         "output_dir": str(backbones.folder / "mae"),
         "per_device_train_batch_size": batch,
         "max_steps": steps,

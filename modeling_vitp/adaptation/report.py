@@ -9,7 +9,7 @@ from typing import Any
 
 import matplotlib
 
-from ..metrics.resampling import Difference, Score, corrected_differences
+from ..metrics.resampling import Difference, Score, corrected_differences, paired_difference
 from ..training.checkpointing import write_whole
 from .arguments import ADAPTED
 from .backbones import Backbones
@@ -95,16 +95,16 @@ class AdaptationReport:
 
     def to_markdown(self) -> str:
         """Return the report as Markdown without front matter. Its charts are files, which `save` writes."""
-        return to_markdown(self.title, self.verdict, self.sections())
+        return to_markdown(self.title, find_verdict(self)[0], self.sections())
 
     def to_html(self, folder: str | Path) -> str:
         """Return the report as one page of HTML that needs no other file; `folder` has the pictures."""
-        return to_html(self.title, self.verdict, self.sections(), Path(folder))
+        return to_html(self.title, find_verdict(self)[0], self.sections(), Path(folder))
 
     @property
     def verdict(self) -> str:
-        """Advice on the backbone to use."""
-        return find_verdict(self)
+        """Advice on the backbone to use, with remarks."""
+        return " ".join(find_verdict(self))
 
     def looks_at_images(self) -> bool:
         """Return false if the answers to no kind of question are clearly better with the own image."""
@@ -191,6 +191,23 @@ class AdaptationReport:
                 ours[name] = [adapted_scores[seed] for seed in common_seeds]
                 theirs[name] = [model_scores[seed] for seed in common_seeds]
         return corrected_differences(ours, theirs)
+
+    def frozen_scores(self) -> dict[tuple[str, str], Score]:
+        """Return the test score of each probe and frozen backbone."""
+        scores = {}
+        for run in self.frozen:
+            scores[run["probe"], run["model"]] = Score(run["score"], run["resampled"], run["cases"])
+        return scores
+
+    def frozen_differences(self) -> dict[tuple[str, str], Difference]:
+        """Return the difference of the frozen adapted backbone to each other one, by probe and backbone."""
+        scores = self.frozen_scores()
+        differences = {}
+        for (probe, model), score in scores.items():
+            adapted_score = scores.get((probe, ADAPTED))
+            if adapted_score is not None and model != ADAPTED:
+                differences[probe, model] = paired_difference([adapted_score], [score])
+        return differences
 
 
 def make_report(

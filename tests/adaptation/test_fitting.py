@@ -95,8 +95,9 @@ def test_neck_that_does_not_fit_is_mended_by_an_option_of_adapt(models, in_time,
     narrow = str(models / "narrow")
     export_backbone(ViTPVisionModel(ViTPVisionConfig(**WIDTH_48, image_size=[64, 64], patch_size=[16, 16])), narrow)
     settings = {"start": narrow} if option == "start" else {"baselines": ["start", narrow]}
+    heads = {"deformable_heads": 8}  # of the start of 32 channels, and not of 48
     with pytest.raises(ValueError, match=f"{option}: .*narrow.*--fine_tuning '.*pyramid"):
-        run(models, **settings)
+        run(models, fine_tuning={"bf16": False, "backbone": heads}, **settings)
     with pytest.raises(Built):
         run(models, fine_tuning={"bf16": False, "neck": "pyramid"}, **settings)
 

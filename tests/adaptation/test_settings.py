@@ -90,6 +90,9 @@ def pretraining_of(args: AdaptArguments) -> Pretraining:
         ({"pretraining": {"from_scratch": {"vision_config": {}}}}, "from_scratch: text_config and vocab_size"),
         ({"fine_tuning": {"eval_split": "test"}}, "fine_tuning must not set eval_split"),
         ({"pretraining": {"max_steps": 10}}, "pretraining must not set max_steps"),
+        ({"pretraining": {"hub_token": "hf_a"}}, "pretraining must not set hub_token"),
+        ({"fine_tuning": {"hub_token": "hf_a"}}, "fine_tuning must not set hub_token"),
+        ({"mae": {"hub_token": "hf_a"}}, "mae must not set hub_token"),
         ({"start": QUICKSTART, "pretraining": {"language_model": "a"}}, "must not set language_model"),
     ],
 )
@@ -152,6 +155,7 @@ def test_missing_package_of_the_controls_is_reported_before_the_checks(tmp_path,
     write_folders(tmp_path / "data", {"": 6}, ("field", "forest"))
     monkeypatch.setattr(vlm, "answer_kind", lambda question, answer: "caption")
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
+    monkeypatch.setattr(adapting, "check_models", lambda *args: None)
     monkeypatch.setattr(adapting, "check_instructions", None)
     with pytest.raises(ModuleNotFoundError, match="pycocoevalcap"):
         run_adaptation(arguments(tmp_path, pretraining={"from_scratch": FROM_SCRATCH, "bf16": False}))
