@@ -168,7 +168,7 @@ def test_suspicion_is_stated_as_one(models, in_time, stop_when_checked, quick_pr
     labels = read_labels(models / "data", models / "out" / "splits")
     test_image, training_image = labels.images["test"][0], labels.images["train"][0]
     pixels = np.asarray(Image.open(test_image), float)
-    noise = np.random.default_rng(0).normal(0, 22, pixels.shape[:2])
+    noise = np.random.default_rng(0).normal(0, 60, pixels.shape[:2])
     similar = Image.fromarray((pixels + noise[..., None]).clip(0, 255).astype(np.uint8))
     similar.filter(ImageFilter.GaussianBlur(1)).save(training_image)
     spec = InputSpec.from_dict(None)
