@@ -220,13 +220,13 @@ def mean_resampled(scores: Sequence[Score]) -> np.ndarray:
     return resampled.mean(0)
 
 
-def half_width(variance: float, freedom: float, level: float) -> float:
+def half_width(variance: float, freedom: float, level: float = LEVEL) -> float:
     """Return half the width of an interval by Student's t.
 
     Args:
         variance: variance of a mean.
         freedom: degrees of freedom.
-        level: error rate of the interval.
+        level: error rate of the interval, by default that of 95% intervals.
     """
     quantile = stats.t.ppf(1 - level / 2, freedom)
     return float(quantile * math.sqrt(variance))
