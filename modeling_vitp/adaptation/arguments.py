@@ -29,6 +29,7 @@ SET_OPTIONS = {
         "probe_data": None,
         "vision_image_size": "image_size",
     },
+    "mae": {"output_dir": "output_dir", "seed": "seed", "max_steps": "steps", "report_to": None},
     "fine_tuning": {
         "output_dir": "output_dir",
         "eval_strategy": None,
@@ -160,6 +161,13 @@ class AdaptArguments(Settings):
         default=None,
         metadata={"help": "Settings of the fine-tuning that replace the chosen ones: JSON, or a configuration."},
     )
+    mae: dict | JsonText | None = field(
+        default=None,
+        metadata={
+            "help": "Settings of the masked autoencoder as JSON, such as "
+            """'{"learning_rate": 3e-4}'. Default: precision and image size of the pretraining."""
+        },
+    )
     plugins: list[str] = field(
         default_factory=list,
         metadata={"help": "Python files that register layouts of labeled images, see docs/extending.md."},
@@ -181,6 +189,7 @@ class AdaptArguments(Settings):
 
     def __post_init__(self):
         super().__post_init__()
+        self.mae = self.free_settings("mae")
         self.pretraining = self.free_settings("pretraining")
         self.fine_tuning = self.free_settings("fine_tuning")
         self.seconds = read_budget(self.budget)
@@ -216,6 +225,11 @@ class AdaptArguments(Settings):
             file = settings
             settings = read_yaml(find_config(file))
             check_value(f"{field_name}={file}", settings, dict)
+        if "hub_token" in (settings or {}):
+            raise ValueError(
+                f"{field_name} must not set hub_token, which would be written to the files of the run. Remove it, and "
+                "log in with `hf auth login`."
+            )
         options = dict(SET_OPTIONS[field_name])
         if field_name == "pretraining" and self.start is not None:
             options.update(START_OPTIONS)

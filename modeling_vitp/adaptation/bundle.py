@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -34,7 +35,6 @@ TIMM = "timm"
 ONNX = "backbone.onnx"
 EMBEDDINGS = "embeddings.parquet"
 OMITTED = ("dry_run", "force", "allow_overlap", "seconds")  # arguments that the configuration of a bundle lacks
-COMMAND = f"vitp adapt --config {BUNDLE_CONFIG}"
 CONTENTS = {  # descriptions in the card
     "config.json": "The adapted backbone is in this folder, for transformers.",
     TIMM: 'The backbone for timm: `timm.create_model("local-dir:timm")`.',
@@ -43,7 +43,7 @@ CONTENTS = {  # descriptions in the card
     EMBEDDINGS: "An embedding of each image, the mean of its patch tokens.",
     "report.html": "This report as one page.",
     "report.json": "This report as data.",
-    BUNDLE_CONFIG: f"The configuration: `{COMMAND}`.",
+    BUNDLE_CONFIG: "The configuration, whose paths are relative to the folder that the adaptation was started in.",
 }
 
 
@@ -89,7 +89,9 @@ def write_bundle(
     relative_config = change_texts(config, relative_path)
     write_whole(folder / BUNDLE_CONFIG, yaml.safe_dump(relative_config, sort_keys=False, allow_unicode=True))
     fields = change_texts(asdict(report), without_folders)
-    fields["command"] = COMMAND
+    fields["data"]["how"] = report.data["how"]  # A pattern of scenes may look like a path.
+    config_file = relative_path(str(Path(folder, BUNDLE_CONFIG).resolve()))
+    fields["command"] = shlex.join(["vitp", "adapt", "--config", config_file])
     type(report)(**fields).save(folder)
     write_card(folder, notes)
     return notes

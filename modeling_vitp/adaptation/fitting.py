@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from ..command.errors import one_line
 from ..modeling_vitp_backbone import open_vit
 from ..pretraining.loading import load_start
@@ -18,10 +20,11 @@ from ..training.costs import measure_step
 from .arguments import MAE
 from .backbones import Backbones
 from .comparison import settings_of_backbone
-from .pretraining import Pretraining
+from .pretraining import Pretraining, mae_config
 from .runs import fine_tuning_options
 
 TEXTS = ["The trees stand in rows."]  # for the tokenizer of a model from scratch
+FAILURES = (ValueError, OSError, RuntimeError, StrictDataclassError)  # of models that cannot be built or run
 SMALL_BATCH = BatchShape(samples=1, tiles=1, text_tokens=16)
 
 
@@ -53,9 +56,12 @@ def check_models(
         check_fine_tuning(task, settings_of_backbone(task, fine_tuning, backbone), option, pretraining.folder)
     if MAE in backbones.models:
         try:
+            mae_config(pretraining, pretraining.arguments.training_args, backbones)
             mae_steps(pretraining.start.config, 1, 1.0)
         except ValueError as error:
-            raise ValueError(f"baselines: mae cannot be trained: {error} Remove mae from baselines.") from error
+            raise ValueError(
+                f"baselines: mae cannot be trained: {error} Set mae, or remove mae from baselines."
+            ) from error
 
 
 def check_pretraining(pretraining: Pretraining, needs_weights: bool) -> None:
@@ -66,15 +72,15 @@ def check_pretraining(pretraining: Pretraining, needs_weights: bool) -> None:
     """
     arguments = pretraining.arguments
     try:
-        if needs_weights:
-            settings = pretraining.start.settings
+        settings = pretraining.start.settings
+        if needs_weights and pretraining.start.vit is not None:  # Random weights fit.
             paths = {name: settings.get(name) for name in ("vision_model", "language_model")}
             args = replace(arguments.args, **paths)
             model_args = replace(arguments.model_args, model_name_or_path=settings.get("model_name_or_path"))
             load_start(args, model_args, TEXTS)
         config, _ = config_of_start(arguments.args, arguments.model_args)
         measure_pretraining(config, SMALL_BATCH, bf16=arguments.training_args.bf16)
-    except (ValueError, OSError, RuntimeError) as error:
+    except FAILURES as error:
         raise ValueError(
             f"start: the model of the pretraining cannot be built: {one_line(str(error))} Set start, language_model or "
             "image_size, or settings of the model in pretraining."
@@ -97,7 +103,7 @@ def check_fine_tuning(task: str, settings: Mapping[str, Any], option: str, folde
         data = task_object.open_data(options)
         model = load_without_values(task_object, data, options)
         measure_step(model.train(), lambda model: task_object.loss(model, 1, side), options.training.bf16)
-    except (ValueError, RuntimeError) as error:
+    except FAILURES as error:
         remedy = f"set another ViT in {option}, or {task_object.image_side} in fine_tuning"
         if isinstance(options.start, BackboneArguments):
             example = json.dumps({"neck": "pyramid"})

@@ -15,7 +15,17 @@ from tqdm.auto import tqdm
 
 from ..input_spec import InputSpec
 from ..instructions.mixture import load_sources
-from ..instructions.overlap import MIN_CORRELATION, Match, TestImages, as_picture, opencv_in_one_thread
+from ..instructions.overlap import (
+    MIN_CONTRAST,
+    MIN_CORRELATION,
+    Match,
+    TestImages,
+    as_picture,
+    for_hash_check,
+    gray_levels,
+    opencv_in_one_thread,
+    orientations,
+)
 from ..instructions.rows import images_of, load_images
 from ..instructions.sources import read_source
 
@@ -104,9 +114,8 @@ def find_pairs(index: TestImages, images: Sequence[Image]) -> list[Pair]:
 def likeness(images: Sequence[Image], spec: InputSpec, seed: int) -> float:
     """Return the correlation from which two images are more alike than training images are among themselves.
 
-    Half of the images are compared with the other half. The result is halfway between 1 and the highest correlation of
-    two of them that are not the same, because pairs that were not compared may be more alike; the lowest correlation
-    of a match if there is none.
+    It is halfway between 1 and the highest correlation of two training images that are not the same, because pairs
+    that were not compared may be more alike; the lowest correlation of a match if no training images are that alike.
 
     Args:
         images: training images.
@@ -118,9 +127,34 @@ def likeness(images: Sequence[Image], spec: InputSpec, seed: int) -> float:
         return MIN_CORRELATION
     pairs = find_pairs(index_images(drawn_images[::2], spec), drawn_images[1::2])
     scores = [pair.match.score for pair in pairs if not pair.is_same]
-    if not scores:
+    highest = max([whole_correlation(drawn_images, spec), *scores])
+    if highest < MIN_CORRELATION:
         return MIN_CORRELATION
-    return min((1 + scores[0]) / 2, SAME)
+    return min((1 + highest) / 2, SAME)
+
+
+def whole_correlation(images: Sequence[Image], spec: InputSpec) -> float:
+    """Return the highest correlation below `SAME` of two whole images in any of eight orientations.
+
+    Unlike the search, it compares all pairs, so that few images show how alike they are.
+    """
+    oriented_images = []
+    for image in images:
+        try:
+            (picture,) = load_images(image, spec)
+        except ValueError:
+            continue
+        pixels = for_hash_check(gray_levels(as_picture(picture)))
+        if pixels.std() >= MIN_CONTRAST:
+            vectors = np.stack([oriented.ravel() for oriented in orientations(pixels)]).astype(np.float32)
+            vectors -= vectors.mean(axis=1, keepdims=True)
+            oriented_images.append(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    highest = 0.0
+    for index, vectors in enumerate(oriented_images[1:], start=1):
+        earlier_images = np.stack([earlier[0] for earlier in oriented_images[:index]])
+        correlations = (earlier_images @ vectors.T).max(axis=1)
+        highest = max(highest, correlations[correlations < SAME].max(initial=0.0))
+    return float(highest)
 
 
 def draw_pairs(pairs: Sequence[Pair], spec: InputSpec, path: Path) -> None:

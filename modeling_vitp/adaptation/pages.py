@@ -25,10 +25,9 @@ STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: auto; padding: 1rem; overflow-wrap: anywhere; }
 .verdict { border-left: 4px solid #1f77b4; padding-left: 1rem; font-size: 1.2rem; }
-.wide, pre { overflow-x: auto; overflow-wrap: normal; margin: 1rem 0; }
+.wide, pre { overflow-x: auto; overflow-wrap: break-word; margin: 1rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { border-bottom: 1px solid #8884; padding: .3rem .6rem; text-align: left; vertical-align: top; }
-td { white-space: nowrap; }
 pre { background: #8882; padding: .6rem; }
 figure { margin: 1rem 0; }
 img, svg { max-width: 100%; height: auto; }

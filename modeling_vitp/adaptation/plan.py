@@ -385,7 +385,7 @@ def measure_runs(
         seconds: time for both runs.
     """
 
-    def train_seconds(steps: int, samples_of_step: int) -> float:
+    def measure(steps: int, samples_of_step: int) -> tuple[float, float]:
         batch = min(settings["per_device_train_batch_size"], samples_of_step)
         batch_settings = {
             "per_device_train_batch_size": batch,
@@ -393,12 +393,12 @@ def measure_runs(
             "gradient_accumulation_steps": 1,
             "max_steps": steps,
         }
+        start = time.monotonic()
         metrics = run({**settings, **batch_settings}, output.with_name(f"{output.name}_{steps}_{samples_of_step}"))
-        return metrics["train"]["train_runtime"]
+        train_seconds = metrics["train"]["train_runtime"]
+        return train_seconds, time.monotonic() - start - train_seconds
 
-    start = time.monotonic()
-    seconds_of_first = train_seconds(1, 1)
-    rest = time.monotonic() - start - seconds_of_first
+    seconds_of_first, rest = measure(1, 1)
     affordable_samples = int((seconds - 2 * (rest + seconds_of_first)) / seconds_of_first)
     steps = min(affordable_samples // samples, MEASURED_STEPS)
     if steps == 0:
@@ -408,7 +408,8 @@ def measure_runs(
         samples_of_step = samples
     if steps * samples_of_step < 2:
         return samples * seconds_of_first, rest
-    further_seconds = max(train_seconds(steps, samples_of_step) - seconds_of_first, 1e-3)
+    train_seconds, rest = measure(steps, samples_of_step)  # The rest of the first run has the time of imports, too.
+    further_seconds = max(train_seconds - seconds_of_first, 1e-3)
     further_samples = steps * samples_of_step - 1
     return samples * further_seconds / further_samples, rest
 

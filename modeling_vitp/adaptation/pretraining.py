@@ -10,6 +10,7 @@ from huggingface_hub import snapshot_download
 from trl import ModelConfig
 
 from ..command.errors import RunStopped
+from ..command.settings import from_mapping
 from ..evaluation.comparison import Progress
 from ..image_processing_vitp import ViTPImageProcessor
 from ..instructions.dry_run import SourceSummary, summarize_sources
@@ -261,21 +262,43 @@ def train_mae(
     operations = pretraining_operations(config, work, training_args.vrl_drop_ratio, bf16=training_args.bf16)
     batch = min(64, len(images))
     steps = mae_steps(pretraining.start.config, batch, operations)
-    mae_config = MaskedAutoencoderConfig(
-        str(backbones.folder / "mae"),
-        lr_scheduler_type="cosine",
-        per_device_train_batch_size=batch,
-        max_steps=steps,
-        save_steps=max(steps // 10, 1),
-        save_total_limit=1,
-        logging_steps=10,
-        seed=pretraining.seed,
-        report_to="none",
-        watch_samples=training_args.watch_samples,
-    )
+    config = mae_config(pretraining, training_args, backbones, batch, steps)
     vit = pretraining.start.vit or backbones.path(RANDOM, pretraining.seed)
-    train_masked_autoencoder(vit, images, mae_config, pretraining.start.image_size)
+    train_masked_autoencoder(vit, images, config, pretraining.start.image_size)
     return {"steps": steps, "batch": batch, "operations": operations}
+
+
+def mae_config(
+    pretraining: Pretraining, training_args: ViTPTrainingConfig, backbones: Backbones, batch: int = 1, steps: int = 1
+) -> MaskedAutoencoderConfig:
+    """Return the training arguments of the masked autoencoder, in the precision of the pretraining.
+
+    Args:
+        pretraining: settings of the pretraining.
+        training_args: training arguments of the pretraining.
+        backbones: compared backbones, with the user's settings.
+        batch: images of a step.
+        steps: number of steps.
+
+    Raises:
+        ValueError: if a setting of the user is wrong.
+    """
+    settings = {
+        "lr_scheduler_type": "cosine",
+        "bf16": training_args.bf16,
+        "fp16": training_args.fp16,
+        **backbones.args.mae,
+        "output_dir": str(backbones.folder / "mae"),
+        "per_device_train_batch_size": batch,
+        "max_steps": steps,
+        "save_steps": max(steps // 10, 1),
+        "save_total_limit": 1,
+        "logging_steps": 10,
+        "seed": pretraining.seed,
+        "report_to": "none",
+        "watch_samples": training_args.watch_samples,
+    }
+    return from_mapping(MaskedAutoencoderConfig, settings, "mae")
 
 
 def configuration_folder(name: str | None) -> str | None:

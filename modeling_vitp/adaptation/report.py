@@ -9,7 +9,7 @@ from typing import Any
 
 import matplotlib
 
-from ..metrics.resampling import Difference, Score, paired_difference
+from ..metrics.resampling import Difference, Score, corrected_differences, paired_difference
 from ..training.checkpointing import write_whole
 from .arguments import ADAPTED
 from .backbones import Backbones
@@ -95,16 +95,16 @@ class AdaptationReport:
 
     def to_markdown(self) -> str:
         """Return the report as Markdown without front matter. Its charts are files, which `save` writes."""
-        return to_markdown(self.title, self.verdict, self.sections())
+        return to_markdown(self.title, find_verdict(self)[0], self.sections())
 
     def to_html(self, folder: str | Path) -> str:
         """Return the report as one page of HTML that needs no other file; `folder` has the pictures."""
-        return to_html(self.title, self.verdict, self.sections(), Path(folder))
+        return to_html(self.title, find_verdict(self)[0], self.sections(), Path(folder))
 
     @property
     def verdict(self) -> str:
-        """Advice on the backbone to use."""
-        return find_verdict(self)
+        """Advice on the backbone to use, with remarks."""
+        return " ".join(find_verdict(self))
 
     def looks_at_images(self) -> bool:
         """Return false if the answers to no kind of question are clearly better with the own image."""
@@ -173,21 +173,40 @@ class AdaptationReport:
     def differences(self, labels: float = 1.0) -> dict[str, Difference]:
         """Return the differences in the main score of the adapted backbone to each other one, paired by seed.
 
+        They are corrected for the number of other backbones, see
+        [`~modeling_vitp.metrics.resampling.corrected_differences`].
+
         Args:
             labels: fraction of the training images of the fine-tuning.
         """
         adapted_scores = self.scores(ADAPTED, labels)
-        differences = {}
+        ours = {}
+        theirs = {}
         for name in self.models:
             if name == ADAPTED:
                 continue
             model_scores = self.scores(name, labels)
             common_seeds = [seed for seed in adapted_scores if seed in model_scores]
             if common_seeds:
-                differences[name] = paired_difference(
-                    [adapted_scores[seed] for seed in common_seeds],
-                    [model_scores[seed] for seed in common_seeds],
-                )
+                ours[name] = [adapted_scores[seed] for seed in common_seeds]
+                theirs[name] = [model_scores[seed] for seed in common_seeds]
+        return corrected_differences(ours, theirs)
+
+    def frozen_scores(self) -> dict[tuple[str, str], Score]:
+        """Return the test score of each probe and frozen backbone."""
+        scores = {}
+        for run in self.frozen:
+            scores[run["probe"], run["model"]] = Score(run["score"], run["resampled"], run["cases"])
+        return scores
+
+    def frozen_differences(self) -> dict[tuple[str, str], Difference]:
+        """Return the difference of the frozen adapted backbone to each other one, by probe and backbone."""
+        scores = self.frozen_scores()
+        differences = {}
+        for (probe, model), score in scores.items():
+            adapted_score = scores.get((probe, ADAPTED))
+            if adapted_score is not None and model != ADAPTED:
+                differences[probe, model] = paired_difference([adapted_score], [score])
         return differences
 
 

@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..cards.model_card import cell_text
-from ..metrics.resampling import Score, paired_difference
 from ..tasks import TASKS
-from .arguments import ADAPTED
 from .pages import Block, Code, Picture, Table, draw_differences, draw_label_fractions, read_blocks
+from .verdict import find_verdict
 from .wording import caption_of, cell, duration, label, points
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ def make_sections(report: "AdaptationReport") -> dict[str, list[Block]]:
     """Return the sections of the pages after the verdict by title; empty blocks and sections are omitted."""
     all_sections = {
         "Fine-tuned": describe_fine_tuned(report),
+        "Remarks": [find_verdict(report)[1:]],
         "Fewer labels": describe_label_fractions(report),
         "Frozen": describe_frozen(report),
         "Controls": describe_controls(report),
@@ -28,7 +28,7 @@ def make_sections(report: "AdaptationReport") -> dict[str, list[Block]]:
         "Cost": describe_cost(report),
         "Not tested": [report.notes],
         "Pictures": [Picture(file, caption_of(file)) for file in report.pictures],
-        "Run it again": [Code("bash", report.command)] if report.command else [],
+        "Run it again": describe_command(report),
     }
     sections = {}
     for title, blocks in all_sections.items():
@@ -77,6 +77,8 @@ def describe_fine_tuned(report: "AdaptationReport") -> list[Block]:
     differences = report.differences()
     text = f"Test scores in {report.measure}, with all labels. Differences are paired by seed and test image. "
     text += "In bold, the interval excludes 0."
+    if len(differences) > 1:
+        text += f" Intervals are wider than those of one comparison, because there are {len(differences)} (Holm)."
     if report.direction:
         text += f" {report.direction}"
     if any(difference.seeds < 2 for difference in differences.values()):
@@ -117,18 +119,16 @@ def describe_label_fractions(report: "AdaptationReport") -> list[Block]:
 def describe_frozen(report: "AdaptationReport") -> list[Block]:
     if not report.frozen:
         return []
-    scores = {}
-    for run in report.frozen:
-        scores[run["probe"], run["model"]] = Score(run["score"], run["resampled"], run["cases"])
+    differences = report.frozen_differences()
     rows = []
-    for (probe, model), score in scores.items():
-        adapted_score = scores.get((probe, ADAPTED))
-        difference = None
-        if adapted_score is not None and model != ADAPTED:
-            difference = paired_difference([adapted_score], [score])
-        rows.append([probe, label(model), points(score.value), cell(difference)])
+    for (probe, model), score in report.frozen_scores().items():
+        rows.append([probe, label(model), points(score.value), cell(differences.get((probe, model)))])
     score_title = TASKS[report.task].probe_class.title
-    text = f"Test scores of probes of frozen features: {score_title}, in points. The intervals cover test images only."
+    text = (
+        f"Test scores of probes of frozen features: {score_title}, in points. A frozen backbone is not trained: a "
+        "probe reads its features. 20-NN takes the labels of the 20 most similar training features; linear is a linear "
+        "classifier. The intervals cover test images only."
+    )
     return [text, Table(["probe", "backbone", "score", DIFFERENCE_TITLE], rows)]
 
 
@@ -147,7 +147,11 @@ def describe_controls(report: "AdaptationReport") -> list[Block]:
             )
     blocks = []
     if rows:
-        blocks.append("Answers of the language model in points. A model that looks loses points with other images.")
+        blocks.append(
+            "Answers of the language model in points. A model that looks loses points with other images. Kinds of "
+            "questions: vqa, a short answer; count, a number; grounding, boxes; map and fine_map, a grid of classes; "
+            "caption, a sentence."
+        )
         blocks.append(Table(["questions", "score", "own image", "other image", "gain (95% interval)"], rows))
     if report.controls.get("overlap") is not None:
         blocks.append(f"Test images that were found in the training data: {report.controls['overlap']}.")
@@ -186,6 +190,12 @@ def describe_cost(report: "AdaptationReport") -> list[Block]:
         Table(["setting", "value"], setting_rows),
         Table(["stage", "planned, h:mm:ss", "used, h:mm:ss"], stage_rows),
     ]
+
+
+def describe_command(report: "AdaptationReport") -> list[Block]:
+    if not report.command:
+        return []
+    return ["In the folder that the adaptation was started in:", Code("bash", report.command)]
 
 
 def is_filled(block: Block) -> bool:

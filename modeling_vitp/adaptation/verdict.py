@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from ..evaluation.answer_scores import LOWER_IS_BETTER
 from ..metrics.resampling import Difference
 from .arguments import RANDOM
-from .wording import label
+from .wording import label, points
 
 if TYPE_CHECKING:
     from .report import AdaptationReport
@@ -18,8 +18,8 @@ BLIND = (
 )
 
 
-def find_verdict(report: "AdaptationReport") -> str:
-    """Return the advice on the backbone to use.
+def find_verdict(report: "AdaptationReport") -> list[str]:
+    """Return the advice on the backbone to use, one sentence, and sentences of remarks.
 
     A backbone is better if the 95% interval of the difference, over test scenes and at least two seeds, excludes
     0. If others are better than the adapted backbone, the advice is the best of them. If no difference to the start
@@ -42,9 +42,23 @@ def find_verdict(report: "AdaptationReport") -> str:
         each_is_a_scene = num_scenes == num_images
         contents = f"{num_images} images" if each_is_a_scene else f"images of {num_scenes} scenes or patients"
         sentences.append(f"The test split has {contents}: with so few, do not rely on the intervals.")
+    sentences += frozen_below_random(report)
     if not looks_at_images(report):
         sentences.append(BLIND)
-    return " ".join(sentence for sentence in sentences if sentence)
+    return [sentence for sentence in sentences if sentence]
+
+
+def frozen_below_random(report: "AdaptationReport") -> list[str]:
+    """Return a sentence for each probe in which the frozen adapted backbone is clearly below random weights."""
+    sentences = []
+    for (probe, model), difference in report.frozen_differences().items():
+        if model == RANDOM and difference.high < 0:
+            sentences.append(
+                f"Frozen, the adapted backbone is below random weights in the probe {probe} "
+                f"({points(difference.mean, '+')} points, 95% interval {points(difference.low)} to "
+                f"{points(difference.high)}): its features were harmed."
+            )
+    return sentences
 
 
 def best_backbone(report: "AdaptationReport", differences: Mapping[str, Difference]) -> str:

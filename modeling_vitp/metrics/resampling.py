@@ -9,6 +9,7 @@ from scipy import stats
 
 RESAMPLES = 1000
 BOX_RESAMPLES = 200  # for scores of boxes, which take longer
+LEVEL = 0.05  # error rate of an interval, or of the intervals of several comparisons together
 
 
 def resample(
@@ -124,6 +125,7 @@ class Difference:
 def paired_difference(
     ours: Sequence[Score],
     theirs: Sequence[Score],
+    level: float = LEVEL,
 ) -> Difference:
     """Return the mean difference `ours - theirs` of runs with the same seeds, with its 95% interval.
 
@@ -136,6 +138,7 @@ def paired_difference(
 
     Args:
         ours, theirs: scores of one model for each seed, in the same order, on the same test cases.
+        level: error rate of the interval, by default that of 95% intervals.
 
     Raises:
         ValueError: if the models differ in the number of seeds, of resamples or of cases or in the direction of the
@@ -160,13 +163,13 @@ def paired_difference(
     half_of_seeds = 0.0
     if seeds > 1:
         variance_of_seeds = float(differences.var(ddof=1)) / seeds
-        half_of_seeds = half_width(variance_of_seeds, seeds - 1)
+        half_of_seeds = half_width(variance_of_seeds, seeds - 1, level)
 
     resampled_differences = mean_resampled(ours) - mean_resampled(theirs)
     cases = ours[0].cases
     variance_of_draws = float(np.nanvar(resampled_differences, ddof=1))
     variance_of_cases = variance_of_draws * cases / max(cases - 1, 1)
-    half_of_cases = half_width(variance_of_cases, cases - 1)
+    half_of_cases = half_width(variance_of_cases, cases - 1, level)
 
     half = math.hypot(half_of_seeds, half_of_cases)
     return Difference(
@@ -177,6 +180,31 @@ def paired_difference(
         seeds=seeds,
         greater_is_better=ours[0].greater_is_better,
     )
+
+
+def corrected_differences(
+    ours: Mapping[str, Sequence[Score]], theirs: Mapping[str, Sequence[Score]]
+) -> dict[str, Difference]:
+    """Return the difference to each of several models, of which at most 5% of runs call any clear if all are equal.
+
+    The intervals are those of the tests of Holm, Scandinavian Journal of Statistics 6, 1979: of k models, the
+    differences that are clear at 5% / k are found, the others are tested with k less by their number, and so on. The
+    interval of a difference is that of its last test, so that it excludes 0 if and only if it is clear.
+
+    Args:
+        ours, theirs: by model, arguments of [`paired_difference`].
+    """
+    differences: dict[str, Difference] = {}
+    open_names = list(theirs)
+    while open_names:
+        level = LEVEL / len(open_names)
+        tested = {name: paired_difference(ours[name], theirs[name], level) for name in open_names}
+        differences.update(tested)
+        unclear_names = [name for name in open_names if not tested[name].is_clear]
+        if unclear_names == open_names:
+            break
+        open_names = unclear_names
+    return {name: differences[name] for name in theirs}
 
 
 def kind_of(score: Score) -> tuple[int, int, str]:
@@ -192,7 +220,13 @@ def mean_resampled(scores: Sequence[Score]) -> np.ndarray:
     return resampled.mean(0)
 
 
-def half_width(variance: float, freedom: float) -> float:
-    """Return half the width of a 95% interval by Student's t, from the variance of a mean and degrees of freedom."""
-    quantile = stats.t.ppf(0.975, freedom)
+def half_width(variance: float, freedom: float, level: float = LEVEL) -> float:
+    """Return half the width of an interval by Student's t.
+
+    Args:
+        variance: variance of a mean.
+        freedom: degrees of freedom.
+        level: error rate of the interval, by default that of 95% intervals.
+    """
+    quantile = stats.t.ppf(1 - level / 2, freedom)
     return float(quantile * math.sqrt(variance))

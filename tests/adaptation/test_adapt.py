@@ -161,7 +161,7 @@ def test_plan_follows_the_measured_costs(classes, tmp_path, capsys, quick_prior)
     costs = json.loads((tmp_path / "out" / "progress.json").read_text())["plan/costs"]["result"]
     assert 0 < costs["step"] < 60
     assert "of 10min" in capsys.readouterr().out and "plan" not in Progress(tmp_path / "out" / "progress.json").parts
-    with pytest.raises(ValueError, match="budget: 0 s are too short for one step"):
+    with pytest.raises(ValueError, match="budget: 0 s are left, too short for one step"):
         adapt(classes, budget="0.1s", **settings)
 
 

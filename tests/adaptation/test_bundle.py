@@ -164,7 +164,7 @@ def test_card_report_and_configuration_are_relative(written):
     card = ModelCard(files["README.md"].decode())
     assert card.data.license == "cc-by-nc-4.0" and card.data.base_model == ["org/start"] and "vitp" in card.data.tags
     assert card.text.lstrip().startswith("# Adaptation\n\n**Keep dinov2-base.**")
-    assert "start, the start" in card.text and "vitp adapt --config adapt.yaml" in card.text
+    assert "start, the start" in card.text and "vitp adapt --config" in card.text
     listed = ["timm", "fine_tuned", "embeddings.parquet", "report.html", "adapt.yaml"]
     assert [name for name in listed if f"| `{name}` |" not in card.text] == ["timm"] * (family == "dinov2")
     assert NO_ONNX in card.text and "backbone.onnx" not in card.text

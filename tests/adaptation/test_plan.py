@@ -1,6 +1,8 @@
 """Arguments, plan and progress of an adaptation."""
 
 import json
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +10,16 @@ import torch
 from modeling_vitp import ViTPImageProcessor
 from modeling_vitp.adaptation import plan
 from modeling_vitp.adaptation.arguments import AdaptArguments, read_budget
-from modeling_vitp.adaptation.plan import Costs, choose_samples, choose_steps, choose_tiling
+from modeling_vitp.adaptation.plan import (
+    Costs,
+    NumRuns,
+    choose_fine_tuning_steps,
+    choose_samples,
+    choose_steps,
+    choose_tiling,
+    measure_costs,
+    measure_runs,
+)
 from modeling_vitp.evaluation.comparison import Progress
 
 GIVEN = {"data": "folder", "start": "vit", "output_dir": "out"}
@@ -58,30 +69,95 @@ def test_samples_of_a_step_follow_the_rows(rows, samples):
     assert choose_samples(rows) == samples
 
 
-def runs(seeds: int) -> int:
-    return 3 * (2 + seeds)
+def runs(seeds: int) -> NumRuns:
+    """Return the runs of each backbone: two other learning rates, and each seed, which is also scored."""
+    return NumRuns(2 + seeds, seeds)
 
 
 def test_steps_fill_the_budget():
-    chosen = choose_steps(10_000, Costs(2.0, 0.5, 10.0), 10**6, 20, True, runs)
+    """Costs of the fine-tuning are those of all backbones."""
+    chosen = choose_steps(10_000, Costs(2.0, 1.5, 30.0), 10**6, 20, True, runs)
     assert chosen["steps"] == 0.5 * 10_000 / (2 * 2.0)
-    assert chosen["fine_tuning_steps"] == int((0.35 * 10_000 / 15 - 10) / 0.5)
+    assert chosen["fine_tuning_steps"] == int((0.35 * 10_000 - (5 + 3) * 30) / (5 * 1.5))
     assert chosen["seeds"] == [0, 1, 2]
 
 
 def test_seeds_are_fewer_before_steps_are_too_few():
-    costs = Costs(1.0, 1.0, 0.0)
+    costs = Costs(1.0, 3.0, 0.0)
     assert choose_steps(1500, costs, 100, 40, False, runs)["seeds"] == [0, 1]
     assert choose_steps(10**9, costs, 100, 40, False, runs)["steps"] == plan.MOST_EPOCHS * 100
-    with pytest.raises(ValueError, match="budget: .*9 fine-tunings"):
+    with pytest.raises(ValueError, match="budget: 20 s are left.* 3 fine-tunings"):
         choose_steps(20, costs, 100, 40, False, runs)
 
 
 def test_given_seeds_share_the_budget():
-    chosen = choose_steps(10_000, Costs(2.0, 0.5, 10.0), 10**6, 20, True, runs, 6)
-    assert chosen["fine_tuning_steps"] == int((0.35 * 10_000 / 24 - 10) / 0.5)
-    with pytest.raises(ValueError, match="budget: .*24 fine-tunings"):
-        choose_steps(600, Costs(2.0, 0.5, 10.0), 10**6, 20, True, runs, 6)
+    costs = Costs(2.0, 1.5, 30.0)
+    chosen = choose_steps(10_000, costs, 10**6, 20, True, runs, 6)
+    assert chosen["fine_tuning_steps"] == int((0.35 * 10_000 - (8 + 6) * 30) / (8 * 1.5))
+    with pytest.raises(ValueError, match="budget: .*8 fine-tunings"):
+        choose_steps(600, costs, 10**6, 20, True, runs, 6)
+
+
+def test_fine_tunings_have_fewer_steps_if_less_time_is_left(tmp_path):
+    args = AdaptArguments(**GIVEN, budget="1000s", learning_rates=[1e-4])
+    planned = {"seeds": [0], "fine_tuning_steps": 500}
+    for spent_seconds, steps in ((0, 500), (450, 480), (5000, 1)):
+        progress = Progress(tmp_path / f"{spent_seconds}.json")
+        progress.result("plan/costs", lambda: {"step": 1.0, "fine_tuning_step": 1.0, "evaluation": 10.0})
+        for later in (0, 100):  # The second call is that of a resumed run.
+            clock = partial(int, spent_seconds + later)
+            assert choose_fine_tuning_steps(args, planned, progress, clock) == steps
+    given = AdaptArguments(**GIVEN, fine_tuning_steps=7)
+    assert choose_fine_tuning_steps(given, planned, Progress(tmp_path / "none.json"), lambda: 0) == 7
+
+
+@pytest.mark.parametrize(
+    ("seconds", "measured"),
+    [
+        (10_000, [(1, 1), (3, 64)]),
+        (120, [(1, 1), (1, 64)]),
+        (60, [(1, 1), (1, 36)]),  # 24 seconds are for the first run, and for a start of the second one
+        (10, [(1, 1)]),
+    ],
+)
+def test_measurement_begins_with_one_sample_and_keeps_its_time(tmp_path, monkeypatch, seconds, measured):
+    """A run takes 11 seconds to load and to score, 1 second to begin, and 1 second for each sample."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(plan.time, "monotonic", lambda: clock.now)
+    taken = []
+
+    def run(settings, output):
+        batch, steps = settings["global_batch_size"], settings["max_steps"]
+        assert settings["per_device_train_batch_size"] <= 64 and settings["learning_rate"] == 1.0
+        taken.append((steps, batch))
+        clock.now += 11 + steps * batch
+        return {"train": {"train_runtime": steps * batch}}
+
+    settings = {"per_device_train_batch_size": 64, "learning_rate": 1.0, "gradient_accumulation_steps": 3}
+    step, rest = measure_runs(run, settings, 64, tmp_path / "run", seconds)
+    assert taken == measured and (step, rest) == (64, 11)
+    assert clock.now <= max(seconds, 12)
+
+
+def test_plan_measures_all_backbones(tmp_path, monkeypatch):
+    """Adapted, start and random weights have the costs of the start, and the other ViT has its own."""
+    monkeypatch.setattr(plan, "measure_runs", lambda run, settings, *args: settings["costs"])
+    monkeypatch.setattr(plan, "settings_of_backbone", lambda task, settings, backbone: {"costs": backbone})
+    (tmp_path / "plan").mkdir()
+    arguments = SimpleNamespace(training_args=SimpleNamespace(per_device_train_batch_size=4))
+    pretraining = SimpleNamespace(
+        folder=tmp_path / "plan",
+        settings=lambda **settings: {"costs": (2.0, 9.0)},
+        parse=lambda settings, steps: arguments,
+    )
+    backbones = SimpleNamespace(
+        models=dict.fromkeys(["adapted", "vit", "random", "large"]),
+        others=["large"],
+        of_each_shape=lambda: [(1.0, 10.0), (5.0, 20.0)],
+    )
+    fine_tuning = {"per_device_train_batch_size": 8}
+    costs = measure_costs(pretraining, {"global_batch_size": 8}, "classification", fine_tuning, backbones, 60)
+    assert costs == Costs(2.0, 3 * 1.0 + 5.0, 3 * 10.0 + 20.0)
 
 
 def test_finished_parts_are_not_run_again(tmp_path):

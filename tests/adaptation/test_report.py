@@ -96,6 +96,17 @@ def test_verdict_has_the_interval_in_points():
     assert low < 10 < high
 
 
+@pytest.mark.parametrize(("adapted", "is_warned"), [(0.3, True), (0.7, False)])
+def test_verdict_warns_of_frozen_features_below_random_weights(adapted, is_warned):
+    frozen = []
+    for name, mean in ((ADAPTED, adapted), (RANDOM, 0.5)):
+        run = runs_of(name, mean, seeds=1)[0]
+        frozen.append({"model": name, "probe": "linear", **{key: run[key] for key in ("score", "resampled", "cases")}})
+    report = make_report({ADAPTED: 0.60, START: 0.50}, frozen=frozen)
+    assert ("below random weights in the probe linear (−20.0 points" in report.verdict) == is_warned
+    assert ("Remarks" in report.sections()) == is_warned
+
+
 def test_verdict_of_one_seed_is_not_decided():
     verdict = make_report({ADAPTED: 0.60, START: 0.30, "mae": 0.90}, seeds=1).verdict
     assert verdict.startswith("Not decided: with one seed, the interval covers test images only.")

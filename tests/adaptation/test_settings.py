@@ -90,6 +90,9 @@ def pretraining_of(args: AdaptArguments) -> Pretraining:
         ({"pretraining": {"from_scratch": {"vision_config": {}}}}, "from_scratch: text_config and vocab_size"),
         ({"fine_tuning": {"eval_split": "test"}}, "fine_tuning must not set eval_split"),
         ({"pretraining": {"max_steps": 10}}, "pretraining must not set max_steps"),
+        ({"pretraining": {"hub_token": "hf_a"}}, "pretraining must not set hub_token"),
+        ({"fine_tuning": {"hub_token": "hf_a"}}, "fine_tuning must not set hub_token"),
+        ({"mae": {"hub_token": "hf_a"}}, "mae must not set hub_token"),
         ({"start": QUICKSTART, "pretraining": {"language_model": "a"}}, "must not set language_model"),
     ],
 )
@@ -132,7 +135,8 @@ def test_fine_tuning_has_at_most_50_epochs(tmp_path, settings, batch):
     found = read_labels(tmp_path / "data", tmp_path / "splits")
     fine_tuning = fine_tuning_settings(found, start_of(args).config, args.fine_tuning)
     chosen = {"rows": 100, "settings": {"global_batch_size": 10}}
-    plan = choose_plan(args, found, fine_tuning, 2, chosen, Costs(1e-3, 1e-3, 0.0))
+    backbones = SimpleNamespace(models=["adapted", "random"], start=start_of(args))
+    plan = choose_plan(args, found, fine_tuning, backbones, chosen, Costs(1e-3, 1e-3, 0.0), args.seconds)
     images = len(found.images["train"])
     assert images > 8 and (plan["steps"], plan["fine_tuning_steps"]) == (20 * 10, 50 * (images // batch))
 
@@ -151,6 +155,7 @@ def test_missing_package_of_the_controls_is_reported_before_the_checks(tmp_path,
     write_folders(tmp_path / "data", {"": 6}, ("field", "forest"))
     monkeypatch.setattr(vlm, "answer_kind", lambda question, answer: "caption")
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
+    monkeypatch.setattr(adapting, "check_models", lambda *args: None)
     monkeypatch.setattr(adapting, "check_instructions", None)
     with pytest.raises(ModuleNotFoundError, match="pycocoevalcap"):
         run_adaptation(arguments(tmp_path, pretraining={"from_scratch": FROM_SCRATCH, "bf16": False}))
@@ -273,7 +278,7 @@ def test_size_of_the_start_follows_the_images(size, patch, start_side, side):
 
 def test_size_of_all_backbones_is_an_option(tmp_path):
     save_vit(tmp_path / "vit", "dinov2")  # 56 pixels, patches of 14
-    args = {"start": str(tmp_path / "vit"), "image_size": 84}
+    args = {"start": str(tmp_path / "vit"), "image_size": 84, "pretraining": {}}
     start = start_of(arguments(tmp_path, **args))
     assert (start.image_size, start.settings["vision_image_size"]) == (84, 84)
     with pytest.raises(ValueError, match="image_size must be a multiple of 28 .*got 90"):
@@ -281,7 +286,7 @@ def test_size_of_all_backbones_is_an_option(tmp_path):
     with pytest.raises(ValueError, match="image_size"):
         start_of(arguments(tmp_path, image_size=84))
     with pytest.raises(ValueError, match="must not set vision_image_size: set image_size"):
-        arguments(tmp_path, **args, pretraining={"vision_image_size": 84})
+        arguments(tmp_path, **args | {"pretraining": {"vision_image_size": 84}})
 
 
 def test_fine_tuned_images_have_whole_patches_of_each_backbone(tmp_path):
@@ -321,16 +326,21 @@ def progress_of(args: AdaptArguments) -> Progress:
 
 
 def test_settings_may_change_until_the_plan_is_kept(tmp_path, monkeypatch):
+    """Questions and their checks are kept unless a setting of them changes."""
     (tmp_path / "data").mkdir()
-    progress_of(arguments(tmp_path)).result("instructions/train", int)
+    progress = progress_of(arguments(tmp_path))
+    for part in ("instructions/train", "checks", "models", "plan/costs"):
+        progress.result(part, int)
     (tmp_path / "out" / "splits").mkdir()
     other = progress_of(arguments(tmp_path, learning_rates=[1e-3]))
+    assert [*other.parts] == ["instructions/train", "checks"] and (tmp_path / "out" / "splits").exists()
+    other = progress_of(arguments(tmp_path, seed=1))
     assert not other.parts and not (tmp_path / "out" / "splits").exists()
     other.result("plan", int)
     with pytest.raises(ValueError, match="different learning_rates"):
-        progress_of(arguments(tmp_path))
+        progress_of(arguments(tmp_path, seed=1, learning_rates=[1e-3]))
     monkeypatch.chdir(tmp_path)
-    progress_of(arguments(tmp_path, data="data/", learning_rates=[1e-3]))  # the same folder
+    progress_of(arguments(tmp_path, data="data/", seed=1))  # the same folder
 
 
 def test_labels_may_change_until_the_plan_is_kept(tmp_path):

@@ -92,5 +92,5 @@ def test_backbone_is_compared_with_its_start(tmp_path, monkeypatch, score, is_wo
 
 def test_missing_controls_are_noted():
     plan = {"seeds": [0]}
-    assert len(untested(plan, {"answers": {}}, ["mae with seed 1 is left out"])) == 4
-    assert len(untested({"seeds": [0, 1]}, {"answers": {"count": {}}}, [])) == 1
+    assert len(untested(plan, {"answers": {}, "compared": [0.5, 1.0]}, ["mae with seed 1 is left out"])) == 5
+    assert len(untested({"seeds": [0, 1]}, {"answers": {"count": {}}, "compared": [1.0, 1.0]}, [])) == 1

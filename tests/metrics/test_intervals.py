@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from modeling_vitp.metrics.resampling import RESAMPLES, Score, paired_difference, resample, resample_mean
+from modeling_vitp.metrics.resampling import (
+    RESAMPLES,
+    Score,
+    corrected_differences,
+    paired_difference,
+    resample,
+    resample_mean,
+)
 
 
 def scores_of(images: np.ndarray) -> list[Score]:
@@ -111,6 +118,48 @@ def test_no_difference_is_rarely_clear():
     for run in (0.002, 0.02, 0.05):
         assert sum(paired_difference(*simulate(seed, 0, 3, run)).is_clear for seed in range(20)) <= 1
     assert all(paired_difference(*simulate(seed, 0.3)).is_clear for seed in range(20))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_baselines", [1, 2, 5])
+@pytest.mark.parametrize("images", [8, 60])
+def test_equal_baselines_are_rarely_clear(num_baselines, images):
+    """Of 300 runs with equal backbones, at most 5% call any difference clear, whatever the number of baselines."""
+    num_clear = 0
+    for trial in range(300):
+        random = np.random.default_rng(trial)
+        shared = random.normal(0.6, 0.2, images)
+        models = []
+        for _ in range(num_baselines + 1):
+            of_model = random.normal(0, 0.1, images)  # on which images a model is better
+            of_runs = random.normal(0, 0.01, (3, 1)) + random.normal(0, 0.05, (3, images))
+            models.append(scores_of(shared + of_model + of_runs))
+        baselines = {str(index): model for index, model in enumerate(models[1:])}
+        differences = corrected_differences(dict.fromkeys(baselines, models[0]), baselines)
+        num_clear += any(difference.is_clear for difference in differences.values())
+    assert num_clear <= 15
+
+
+def test_correction_is_that_of_holm():
+    """With p-values of .001, .02, .03 and .3, levels are 5% / 4, 5% / 3 and so on: the second one stops the tests."""
+    images = np.random.default_rng(0).normal(0, 1, (1, 40)).repeat(3, 0)
+    images = (images - images.mean()) / images.std(ddof=1)
+    ours, theirs = {}, {}
+    for p_value in (0.03, 0.001, 0.3, 0.02):
+        mean = stats.t.ppf(1 - p_value / 2, 39) / math.sqrt(40)
+        ours[str(p_value)] = scores_of(images + mean)
+        theirs[str(p_value)] = scores_of(np.zeros((3, 40)))
+    alone = {name: paired_difference(ours[name], theirs[name]) for name in ours}
+    corrected = corrected_differences(ours, theirs)
+    assert list(corrected) == list(theirs)
+    assert [name for name in ours if alone[name].is_clear] == ["0.03", "0.001", "0.02"]
+    assert [name for name in ours if corrected[name].is_clear] == ["0.001"]
+    for name, difference in corrected.items():
+        assert difference.is_clear == (difference.low > 0 or difference.high < 0)
+        level = 0.05 / 4 if name == "0.001" else 0.05 / 3
+        assert difference == paired_difference(ours[name], theirs[name], level)
+    (only,) = corrected_differences({"a": ours["0.02"]}, {"a": theirs["0.02"]}).values()
+    assert only == alone["0.02"]
 
 
 @pytest.mark.slow
