@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..command.errors import RunStopped
+from ..convert.export import export_backbone
 from ..evaluation.comparison import Progress
 from ..images.seen import report_images
 from ..input_spec import InputSpec
@@ -22,6 +24,7 @@ from .comparison import Comparison, fine_tune_backbones, fine_tuning_settings
 from .controls import check_instructions, control_settings, count_control_questions, score_answers
 from .fitting import check_models
 from .instructions import make_all_questions
+from .interpolation import choose_alpha, describe_alphas, score_alphas
 from .labels import TaskData, read_labels
 from .plan import choose_fine_tuning_steps, make_plan
 from .preparation import check_arguments, open_progress
@@ -36,6 +39,7 @@ STAGES = {
     "checks": "Checking the instructions",
     "plan": "Measuring steps",
     "pretraining": "Pretraining",
+    "interpolation": "Choosing between the start and the pretrained ViT",
     "mae": "Training the masked autoencoder",
     "frozen": "Probing frozen backbones",
     "controls": "Asking about other images",
@@ -70,7 +74,8 @@ def adapt(
     Raises:
         ValueError: if the labels cannot be used, answers follow from their questions, a test image is in the training
             data, or the budget is too short.
-        RunStopped: if the backbone is worse than its start after a tenth of the steps.
+        RunStopped: if the backbone is worse than its start after a tenth of the steps, or no backbone between it and
+            the pretrained one is better on the validation images.
     """
     args = AdaptArguments(
         data=str(data),
@@ -141,6 +146,8 @@ def run_adaptation(args: AdaptArguments) -> AdaptationReport | None:
     has_questions = args.instructions is None
     answers = progress.result("controls", lambda: score_answers(controls, folder / "controls", has_questions))
     all_controls = {**checks, **answers, **early_comparison(progress)}
+    if "interpolation/backbone" in progress.parts:
+        all_controls["interpolation"] = progress.parts["interpolation/backbone"]["result"]
 
     comparison = Comparison(
         labels=labels,
@@ -209,7 +216,7 @@ def train_backbones(
     prober: Prober,
     backbones: Backbones,
 ) -> None:
-    """Run or resume the pretraining, and the masked autoencoder if it is compared.
+    """Run or resume the pretraining, choose how far the backbone goes with it, and train a masked autoencoder.
 
     Args:
         stages: stages of the adaptation.
@@ -221,16 +228,52 @@ def train_backbones(
     folder = backbones.folder
     progress = backbones.progress
 
-    def compare(checkpoint: str) -> dict[str, Any]:
+    def compare(checkpoints: Sequence[str]) -> dict[str, Any]:
         start = backbones.path(backbones.start.name, prober.seed)
-        return compare_with_start(prober, checkpoint, start, folder / "early")
+        return compare_with_start(prober, checkpoints, start, folder / "early")
 
     stages.begin("pretraining")
     pretrain(pretraining, plan, folder / "pretraining", progress, compare, backbones.args.force)
+    if backbones.start.vit is not None and "interpolation_alpha" not in pretraining.user_settings:
+        stages.begin("interpolation")
+        interpolate_backbone(prober, backbones)
     if MAE in backbones.models:
         stages.begin("mae")
         images = prober.labels.images["train"]
         progress.result("mae", lambda: train_mae(pretraining, plan, images, backbones))
+
+
+def interpolate_backbone(prober: Prober, backbones: Backbones) -> None:
+    """Replace the pretrained backbone by the best one between it and the start, see [`choose_alpha`].
+
+    Args:
+        prober, backbones: as for [`train_backbones`].
+
+    Raises:
+        RunStopped: if this is the start, unless the run is forced to go on.
+    """
+    progress = backbones.progress
+    start = backbones.start
+    pretrained = backbones.folder / "pretraining"
+    scores = progress.result(
+        "interpolation", lambda: score_alphas(prober, start.vit, pretrained, backbones.folder / "between")
+    )
+    alpha = choose_alpha(scores)
+    if alpha == 0 and backbones.args.force:
+        alpha = choose_alpha(scores[1:])
+    text = describe_alphas(scores, alpha)
+    if alpha == 0:
+        raise RunStopped(
+            f"Keep {start.name}: on the validation images no backbone between it and the pretrained one is better by "
+            f"more than one standard error: {text}. To compare one after fine-tuning anyway, add --force."
+        )
+    print(f"The backbone is {text}.")
+
+    def export() -> str:
+        export_backbone(pretrained, pretrained / "backbone", start=start.vit, interpolation_alpha=alpha)
+        return text
+
+    progress.result("interpolation/backbone", export)
 
 
 def score_frozen(

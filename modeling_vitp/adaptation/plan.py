@@ -25,7 +25,7 @@ from .arguments import MAE, RANDOM, AdaptArguments
 from .backbones import Backbones
 from .comparison import settings_of_backbone
 from .labels import TaskData, median_size, num_windows
-from .pretraining import Pretraining
+from .pretraining import EARLY, Pretraining
 from .runs import describe_seconds
 
 # Shares of the budget that is left after the checks. The rest is for the probes, the controls and the exports.
@@ -162,7 +162,7 @@ def choose_steps(
     costs: Costs,
     epoch: int,
     fine_tuning_epoch: int,
-    with_mae: bool,
+    num_pretrainings: float,
     runs: Callable[[int], NumRuns],
     num_seeds: int | None = None,
 ) -> dict:
@@ -172,14 +172,13 @@ def choose_steps(
         seconds: time that is left of the budget.
         costs: measured costs.
         epoch, fine_tuning_epoch: steps of an epoch of the pretraining and of a fine-tuning.
-        with_mae: whether a masked autoencoder is trained as long as the pretraining.
+        num_pretrainings: number of runs as long as the pretraining, see [`count_pretrainings`].
         runs: function that returns the runs of each backbone for a number of seeds.
         num_seeds: number of seeds, by default the largest for which a fine-tuning has an epoch.
 
     Raises:
         ValueError: if the budget is too short for one step of each.
     """
-    num_pretrainings = 2 if with_mae else 1
     step_seconds = costs.step * num_pretrainings
     steps = int(PRETRAINING_SHARE * seconds / step_seconds)
 
@@ -204,6 +203,18 @@ def choose_steps(
         "fine_tuning_steps": min(fine_tuning_steps, MOST_FINE_TUNING_EPOCHS * fine_tuning_epoch),
         "seeds": list(range(num_seeds)),
     }
+
+
+def count_pretrainings(args: AdaptArguments, pretraining: Pretraining) -> float:
+    """Return the pretraining with the first steps of each learning rate, and a masked autoencoder, in pretrainings."""
+    num_autoencoders = 1 if MAE in args.baselines else 0
+    return count_early_runs(pretraining) + num_autoencoders
+
+
+def count_early_runs(pretraining: Pretraining) -> float:
+    """Return the length of the pretraining with the first steps of each learning rate, in pretrainings."""
+    num_further_rates = max(len(pretraining.vision_rates) - 1, 0)
+    return 1 + EARLY * num_further_rates
 
 
 def make_plan(
@@ -245,7 +256,7 @@ def make_plan(
 
     def choose() -> dict[str, Any]:
         seconds_left = args.seconds - spent_seconds()
-        return choose_plan(args, labels, fine_tuning, backbones, batch_plan, costs, seconds_left)
+        return choose_plan(args, labels, pretraining, fine_tuning, backbones, batch_plan, costs, seconds_left)
 
     plan = choose() if args.dry_run else progress.result("plan", choose)
     if plan["budget"] != args.budget:
@@ -417,6 +428,7 @@ def measure_runs(
 def choose_plan(
     args: AdaptArguments,
     labels: TaskData,
+    pretraining: Pretraining,
     fine_tuning: Mapping[str, Any],
     backbones: Backbones,
     batch_plan: Mapping[str, Any],
@@ -428,6 +440,7 @@ def choose_plan(
     Args:
         args: arguments of the command.
         labels: labeled images.
+        pretraining: settings of the pretraining.
         fine_tuning: configuration of the fine-tuning.
         backbones: compared backbones.
         batch_plan: rows and settings of [`choose_pretraining`].
@@ -445,7 +458,7 @@ def choose_plan(
             costs=costs,
             epoch=math.ceil(batch_plan["rows"] / batch_plan["settings"]["global_batch_size"]),
             fine_tuning_epoch=steps_of_epoch(labels, fine_tuning),
-            with_mae=MAE in args.baselines,
+            num_pretrainings=count_pretrainings(args, pretraining),
             runs=lambda num_seeds: count_runs(args, num_seeds),
             num_seeds=None if args.seeds is None else len(args.seeds),
         )
@@ -455,9 +468,10 @@ def choose_plan(
     num_runs = count_runs(args, len(plan["seeds"]))
     planned_seconds = {}
     if costs is not None:
-        planned_seconds["pretraining"] = plan["steps"] * costs.step
+        seconds_of_pretraining = plan["steps"] * costs.step
+        planned_seconds["pretraining"] = seconds_of_pretraining * count_early_runs(pretraining)
         if MAE in args.baselines:
-            planned_seconds["mae"] = planned_seconds["pretraining"]
+            planned_seconds["mae"] = seconds_of_pretraining
         planned_seconds["fine_tuning"] = num_runs.seconds(plan["fine_tuning_steps"], costs)
     plan["machine"] = describe_machine()
     plan["budget"] = args.budget

@@ -1,6 +1,8 @@
 """Pretraining of an adaptation: its settings, its run with an early look, and the masked autoencoder beside it."""
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +31,9 @@ from .instructions import question_options
 from .labels import TaskData
 
 EARLY = 0.1  # share of the steps after which the backbone is compared with its start
+# Learning rates to choose from, as shares of the default, which makes some ViTs forget what they saw.
+RATE_SHARES = (1.0, 0.2)
+EARLY_RUN = "pretraining/early"  # finished part of the steps before this comparison
 LOOK = "pretraining/look"  # finished part with the result of this comparison
 
 
@@ -103,6 +108,16 @@ class Pretraining:
         settings.update(seed=self.seed, eval_strategy="no", report_to="none")
         settings.update(self.data)
         return settings
+
+    @property
+    def vision_rates(self) -> list[float]:
+        """Learning rates of the ViT to choose from; none if the user sets one, or the ViT is new or frozen."""
+        settings = self.settings()
+        part_rates = settings.get("part_learning_rates") or {}
+        is_set = "learning_rate" in self.user_settings or "vision" in part_rates
+        if is_set or self.start.vit is None or "vision" in (settings.get("freeze") or ()):
+            return []
+        return [share * settings["learning_rate"] for share in RATE_SHARES]
 
     def parse(self, plan_settings: Mapping[str, Any], steps: int) -> PretrainingArguments:
         """Return the arguments as the command parses them.
@@ -189,17 +204,20 @@ def pretrain(
     plan: Mapping[str, Any],
     output: Path,
     progress: Progress,
-    compare: Callable[[str], dict[str, Any]],
+    compare: Callable[[Sequence[str]], dict[str, Any]],
     force: bool = False,
 ) -> None:
     """Run or resume the pretraining, which stops early if the backbone gets worse than its start.
+
+    The first tenth of the steps is run with each learning rate of [`Pretraining.vision_rates`], and the rest with the
+    best of them.
 
     Args:
         pretraining: settings of the pretraining.
         plan: steps and settings.
         output: output folder.
         progress: results of finished parts.
-        compare: function that compares the backbone of a checkpoint with the start, see
+        compare: function that compares the backbones of checkpoints with the start, see
             [`~modeling_vitp.adaptation.probing.compare_with_start`].
         force: whether to go on with a worse backbone.
 
@@ -211,20 +229,16 @@ def pretrain(
     settings["max_steps"] = steps
     early_steps = round(EARLY * steps)
     if early_steps:
-
-        def train_to_early_steps() -> None:
-            try:
-                runs.run_pretraining({**settings, "stop_at_step": early_steps}, output)
-            except RunStopped as error:
-                if error.status:
-                    raise
+        runs_of_rates = early_runs(settings, pretraining.vision_rates, output)
+        for run_output, run_settings in runs_of_rates.items():
+            name = f"{EARLY_RUN}/{run_output.name}" if len(runs_of_rates) > 1 else EARLY_RUN
+            progress.result(name, functools.partial(train_until, early_steps, run_settings, run_output))
 
         def look() -> dict[str, Any]:
-            comparison = compare(last_checkpoint(output))
+            comparison = compare([last_checkpoint(run_output) for run_output in runs_of_rates])
             print(f"After {EARLY:.0%} of the steps, a linear probe of the backbone reaches {comparison['text']}.")
             return comparison
 
-        progress.result("pretraining/early", train_to_early_steps)
         comparison = progress.result(LOOK, look)
         if comparison["is_worse"] and not force:
             raise RunStopped(
@@ -232,7 +246,48 @@ def pretrain(
                 f"{comparison['text']}. Lower learning_rate in `pretraining`, or check the labels. To go on anyway, "
                 "add --force."
             )
+        chosen_output = list(runs_of_rates)[comparison["best"]]
+        settings = runs_of_rates[chosen_output]
+        if len(runs_of_rates) > 1:
+            print(f"The ViT goes on with the learning rate {settings['part_learning_rates']['vision']:g}.")
+        keep_run(chosen_output, runs_of_rates, output)
     progress.result("pretraining/run", lambda: runs.run_pretraining(settings, output)["train"])
+
+
+def early_runs(settings: Mapping[str, Any], rates: Sequence[float], output: Path) -> dict[Path, dict[str, Any]]:
+    """Return the settings of the first steps with each learning rate of the ViT, by output folder.
+
+    Args:
+        settings: configuration of the pretraining.
+        rates: learning rates to choose from; without one, the pretraining itself is the only run.
+        output: output folder of the pretraining.
+    """
+    if not rates:
+        return {output: dict(settings)}
+    settings_of_runs = {}
+    for rate in rates:
+        part_rates = {**(settings.get("part_learning_rates") or {}), "vision": rate}
+        run_output = output.with_name(f"{output.name}_rate_{rate:g}")
+        settings_of_runs[run_output] = {**settings, "part_learning_rates": part_rates}
+    return settings_of_runs
+
+
+def train_until(step: int, settings: Mapping[str, Any], output: Path) -> None:
+    """Run or resume a pretraining until a step before its end."""
+    try:
+        runs.run_pretraining({**settings, "stop_at_step": step}, output)
+    except RunStopped as error:
+        if error.status:
+            raise
+
+
+def keep_run(chosen: Path, outputs: Iterable[Path], output: Path) -> None:
+    """Rename the output folder of the chosen run to that of the pretraining, and remove the others."""
+    if chosen.exists() and chosen != output:
+        chosen.rename(output)
+    for other in outputs:
+        if other != output:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def early_comparison(progress: Progress) -> dict[str, str]:

@@ -109,29 +109,34 @@ def probe_backbones(prober: Prober, backbones: Backbones, seed: int, output: Pat
     return model_scores
 
 
-def compare_with_start(prober: Prober, checkpoint: str, start: str, folder: Path) -> dict[str, Any]:
-    """Compare the frozen backbone of a checkpoint with the start, by a linear probe on the validation split.
+def compare_with_start(prober: Prober, checkpoints: Sequence[str], start: str, folder: Path) -> dict[str, Any]:
+    """Compare the frozen backbone of the best checkpoint with the start, by a linear probe on the validation split.
 
     Args:
         prober: probes.
-        checkpoint: folder of the checkpoint.
+        checkpoints: folders of the checkpoints.
         start: folder or Hub id of the start.
-        folder: folder for the backbone and the probes, which is removed.
+        folder: folder for the backbones and the probes, which is removed.
 
     Returns:
-        `is_worse`, whether the backbone is clearly worse, and `text` with the scores.
+        `best`, the index of the checkpoint with the highest score; `is_worse`, whether its backbone is clearly worse;
+        and `text` with its score and that of the start.
     """
-    backbone = str(export_backbone(checkpoint, folder / "backbone"))
+    backbones = []
+    for index, checkpoint in enumerate(checkpoints):
+        backbones.append(str(export_backbone(checkpoint, folder / f"backbone_{index}")))
     linear_scores = []
-    for entry in prober.score([backbone, start], "val", folder / "probe"):
+    for entry in prober.score([*backbones, start], "val", folder / "probe"):
         if entry["probe"] == "linear":
             linear_scores.append(Score(entry["score"], entry["resampled"], entry["cases"]))
     shutil.rmtree(folder)
-    backbone_score, start_score = linear_scores  # in the order of the backbones
-    difference = paired_difference([backbone_score], [start_score])
+    *backbone_scores, start_score = linear_scores  # in the order of the backbones
+    values = [score.value for score in backbone_scores]
+    best = int(np.argmax(values))
+    difference = paired_difference([backbone_scores[best]], [start_score])
     score_title = TASKS[prober.labels.task].probe_class.title
     text = (
-        f"{score_title} {backbone_score.value:.3f} instead of {start_score.value:.3f} "
+        f"{score_title} {values[best]:.3f} instead of {start_score.value:.3f} "
         f"(95% interval of the difference {difference.low:+.3f} to {difference.high:+.3f})"
     )
-    return {"is_worse": difference.high < 0, "text": text}
+    return {"best": best, "is_worse": difference.high < 0, "text": text}

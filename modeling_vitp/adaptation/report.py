@@ -51,7 +51,7 @@ class AdaptationReport:
         frozen: scores of probes of frozen backbones: `model`, `probe`, `score`, `resampled` and `cases`.
         controls: `answers`, the `scores` of a model in the metrics of `vitp evaluate_vlm`; `answer_prior`, Markdown
             text; `overlap`, the number of test images in the training data; `early`, a text with the scores of a probe
-            at 10% of the steps.
+            at 10% of the steps; `interpolation`, a text on how far the backbone went from its start.
         pictures: image files, relative to the folder of the report.
         notes: sentences on what was not tested.
         command: command that runs the adaptation again.

@@ -157,6 +157,8 @@ def describe_controls(report: "AdaptationReport") -> list[Block]:
         blocks.append(f"Test images that were found in the training data: {report.controls['overlap']}.")
     if report.controls.get("early"):
         blocks.append(f"Probe of the backbone at 10% of the steps, beside its start: {report.controls['early']}.")
+    if report.controls.get("interpolation"):
+        blocks.append(f"The adapted backbone is {report.controls['interpolation']}.")
     if report.controls.get("answer_prior"):
         blocks.append("How well answers are guessed without images:")
         blocks += read_blocks(report.controls["answer_prior"])

@@ -76,7 +76,7 @@ def runs(seeds: int) -> NumRuns:
 
 def test_steps_fill_the_budget():
     """Costs of the fine-tuning are those of all backbones."""
-    chosen = choose_steps(10_000, Costs(2.0, 1.5, 30.0), 10**6, 20, True, runs)
+    chosen = choose_steps(10_000, Costs(2.0, 1.5, 30.0), 10**6, 20, 2, runs)
     assert chosen["steps"] == 0.5 * 10_000 / (2 * 2.0)
     assert chosen["fine_tuning_steps"] == int((0.35 * 10_000 - (5 + 3) * 30) / (5 * 1.5))
     assert chosen["seeds"] == [0, 1, 2]
@@ -84,18 +84,18 @@ def test_steps_fill_the_budget():
 
 def test_seeds_are_fewer_before_steps_are_too_few():
     costs = Costs(1.0, 3.0, 0.0)
-    assert choose_steps(1500, costs, 100, 40, False, runs)["seeds"] == [0, 1]
-    assert choose_steps(10**9, costs, 100, 40, False, runs)["steps"] == plan.MOST_EPOCHS * 100
+    assert choose_steps(1500, costs, 100, 40, 1, runs)["seeds"] == [0, 1]
+    assert choose_steps(10**9, costs, 100, 40, 1, runs)["steps"] == plan.MOST_EPOCHS * 100
     with pytest.raises(ValueError, match="budget: 20 s are left.* 3 fine-tunings"):
-        choose_steps(20, costs, 100, 40, False, runs)
+        choose_steps(20, costs, 100, 40, 1, runs)
 
 
 def test_given_seeds_share_the_budget():
     costs = Costs(2.0, 1.5, 30.0)
-    chosen = choose_steps(10_000, costs, 10**6, 20, True, runs, 6)
+    chosen = choose_steps(10_000, costs, 10**6, 20, 2, runs, 6)
     assert chosen["fine_tuning_steps"] == int((0.35 * 10_000 - (8 + 6) * 30) / (8 * 1.5))
     with pytest.raises(ValueError, match="budget: .*8 fine-tunings"):
-        choose_steps(600, costs, 10**6, 20, True, runs, 6)
+        choose_steps(600, costs, 10**6, 20, 2, runs, 6)
 
 
 def test_fine_tunings_have_fewer_steps_if_less_time_is_left(tmp_path):

@@ -136,7 +136,9 @@ def test_fine_tuning_has_at_most_50_epochs(tmp_path, settings, batch):
     fine_tuning = fine_tuning_settings(found, start_of(args).config, args.fine_tuning)
     chosen = {"rows": 100, "settings": {"global_batch_size": 10}}
     backbones = SimpleNamespace(models=["adapted", "random"], start=start_of(args))
-    plan = choose_plan(args, found, fine_tuning, backbones, chosen, Costs(1e-3, 1e-3, 0.0), args.seconds)
+    plan = choose_plan(
+        args, found, pretraining_of(args), fine_tuning, backbones, chosen, Costs(1e-3, 1e-3, 0.0), args.seconds
+    )
     images = len(found.images["train"])
     assert images > 8 and (plan["steps"], plan["fine_tuning_steps"]) == (20 * 10, 50 * (images // batch))
 

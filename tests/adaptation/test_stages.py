@@ -36,8 +36,8 @@ def run_pretrain(folder: Path, steps: int = 20, is_worse: bool = False, force: b
     progress = Progress(folder / "progress.json")
     settings = Pretraining(Start({}, None, "random"), {}, {}, "instructions", 0, folder / "plan")
     plan = {"steps": steps, "settings": {}}
-    look = {"is_worse": is_worse, "text": "accuracy 0.2"}
-    pretrain(settings, plan, folder / "pretraining", progress, lambda checkpoint: look, force)
+    look = {"best": 0, "is_worse": is_worse, "text": "accuracy 0.2"}
+    pretrain(settings, plan, folder / "pretraining", progress, lambda checkpoints: look, force)
     return progress
 
 
@@ -60,6 +60,59 @@ def test_worse_backbone_stops_unless_forced(tmp_path, trainings):
     assert trainings == [2, 20]
 
 
+def test_best_learning_rate_of_the_vit_goes_on(tmp_path, monkeypatch):
+    """Each rate has the first tenth of the steps, and the run of the best one is continued, also after a stop."""
+    runs_made = []
+
+    def run_pretraining(settings, output):
+        runs_made.append((output.name, settings["part_learning_rates"], settings.get("stop_at_step")))
+        output.mkdir(exist_ok=True)
+        (output / "rate").write_text(str(settings["part_learning_rates"]["vision"]))
+        if "stop_at_step" in settings:
+            raise RunStopped("stopped", 0)
+        raise KeyboardInterrupt
+
+    def compare(checkpoints):
+        assert checkpoints == [tmp_path / "pretraining_rate_5e-05", tmp_path / "pretraining_rate_1e-05"]
+        return {"best": 1, "is_worse": False, "text": "accuracy 0.9"}
+
+    monkeypatch.setattr(runs, "run_pretraining", run_pretraining)
+    monkeypatch.setattr(pretraining, "last_checkpoint", lambda output: output)
+    start = Start({"vision_model": "vit", "language_model": "lm"}, "vit", "vit")
+    settings = Pretraining(start, {}, {}, "instructions", 0, tmp_path / "plan")
+    assert settings.vision_rates == pytest.approx([5e-5, 1e-5])
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            progress = Progress(tmp_path / "progress.json")
+            plan = {"steps": 20, "settings": {}}
+            pretrain(settings, plan, tmp_path / "pretraining", progress, compare)
+    vision = pytest.approx(1e-5)
+    assert [name for name, _, _ in runs_made] == [
+        "pretraining_rate_5e-05",
+        "pretraining_rate_1e-05",
+        "pretraining",
+        "pretraining",
+    ]
+    assert [step for _, _, step in runs_made] == [2, 2, None, None]
+    assert runs_made[2][1] == {"projector": 1e-3, "vision": vision} == runs_made[1][1]
+    assert float((tmp_path / "pretraining" / "rate").read_text()) == vision
+    assert not (tmp_path / "pretraining_rate_5e-05").exists() and not (tmp_path / "pretraining_rate_1e-05").exists()
+
+
+@pytest.mark.parametrize(
+    ("vit", "user_settings"),
+    [
+        (None, {}),
+        ("vit", {"learning_rate": 3e-5}),
+        ("vit", {"part_learning_rates": {"vision": 3e-5}}),
+        ("vit", {"freeze": ["vision"]}),
+    ],
+)
+def test_rate_that_is_set_or_not_used_is_not_searched(tmp_path, vit, user_settings):
+    start = Start({"vision_model": vit, "language_model": "lm"}, vit, "vit")
+    assert Pretraining(start, user_settings, {}, "instructions", 0, tmp_path).vision_rates == []
+
+
 def test_failed_pretraining_is_not_a_finished_part(tmp_path, trainings, monkeypatch):
     def run_pretraining(settings, output):
         raise RunStopped("failed", 1)
@@ -76,7 +129,7 @@ def test_backbone_is_compared_with_its_start(tmp_path, monkeypatch, score, is_wo
         noise = np.random.default_rng(0).standard_normal(1000) * 0.01
         entries = []
         for probe in ("20-NN", "linear"):
-            for backbone, value in zip(backbones, (score, 0.5)):
+            for backbone, value in zip(backbones, (score - 0.1, score, 0.5)):
                 entry = {"backbone": backbone, "probe": probe, "score": value, "cases": 1000}
                 entries.append(entry | {"resampled": (value + noise).tolist()})
         return entries
@@ -85,8 +138,8 @@ def test_backbone_is_compared_with_its_start(tmp_path, monkeypatch, score, is_wo
     monkeypatch.setattr(Prober, "score", score_both)
     prober = Prober(SimpleNamespace(task="segmentation"), 32, 0)
     (tmp_path / "early").mkdir()
-    comparison = compare_with_start(prober, "checkpoint", "start", tmp_path / "early")
-    assert comparison["is_worse"] == is_worse and not (tmp_path / "early").exists()
+    comparison = compare_with_start(prober, ["worse", "better"], "start", tmp_path / "early")
+    assert comparison["best"] == 1 and comparison["is_worse"] == is_worse and not (tmp_path / "early").exists()
     assert comparison["text"].startswith(f"mIoU {score:.3f} instead of 0.500 (95% interval")
 
 

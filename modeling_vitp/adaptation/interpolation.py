@@ -1,0 +1,63 @@
+"""Choice of a backbone between the start and the pretrained ViT, by probes on validation images."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..convert.export import export_backbone
+from .probing import Prober
+
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of the way of the weights from the start to the pretrained ViT
+
+
+def score_alphas(prober: Prober, start: str, pretrained: Path, folder: Path) -> list[dict[str, Any]]:
+    """Score a linear probe of each backbone between the start and the pretrained ViT on the validation images.
+
+    Args:
+        prober: probes.
+        start: folder or Hub id of the ViT before the pretraining.
+        pretrained: folder of the pretrained model.
+        folder: folder for the backbones and the probes, which is removed.
+
+    Returns:
+        `alpha`, `score` and the `resampled` scores of each backbone, in the order of [`ALPHAS`].
+    """
+    backbones = []
+    for alpha in ALPHAS:
+        backbone = export_backbone(pretrained, folder / f"alpha_{alpha:g}", start=start, interpolation_alpha=alpha)
+        backbones.append(str(backbone))
+    alpha_of = dict(zip(backbones, ALPHAS))
+    scores = []
+    for entry in prober.score(backbones, "val", folder / "probe"):
+        if entry["probe"] == "linear":
+            alpha = alpha_of[entry["backbone"]]
+            scores.append({"alpha": alpha, "score": entry["score"], "resampled": entry["resampled"]})
+    shutil.rmtree(folder)
+    return scores
+
+
+def choose_alpha(scores: Sequence[Mapping[str, Any]]) -> float:
+    """Return the smallest alpha whose score is within one standard error of the best.
+
+    The standard error is that of the difference to the best score over resamples of the validation images, in which
+    both see the same images. As in the rule of one standard error for trees (Breiman et al., 1984), the ViT that is
+    closest to the start is taken among those that the images cannot tell from the best.
+
+    Args:
+        scores: scores of [`score_alphas`], or some of them.
+    """
+    best = max(scores, key=lambda entry: entry["score"])
+    for entry in sorted(scores, key=lambda entry: entry["alpha"]):
+        differences = np.subtract(best["resampled"], entry["resampled"])
+        if best["score"] - entry["score"] <= np.std(differences):
+            return entry["alpha"]
+    return best["alpha"]
+
+
+def describe_alphas(scores: Sequence[Mapping[str, Any]], alpha: float) -> str:
+    """Return a sentence with the chosen alpha and all scores."""
+    texts = [f"{entry['score']:.3f} at {entry['alpha']:g}" for entry in scores]
+    return f"{alpha:g} of the way from the start to the pretrained ViT (linear probe, validation: {', '.join(texts)})"
