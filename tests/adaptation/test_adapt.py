@@ -15,6 +15,7 @@ from transformers import AutoModel
 from modeling_vitp import adapt
 from modeling_vitp.adaptation import runs
 from modeling_vitp.adaptation.report import AdaptationReport
+from modeling_vitp.command.errors import RunStopped
 from modeling_vitp.evaluation.comparison import Progress
 from modeling_vitp.recipes import finetune_classification, probe
 
@@ -133,6 +134,9 @@ def test_unchanged_backbone_is_not_called_better(adapted, classes, tmp_path, wit
     pretraining = SETTINGS["pretraining"] | {"learning_rate": 0.0}
     start = folder / "mae" / "backbone"
     settings = SETTINGS | {"steps": 2, "pretraining": pretraining, "learning_rates": [1e-3]}
+    with pytest.raises(RunStopped, match="Keep mae: on the validation images"):
+        adapt(classes, start=start, baselines=["start"], output_dir=tmp_path / "out", **settings)
+    settings["force"] = True
     report = adapt(classes, start=start, baselines=["start"], output_dir=tmp_path / "out", **settings)
     difference = report.differences()["mae"]
     assert (difference.mean, difference.low, difference.high, difference.is_clear) == (0.0, 0.0, 0.0, False)
@@ -206,6 +210,7 @@ def test_masks_are_compared(adapted, tmp_path, without_onnx):
     settings = SETTINGS | {"fine_tuning": fine_tuning, "fine_tuning_steps": 6, "learning_rates": [1e-3], "steps": 20}
     start = adapted[1] / "pretraining"
     settings["pretraining"] = {name: value for name, value in settings["pretraining"].items() if name != "from_scratch"}
+    settings["force"] = True  # A few steps need not improve the start.
     report = adapt(tmp_path / "data", start=start, baselines=["start"], output_dir=tmp_path / "out", **settings)
     assert report.metric == "mean_iou" and report.start == "pretraining"
     assert {entry["model"] for entry in report.fine_tuned} == {"adapted", "pretraining"}

@@ -68,7 +68,7 @@ def test_dry_run_plans_without_weights(run, name, capsys):
 def test_two_steps_end_in_a_report(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # tests/adaptation/test_bundle.py exports
     tiny = {"steps": 2, "fine_tuning_steps": 2, "seeds": [0], "learning_rates": [1e-4], "label_fractions": [1.0]}
-    output = run("adapt_rsar_dinov2", **tiny | {"baselines": ["start"]})
+    output = run("adapt_rsar_dinov2", "--force", **tiny | {"baselines": ["start"]})
     report = AdaptationReport.load(output / "bundle")
     assert (report.task, report.metric, report.start) == ("detection", "map", "dinov2-base")
     assert [(entry["model"], entry["labels"], entry["seed"]) for entry in report.fine_tuned] == [
