@@ -20,13 +20,12 @@ from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedModel
 
 from .. import detection_boxes, modeling_vitp_detection
 from ..auto.registry import MODELS, find_model
-from ..configuration_vitp import ViTPVisionConfig
 from ..image_processing_vitp import ViTPImageProcessor
 from ..modeling_vitp import LANGUAGE_MODELS, VISION_MODELS, ViTPVisionModel
 from ..modeling_vitp_backbone import VISION_PARTS, open_vit
 from ..modeling_vitp_detection import ViTPForObjectDetection, ViTPForOrientedObjectDetection
 from ..modeling_vitp_multi_scale import BACKBONES
-from ..opening import naming, without_remote_code
+from ..opening import naming, read_config_fields, without_remote_code
 from ..rotated_boxes import align_in_image
 from ..vision_towers import TOWERS, pair
 
@@ -188,8 +187,7 @@ def open_model(name: str | Path) -> PreTrainedModel:
         ValueError: if the folder has a model type that cannot be exported.
         OSError: if the model is missing.
     """
-    with naming(name, ViTPVisionConfig):
-        model_type = ViTPVisionConfig.get_config_dict(name)[0].get("model_type")
+    model_type = read_config_fields(name).get("model_type")
     if model_type in VISION_MODELS | LANGUAGE_MODELS.keys():  # loading the latter raises with advice
         return ViTPVisionModel.from_pretrained(name, dtype=torch.float32).eval()
     model_type = VISION_PARTS.get(model_type, model_type)
