@@ -33,7 +33,7 @@ PRETRAINING_SHARE = 0.5
 FINE_TUNING_SHARE = 0.35
 # Shares of the whole budget.
 MEASURING_SHARE = 0.05
-BUNDLE_SHARE = 0.05
+BUNDLE_SHARE = 0.1  # and for runs that are slower than measured
 MOST_EPOCHS = 20  # of the pretraining
 MOST_FINE_TUNING_EPOCHS = 50
 MOST_TILES = 12
