@@ -20,6 +20,7 @@ from ..training.costs import measure_step
 from .arguments import MAE
 from .backbones import Backbones
 from .comparison import settings_of_backbone
+from .plan import FIRST_SAMPLES
 from .pretraining import Pretraining, mae_config
 from .runs import fine_tuning_options
 
@@ -102,7 +103,7 @@ def check_fine_tuning(task: str, settings: Mapping[str, Any], option: str, folde
     try:
         data = task_object.open_data(options)
         model = load_without_values(task_object, data, options)
-        measure_step(model.train(), lambda model: task_object.loss(model, 1, side), options.training.bf16)
+        measure_step(model.train(), lambda model: task_object.loss(model, FIRST_SAMPLES, side), options.training.bf16)
     except FAILURES as error:
         remedy = f"set another ViT in {option}, or {task_object.image_side} in fine_tuning"
         if isinstance(options.start, BackboneArguments):

@@ -33,12 +33,13 @@ PRETRAINING_SHARE = 0.5
 FINE_TUNING_SHARE = 0.35
 # Shares of the whole budget.
 MEASURING_SHARE = 0.05
-BUNDLE_SHARE = 0.05
+BUNDLE_SHARE = 0.1  # and for runs that are slower than measured
 MOST_EPOCHS = 20  # of the pretraining
 MOST_FINE_TUNING_EPOCHS = 50
 MOST_TILES = 12
 LEAST_TOKENS = 8  # fewest visual tokens of a tile that VRL leaves
 MOST_SEEDS = 3
+FIRST_SAMPLES = 2  # of the first measured step; heads with batch norm need two
 MEASURED_STEPS = 3  # of all samples, if they fit the time of the measurement
 BATCH_SETTINGS = {"per_device_train_batch_size", "global_batch_size", "gradient_accumulation_steps"}
 
@@ -383,7 +384,7 @@ def measure_runs(
     output: Path,
     seconds: float,
 ) -> tuple[float, float]:
-    """Return the seconds of a step, and those of the rest of a run, from a run of one sample and one of several.
+    """Return the seconds of a step, and those of the rest of a run, from a run of two samples and one of several.
 
     The second run has up to `MEASURED_STEPS` steps, and fewer samples if these would take too long. The seconds of a
     step are those of a sample times the number of samples.
@@ -409,19 +410,21 @@ def measure_runs(
         train_seconds = metrics["train"]["train_runtime"]
         return train_seconds, time.monotonic() - start - train_seconds
 
-    seconds_of_first, rest = measure(1, 1)
-    affordable_samples = int((seconds - 2 * (rest + seconds_of_first)) / seconds_of_first)
+    first_samples = min(FIRST_SAMPLES, samples)
+    seconds_of_first, rest = measure(1, first_samples)
+    seconds_of_sample = seconds_of_first / first_samples
+    affordable_samples = int((seconds - 2 * rest - seconds_of_first) / seconds_of_sample)
     steps = min(affordable_samples // samples, MEASURED_STEPS)
     if steps == 0:
         steps = 1
         samples_of_step = affordable_samples
     else:
         samples_of_step = samples
-    if steps * samples_of_step < 2:
-        return samples * seconds_of_first, rest
+    further_samples = steps * samples_of_step - first_samples
+    if further_samples < 1:
+        return samples * seconds_of_sample, rest
     train_seconds, rest = measure(steps, samples_of_step)  # The rest of the first run has the time of imports, too.
     further_seconds = max(train_seconds - seconds_of_first, 1e-3)
-    further_samples = steps * samples_of_step - 1
     return samples * further_seconds / further_samples, rest
 
 

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import onnxruntime
@@ -45,6 +45,7 @@ class Report:
     pictures: list[str]
     models: dict[str, str]
     command: str = ""
+    data: dict[str, str] = field(default_factory=lambda: {"how": "Split by scene_pattern '/a/(.*)/b'."})
 
     def save(self, folder: Path) -> None:
         texts = ["# Adaptation", "**Keep dinov2-base.**", *self.models.values(), self.command]
@@ -169,7 +170,9 @@ def test_card_report_and_configuration_are_relative(written):
     assert [name for name in listed if f"| `{name}` |" not in card.text] == ["timm"] * (family == "dinov2")
     assert NO_ONNX in card.text and "backbone.onnx" not in card.text
     assert files[PICTURE] == (folder / PICTURE).read_bytes()
-    assert json.loads(files["report.json"])["pictures"] == [PICTURE]
+    report = json.loads(files["report.json"])
+    assert report["pictures"] == [PICTURE] and report["data"]["how"] == "Split by scene_pattern '/a/(.*)/b'."
+    assert Path(report["command"].split()[-1]).name == "adapt.yaml" and report["command"].startswith("vitp adapt ")
     config = yaml.safe_load(files["adapt.yaml"])
     assert config["scene_pattern"] == "/(.*)_" and config["baselines"][0] == "start" and config["seed"] == 0
     assert config["data"] == "data" and config["baselines"][1] == "tuned"

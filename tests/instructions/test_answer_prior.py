@@ -96,6 +96,10 @@ def test_training_respects_time_limit():
     assert not prior.in_time and 0 < prior.steps < 10**4
 
 
+def test_time_limit_that_is_not_reached_changes_nothing():
+    assert measure(repeated, steps=20, seconds=10**4) == measure(repeated, steps=20, seconds=math.inf)
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.lists(st.tuples(st.booleans(), st.text(max_size=300)), max_size=4), min_size=1, max_size=4))
 def test_only_answer_tokens_are_scored(texts):
