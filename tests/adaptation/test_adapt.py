@@ -105,7 +105,7 @@ def without_onnx(monkeypatch):
 def test_interrupted_adaptation_ends_as_an_undisturbed_one(adapted, classes, tmp_path, monkeypatch, without_onnx):
     """The run is stopped after each of several parts, and once before the result of a part is stored."""
     report, _ = adapted
-    stops = ["instructions/train", "pretraining/look", "pretraining/run", "fine_tuning/random", "controls"]
+    stops = ["instructions/train", "pretraining/look", "pretraining/run", "controls", "fine_tuning/random"]
     result, write = Progress.result, Progress.result
 
     def interrupted(self, part, run):
