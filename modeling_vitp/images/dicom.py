@@ -341,9 +341,12 @@ def invalid_tag(dataset: pydicom.Dataset) -> str | None:
             return tag
     if min(dataset.PixelSpacing) <= 0:
         return "PixelSpacing"
-    axes = np.array(dataset.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
-    are_perpendicular_units = np.allclose(axes @ axes.T, np.eye(2), atol=0.01)
-    return None if are_perpendicular_units else "ImageOrientationPatient"
+    orientation = np.array(dataset.ImageOrientationPatient, dtype=np.float64)
+    axes = orientation.reshape(2, 3)
+    products = axes @ axes.T  # The identity, if the axes are perpendicular and of length 1.
+    if not np.allclose(products, np.eye(2), atol=0.01):
+        return "ImageOrientationPatient"
+    return None
 
 
 def in_order(headers: list[Header]) -> tuple[list[Header], np.ndarray]:

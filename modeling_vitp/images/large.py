@@ -426,9 +426,12 @@ class PartFile(ABC):
 
     def join_shards(self) -> None:
         """Replace the results by those of all shards, in order, if there are files of shards."""
-        counts = [int(SHARD_COUNT.search(path.name)[1]) for path in self.shard_paths()]
+        num_shards = 0
+        for path in self.shard_paths():
+            count = SHARD_COUNT.search(path.name)[1]
+            num_shards = max(num_shards, int(count))
         shard_files = []
-        for shard in Shard.all_of(max(counts, default=0)):
+        for shard in Shard.all_of(num_shards):
             shard_file = copy.copy(self)
             shard_file.select(shard)
             if not shard_file.path.exists() or len(shard_file) != len(shard_file.indices):
