@@ -10,6 +10,7 @@ import pytest
 import rasterio
 import shapely
 import torch
+from interrupting import Killed, killed_after
 from other_backbones import save_backbone
 from pictures import picture, write_bands
 from PIL import Image
@@ -195,22 +196,6 @@ def test_windows_without_data_have_no_row(folder, tmp_path):
     np.testing.assert_array_equal(table["xmin"], [541000, 541064])
 
 
-class Killed(Exception):
-    pass
-
-
-def killed_after(backbone, monkeypatch, batches):
-    """Let a backbone raise an error after a number of batches; another call finds the width."""
-    pool, count = backbone.pool, iter(range(1 + batches))
-
-    def dying(*args):
-        if next(count, None) is None:
-            raise Killed
-        return pool(*args)
-
-    monkeypatch.setattr(backbone, "pool", dying)
-
-
 OPTIONS = {"window": 40, "stride": 30, "batch_size": 4, "dtype": "float16"}
 
 
@@ -226,14 +211,14 @@ def test_killed_run_resumes_to_same_file(folder, tmp_path, monkeypatch, batches)
     whole = run("whole.parquet")
     assert whole[0] == 53
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        killed_after(backbone, patch, batches)
+        killed_after(backbone, patch, 1 + batches, "pool")  # one call finds the width
         run("killed.parquet")
     part, size = tmp_path / "killed.parquet.part", 4 * batches * 32 * 2
     assert part.stat().st_size == size and not (tmp_path / "killed.parquet").exists()
     with open(part, "r+b") as file:
         file.truncate(max(size - 70, 0))  # One row and a part of another one are lost.
     with monkeypatch.context() as patch:
-        killed_after(backbone, patch, 14 - max(batches - 1, 0))
+        killed_after(backbone, patch, 15 - max(batches - 1, 0), "pool")
         assert run("killed.parquet") == whole
     assert not part.exists()
 
@@ -241,7 +226,7 @@ def test_killed_run_resumes_to_same_file(folder, tmp_path, monkeypatch, batches)
 def test_unfinished_run_with_other_arguments_is_refused(folder, tmp_path, monkeypatch):
     backbone, images = load_backbone(str(folder / "vit")), [folder / "photos"]
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        killed_after(backbone, patch, 1)
+        killed_after(backbone, patch, 2, "pool")
         embed_images(backbone, images, tmp_path / "e.parquet", **OPTIONS)
     with pytest.raises(ValueError, match="window, images"):
         embed_images(backbone, [*images, folder / "scene.tif"], tmp_path / "e.parquet", **OPTIONS | {"window": 50})

@@ -172,11 +172,14 @@ def test_wheel_has_command_configs_and_sample(tmp_path):
     assert all(f"usage: vitp {name} " in said[str(path)][0] for name, path in recipes.items())
     dry = run(*vitp, "pretrain", "--config", "remote_sensing_paper", "--dry_run", cwd=work, **here)
     assert dry.returncode == 0 and "The four rules of a mixture:" in dry.stdout, dry.stderr
+    # The control of the quickstart: a frozen ViT learns nothing, and fails the requirements.
     steps = "--max_steps 2 --eval_strategy no --save_strategy no --watch_samples 0 --dataloader_num_workers 0".split()
     steps += ["--dataloader_persistent_workers", "false", "--freeze", "vision"]
-    quick = run(*vitp, "pretrain", "--config", "quickstart", *steps, cwd=work, **here)
-    assert quick.returncode == 1 and "probe.least_gain.linear" in quick.stderr, quick.stderr  # a frozen ViT
+    frozen = run(*vitp, "pretrain", "--config", "quickstart", *steps, cwd=work, **here)
+    assert frozen.returncode == 1 and "probe.least_gain.linear" in frozen.stderr, frozen.stderr
     assert (work / "outputs/quickstart/backbone/model.safetensors").is_file()
+    gains = json.loads((work / "outputs/quickstart/metrics.json").read_text())["probe"]["gains"]
+    assert gains["linear"]["at the start"] == gains["nonlinear"]["at the start"] == 0
 
 
 SAME_NAMES = """
