@@ -15,7 +15,7 @@ from PIL import Image
 from prepared_folders import write_rsar
 from rasterio import Affine
 
-from modeling_vitp.adaptation.labels import TaskData, labels_of, median_size, read_labels, with_label_fraction
+from modeling_vitp.adaptation.labels import TaskData, labels_of, read_labels, with_label_fraction
 from modeling_vitp.data.annotation_files import read_list
 from modeling_vitp.data.layouts import LAYOUTS
 from modeling_vitp.data.scenes import stem_of
@@ -120,17 +120,6 @@ def cases_of(found: TaskData, split: str) -> dict[Path, str]:
     samples = data.open([split])
     files = samples.samples if found.task == "classification" else [sample for sample, _ in samples.rows]
     return {sample.images[0]: case for sample, case in zip(files, samples.cases)}
-
-
-def test_photos_of_classes_may_be_stored_turned(tmp_path):
-    write_folders(tmp_path / "data", SCENES)
-    for path in (tmp_path / "data").rglob("*.png"):
-        exif = Image.Exif()
-        exif[274] = 6
-        Image.open(path).save(path, exif=exif)
-    found = read_labels(tmp_path / "data", tmp_path / "splits")
-    assert sum(map(len, found.images.values())) == len(SCENES)
-    assert median_size(found.images["train"]) == (10, 8)  # upright, of a stored height of 8
 
 
 @pytest.mark.parametrize("layout", WRITERS)
@@ -271,15 +260,6 @@ def test_patients_stay_in_one_split(tmp_path, monkeypatch):
     assert sum(map(len, patients)) == 6 and "6 patients" in found.how
 
 
-def test_drawn_splits_have_two_scenes(tmp_path):
-    """One scene has 15% of the images."""
-    root = tmp_path / "data"
-    write_masks(root, [f"{scene}_{n}" for scene in "abcdefghi" for n in range(7 if scene == "a" else 5)])
-    for seed in range(3):
-        scenes = scenes_of(read_labels(root, tmp_path / f"{seed}", seed=seed))
-        assert [len(scenes[split]) for split in ("val", "test")] == [2, 2]
-
-
 def test_identical_images_stay_in_one_split(tmp_path):
     root = tmp_path / "data"
     write_folders(root, [f"{name}x" for name in "abcdefghijkl"])
@@ -292,40 +272,6 @@ def test_identical_images_stay_in_one_split(tmp_path):
         assert found.how.startswith("Split by image: ")
         split_of = {path.read_bytes(): split for split, part in found.images.items() for path in part}
         assert all(split_of[path.read_bytes()] == split for split, part in found.images.items() for path in part)
-
-
-def test_empty_tiles_join_no_scenes(tmp_path):
-    root = tmp_path / "data"
-    write_masks(root, SCENES)
-    for scene in range(10):
-        save(Image.new("RGB", (10, 8)), root / "images" / f"s{scene}_000.png")
-    assert "10 scenes" in read_labels(root, tmp_path / "lists").how
-
-
-def test_class_names_in_files_are_no_scenes(tmp_path):
-    root, classes = tmp_path / "data", tuple("abcdefg")
-    for index in range(70):
-        noise(root / classes[index % 7] / f"{classes[index % 7]}_{index}.png")
-    found = read_labels(root, tmp_path / "lists")
-    check(found, 70)
-    assert found.how.startswith("Split by image")
-    assert all({path.parent.name for path in part} == {*classes} for part in found.images.values())
-
-
-@pytest.mark.parametrize("is_split", [False, True])
-def test_class_may_have_word_of_a_split(tmp_path, is_split):
-    root, names = tmp_path / "data", {"train": SCENES, "val": ["v_1", "v_2"], "test": ["t_1", "t_2"]}
-    for split, part in names.items() if is_split else [("", SCENES)]:
-        write_folders(root / split, part, ("bridge", "train_station"))
-    found = read_labels(root, tmp_path / "lists")
-    assert found.data["classes"] == ["bridge", "train_station"]
-    assert sum(map(len, found.images.values())) == len(SCENES) + 4 * is_split
-
-
-def test_names_of_uneven_groups_are_no_scenes(tmp_path):
-    root = tmp_path / "data"
-    write_masks(root, [*(f"site_{n}" for n in range(20)), *(f"{other}_1" for other in "abcdef")])
-    assert read_labels(root, tmp_path / "lists").how.startswith("Split by image: 18 images for training, 4 for ")
 
 
 def test_every_class_is_in_training_images(tmp_path):

@@ -77,13 +77,6 @@ def test_seeds_are_fewer_before_steps_are_too_few():
         choose_steps(20, costs, 100, 40, False, runs)
 
 
-def test_given_seeds_share_the_budget():
-    chosen = choose_steps(10_000, Costs(2.0, 0.5, 10.0), 10**6, 20, True, runs, 6)
-    assert chosen["fine_tuning_steps"] == int((0.35 * 10_000 / 24 - 10) / 0.5)
-    with pytest.raises(ValueError, match="budget: .*24 fine-tunings"):
-        choose_steps(600, Costs(2.0, 0.5, 10.0), 10**6, 20, True, runs, 6)
-
-
 def test_finished_parts_are_not_run_again(tmp_path):
     calls = []
 

@@ -213,14 +213,6 @@ def test_license_of_an_earlier_run_is_removed(folder):
         assert card.data.license == ("mit" if mine else None) and ("## License" in card.text) == bool(mine)
 
 
-def test_card_that_is_not_yaml_does_not_stop_a_run(folder):
-    (folder / "README.md").write_text("---\ntitle: Ships: a model\n---\n")
-    forget_sources(folder)
-    with pytest.raises(ValueError, match="README.md.*mapping values"):
-        write_model_card("model", folder)
-    assert (folder / "README.md").read_text() == "---\ntitle: Ships: a model\n---\n"
-
-
 def test_start_of_a_distilled_model_is_no_teacher():
     record = {"settings": {"teacher": "org/large"}, "base_model": ["org/large", "org/small"]}
     assert "Initialized" not in describe_training(record)
@@ -239,23 +231,6 @@ def test_conversion_keeps_license(hub, logged_in, folder, tmp_path):
     assert push(tmp_path / "internvl", "tester/b", "--what", "backbone") == 0
     assert card_of(hub, "tester/b").data.license == "cc-by-nc-4.0"
     assert "the same to the bit" in card.text and "trust_remote_code" not in code_of(card)
-
-
-def test_license_of_a_push_replaces_statement_of_conversion(hub, logged_in, folder, tmp_path):
-    (folder / "run.json").unlink()
-    convert_checkpoint(folder, tmp_path / "internvl", "internvl")
-    assert "states no license" in (tmp_path / "internvl" / "README.md").read_text()
-    assert push(tmp_path / "internvl", "tester/i", "--what", "model", "--license", "mit") == 0
-    card = card_of(hub, "tester/i")
-    assert "states no license" not in card.text and card.text.count("## License") == 1 and card.data.license == "mit"
-
-
-def test_unread_license_is_read_again(hub, logged_in, folder):
-    (folder / "run.json").write_text(json.dumps(RECORD | {"licenses": {"org/start": {}, "run": {}}}))
-    hub.create("org/start", {"README.md": "---\nlicense: cc-by-nc-4.0\n---\n"})
-    assert push(folder, "tester/m", "--what", "model", "--license", "mit") == 1
-    assert push(folder, "tester/m", "--what", "model") == 0
-    assert card_of(hub, "tester/m").data.license == "cc-by-nc-4.0"
 
 
 def test_license_file_without_a_card_binds(hub, logged_in, folder):
@@ -288,20 +263,6 @@ def test_license_files_and_links(hub, logged_in, folder, tmp_path):
     (tmp_path / "other" / "run" / "README.md").write_text("---\nlicense: gpl-3.0\n---\n")
     both = provenance([str(folder), str(tmp_path / "other" / "run")])["licenses"]
     assert both["run (another)"] == {"license": "gpl-3.0"} and both["run"] == {"license": "cc-by-nc-4.0"}
-
-
-def test_checkpoint_has_the_license_file_of_its_run(hub, logged_in, folder):
-    record = RECORD | {"licenses": {"run": {"license": "other", "license_name": "terms", "license_link": "LICENSE"}}}
-    (folder / "run.json").write_text(json.dumps(record))
-    (folder / "LICENSE").write_text("terms")
-    checkpoint = folder / "checkpoint-2"
-    checkpoint.mkdir()
-    for path in model_files(folder).values():
-        if path.name not in ("LICENSE", "metrics.json"):
-            path.rename(checkpoint / path.name)
-    assert push(checkpoint, "tester/m", "--what", "model") == 0
-    assert card_of(hub, "tester/m").data.license_link == "LICENSE"
-    assert hub.files("tester/m")["LICENSE"] == b"terms"
 
 
 def test_license_files_of_two_sources_are_kept(tmp_path):
@@ -521,11 +482,3 @@ def test_exported_part_keeps_record_and_license(folder, tmp_path):
 )
 def test_recorded_command_has_no_token_or_path(words, expected):
     assert portable_command("pretrain", words) == f"vitp pretrain {expected}".strip()
-
-
-def test_license_of_the_card_alone_reaches_a_part(tmp_path):
-    for name in ("model", "part"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "model" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
-    copy_record(tmp_path / "model", tmp_path / "part")
-    assert {"license": "apache-2.0"} in stated_licenses(tmp_path / "part").values()

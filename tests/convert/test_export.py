@@ -23,7 +23,6 @@ from modeling_vitp import (
     ViTPVisionConfig,
     ViTPVisionModel,
     export_backbone,
-    export_timm,
     spread_bands,
 )
 
@@ -279,15 +278,6 @@ def test_folder_opens_without_warning(exported, tower):
     assert exported.processor.image_processor.max_patches == 6
 
 
-def test_weights_are_safetensors_only(exported):
-    for folder in ("backbone", "with_spec", "full"):
-        names = file_names(exported.folder / folder)
-        assert {name for name in names if name.split(".")[-1] not in ("json", "py", "jinja")} == {"model.safetensors"}
-        weights = load_file(exported.folder / folder / "model.safetensors")
-        model = exported.model if folder == "full" else exported.model.model.vision_tower
-        assert weights.keys() == model.state_dict().keys()
-
-
 def test_export_of_other_sources_equals_export_of_model(exported, tower, tmp_path):
     wanted = exported.folder / "backbone"
     from_folder = export_backbone(str(exported.folder / "full"), str(tmp_path / "text"))
@@ -298,20 +288,6 @@ def test_export_of_other_sources_equals_export_of_model(exported, tower, tmp_pat
         folder = export_backbone(model, tmp_path / type(model).__name__)
         for name in ("model.safetensors", "config.json"):
             assert (folder / name).read_bytes() == (wanted / name).read_bytes(), name
-
-
-@pytest.mark.parametrize("export", [export_backbone, export_timm])
-def test_export_has_the_record_of_its_checkpoint(model_and_processor, tmp_path, export):
-    run, (model, processor) = tmp_path / "run", model_and_processor
-    model.save_pretrained(run)
-    processor.save_pretrained(run)
-    record = {"base_model": ["org/start"], "licenses": {"org/start": {"license": "cc-by-nc-4.0"}}}
-    for name, fields in (("run.json", record), ("metrics.json", {"eval": {"eval_loss": 0.25}})):
-        (run / name).write_text(json.dumps(fields))
-    folder = export(run, tmp_path / "backbone")
-    assert json.loads((folder / "run.json").read_text()) == record and (folder / "metrics.json").is_file()
-    export(model, folder)  # the weights of another run
-    assert not {"run.json", "metrics.json"} & file_names(folder)
 
 
 def test_export_replaces_only_its_own_folder(exported, tmp_path):

@@ -8,22 +8,16 @@ from datasets import load_dataset
 from internvl_checkpoints import assert_same, load_weights
 from internvl_oracle import build_native
 from safetensors.torch import load_file
-from tiny_models import VISION
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
     InternVLForConditionalGeneration,
-    InternVLVisionConfig,
 )
 
 from modeling_vitp import (
-    ViTPAdapter,
-    ViTPBackbone,
     ViTPConfig,
     ViTPForConditionalGeneration,
-    ViTPForImageClassification,
-    ViTPImageClassificationConfig,
     ViTPModel,
     ViTPProcessor,
     ViTPTrainer,
@@ -31,7 +25,6 @@ from modeling_vitp import (
     ViTPVisionConfig,
     ViTPVisionModel,
     convert_checkpoint,
-    export_backbone,
 )
 from modeling_vitp.convert.internvl import from_internvl, internvl_processor, rope_of_version_4
 from modeling_vitp.pretraining.loading import load_checkpoint
@@ -87,20 +80,6 @@ def test_internvl_folder_is_refused_with_command(tmp_path, model, model_class):
     assert load_file(tmp_path / "again" / "model.safetensors").keys() == wanted.state_dict().keys()
 
 
-def test_model_is_not_taken_for_another_part(tmp_path, model):
-    model.save_pretrained(tmp_path / "whole")
-    (tmp_path / "original").mkdir()
-    (tmp_path / "original" / "config.json").write_text('{"model_type": "internvl_chat"}')
-    for model_class in (ViTPVisionModel, ViTPBackbone, ViTPAdapter):
-        with pytest.raises(ValueError, match=rf"vitp export_backbone {tmp_path / 'whole'} FOLDER"):
-            model_class.from_pretrained(tmp_path / "whole")
-        with pytest.raises(ValueError, match="vitp convert"):
-            model_class.from_pretrained(tmp_path / "original")
-    export_backbone(model.model.vision_tower, tmp_path / "backbone")
-    with pytest.raises(ValueError, match="without the language model"):
-        ViTPForConditionalGeneration.from_pretrained(tmp_path / "backbone")
-
-
 def test_foreign_chat_template_is_replaced_with_warning(tmp_path, model, processor, caplog):
     model.save_pretrained(tmp_path / "vitp")
     processor.save_pretrained(tmp_path / "vitp")
@@ -135,13 +114,6 @@ def test_transformers_configurations_are_converted(model, processor):
     torch.testing.assert_close(ours(**inputs).logits, logits)
     assert config.text_config._attn_implementation == config.vision_config._attn_implementation == "eager"
     assert torch.equal(native(**inputs).logits, logits) and config.vision_config.model_type == "internvl_vision"
-
-
-def test_transformers_vit_configuration_makes_classifier():
-    config = InternVLVisionConfig(**VISION)
-    classifier = ViTPForImageClassification(ViTPImageClassificationConfig(backbone_config=config, num_labels=2))
-    assert type(classifier.config.backbone_config) is ViTPVisionConfig and config.model_type == "internvl_vision"
-    assert classifier.backbone(torch.zeros(1, 3, 56, 56)).pooler_output.shape == (1, 32)
 
 
 def saved(parts, folder):

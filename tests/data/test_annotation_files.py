@@ -1,15 +1,12 @@
 """Objects of annotation files."""
 
-import os
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from modeling_vitp.data.layouts.coco import CocoFile, check_coco, coco_object
+from modeling_vitp.data.layouts.coco import check_coco, coco_object
 from modeling_vitp.data.layouts.dota import dota_objects
 from modeling_vitp.data.layouts.voc import voc_objects
-from modeling_vitp.data.layouts.yolo import yolo_label
 
 CORNERS = [(10.0, 20.0), (30.0, 22.0), (29.0, 32.0), (9.0, 30.0)]
 
@@ -49,25 +46,3 @@ def test_coco_annotation_keeps_segmentation():
 def test_duplicate_category_id_raises_error():
     with pytest.raises(ValueError, match="two entries of `categories` have the id 1"):
         check_coco({"images": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "instances.json")
-
-
-@pytest.mark.parametrize(("caption", "expected"), [("a red car", "a red car"), ("", None), (" ", None), (None, None)])
-def test_empty_caption_becomes_none(caption, expected):
-    annotation = {"id": 1, "bbox": [1, 2, 3, 4], "category_id": 1, "caption": caption}
-    assert coco_object(annotation, {1: "car"}, "a.json").caption == expected
-
-
-def test_label_of_a_yolo_image_below_a_root_with_dots(tmp_path):
-    image = tmp_path / "data" / "images" / "train" / "a.png"
-    label = yolo_label(image, tmp_path / "run" / ".." / "data")
-    assert os.path.normpath(label) == str(tmp_path / "data" / "labels" / "train" / "a.txt")
-
-
-@pytest.mark.parametrize("stated", [{"height": "30", "width": "40"}, {"height": 0, "width": 0}, {"height": None}, {}])
-def test_size_of_coco_image_may_be_text_or_missing(stated):
-    contents = {"images": [{"id": 1, "file_name": "a.png", **stated}], "categories": [], "annotations": []}
-    file = CocoFile(Path("a.json"), contents)
-    assert file.objects(file.images[0], Path("a.png"), (30, 40)) == []
-    file.images[0] |= {"height": "40", "width": "30"}
-    with pytest.raises(ValueError, match="a.json: 30 x 40 .* 40 x 30"):
-        file.objects(file.images[0], Path("a.png"), (30, 40))

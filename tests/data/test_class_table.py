@@ -2,13 +2,11 @@
 
 import re
 
-import numpy as np
 import pandas as pd
 import pytest
 from annotated_images import LAYOUTS, NAMES, make, noise, turns_of
 
 from modeling_vitp.adaptation.labels import read_labels, with_label_fraction
-from modeling_vitp.data import layouts
 from modeling_vitp.data.layouts import ClassTable, recognize_layout
 from modeling_vitp.data.splits import choose_split
 from modeling_vitp.instructions.from_annotations.labels import annotate_all
@@ -178,17 +176,6 @@ def test_classification_and_adapt_read_table(case, tmp_path):
     assert len(part.open(["train"])) == round(0.5 * len(found.images["train"]))
 
 
-def test_adapt_draws_missing_splits_of_table(tmp_path):
-    """Check that rows of images that are drawn for another split are not missing."""
-    labels = write_images(tmp_path / "data", lambda index: "")
-    rows = [{"file_name": path, "label": label, "split": "train"} for path, label in labels.items()]
-    write_rows(tmp_path / "data", "labels.csv", rows)
-    found = read_labels(tmp_path / "data", tmp_path / "lists")
-    data = ClassificationData.from_dict(found.data)
-    read = [path for split in found.images for path in data.open([split]).files_or_rows()]
-    assert len(read) == len(set(read)) == NUMBER and all(map(len, found.images.values()))
-
-
 def test_patients_of_table_are_in_one_split(tmp_path):
     labels = write_images(tmp_path / "data", lambda index: "")
     rows = []
@@ -257,23 +244,6 @@ def test_other_layout_with_table_is_recognized(layout, tmp_path):
             ClassificationData.from_dict({"root": str(tmp_path)}).find_classes(["train"])
 
 
-@pytest.mark.parametrize("split", ["", "train/"])
-@pytest.mark.parametrize("label", ["folder", "number", "incomplete"])
-def test_index_of_class_folders_is_ignored(split, label, tmp_path):
-    """Check that folders of classes are recognized with an index of their images, also by other names or incomplete."""
-    rows = []
-    for index in range(9):
-        name = CLASSES[index % 3]
-        path = f"{split}{name}/{index}.png"
-        noise(tmp_path / path, index, SIZE)
-        rows.append({"file_name": path, "label": index % 3 if label == "number" else name})
-    write_rows(tmp_path, "index.csv", rows[: 8 if label == "incomplete" else None])
-    assert recognize_layout(tmp_path) == "folders"
-    if split:
-        data = ClassificationData.from_dict({"root": str(tmp_path)})
-        assert data.table is None and data.find_classes(["train"]) == sorted(CLASSES)
-
-
 def test_other_tables_are_not_recognized(tmp_path):
     for number in range(3):
         noise(tmp_path / f"{number}.png", number, SIZE)
@@ -333,13 +303,6 @@ def test_wrong_table_is_refused(case, tmp_path):
             read()
 
 
-def test_list_of_classes_is_refused(tmp_path):
-    noise(tmp_path / "0.png", 0, SIZE)
-    pd.DataFrame({"image": ["0.png"], "label": [["a", "b"]]}).to_parquet(tmp_path / "t.parquet")
-    with pytest.raises(ValueError, match="t.parquet: .*0.png has several classes, 'a, b'"):
-        ClassTable(tmp_path).splits()
-
-
 def test_commas_in_names_are_kept(tmp_path):
     for number in range(2):
         noise(tmp_path / f"{number}.png", number, SIZE)
@@ -358,13 +321,3 @@ def test_ambiguous_folders_of_splits_are_refused(tmp_path):
     assert sorted(map(len, ClassTable(tmp_path).splits().values())) == [2, 2]
     with pytest.raises(ValueError, match="'test' .*train.*column `split`"):
         ClassificationData.infer(tmp_path)
-
-
-def test_one_table_is_chosen(tmp_path):
-    write_unsplit(tmp_path)
-    write_rows(tmp_path, "other.csv", [{"file_name": "north/00.png", "label": "a"}])
-    with pytest.raises(ValueError, match="labels.parquet.*other.csv|other.csv.*labels.parquet"):
-        ClassTable(tmp_path).splits()
-    layout = ClassTable(tmp_path, annotations=tmp_path / "labels.parquet")
-    assert len(layout.splits()["all"]) == NUMBER
-    assert layouts.LAYOUTS["table"] is ClassTable and np.all([path.is_file() for path in layout._file_of])

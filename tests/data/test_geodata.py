@@ -216,21 +216,6 @@ def test_class_may_have_any_type_in_geopackage(column, value, expected, tmp_path
     assert [item.label for item in objects_of(tmp_path / "a.gpkg", tmp_path / "a.tif", "kind")] == [expected] * 2
 
 
-def test_all_features_are_read_if_their_stated_number_is_wrong(tmp_path):
-    save_geotiff(tmp_path / "a.tif", PIXELS)
-    geopackage("UPDATE gpkg_ogr_contents SET feature_count = 1")(tmp_path)
-    check_shapes(objects_of(tmp_path / "a.gpkg", tmp_path / "a.tif"), SHAPES[:2])
-
-
-def test_class_property_is_the_same_in_all_files(tmp_path):
-    for name, properties in (("a", {"name": "x", "class": "ship"}), ("b", {"name": "y"})):
-        save_geotiff(tmp_path / f"{name}.tif", PIXELS)
-        save_geojson(tmp_path / f"{name}.geojson", [feature(SHAPES[0], **properties)])
-    with pytest.raises(ValueError, match=r"b\.geojson, feature 0: .*'class'.*name"):
-        label_names(tmp_path)
-    assert label_names(tmp_path, class_property="name") == ["x", "y"]
-
-
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
@@ -374,15 +359,3 @@ def test_missing_features_are_named(names, tmp_path):
     if len(names) == 1:
         with pytest.raises(ValueError, match=r"\.geojson or \.gpkg"):
             GeoJson(tmp_path).annotate("a.tif", (tmp_path / "a.tif",))
-
-
-def test_empty_file_of_an_image_has_no_objects(tmp_path):
-    for name, entries in (("a", []), ("b", [feature(SHAPES[0])])):
-        save_geotiff(tmp_path / f"{name}.tif", PIXELS)
-        save_geojson(tmp_path / f"{name}.geojson", entries)
-    save_geotiff(tmp_path / "c.tif", PIXELS)
-    layout = GeoJson(tmp_path)
-    numbers = [len(layout.annotate(f"{n}.tif", (tmp_path / f"{n}.tif",))[0].regions) for n in "ab"]
-    assert numbers == [0, 1]
-    with pytest.raises(ValueError, match=r"c\.tif .*c\.geojson"):
-        layout.annotate("c.tif", (tmp_path / "c.tif",))

@@ -88,12 +88,6 @@ def test_file_of_cases_groups_samples(tmp_path):
             find_samples(tmp_path, settings, "test")
 
 
-def test_empty_mask_folder_is_refused(tmp_path):
-    data = labelled_folder(tmp_path, {"a": None})
-    with pytest.raises(ValueError, match="'train' has no mask: .*masks/{name}.png"):
-        data.open(["train"])
-
-
 @pytest.mark.parametrize("place", ["A", "B", "label"])
 def test_pair_with_missing_image_is_refused(tmp_path, place):
     dense_data.make_levir_cd(tmp_path, size=16)
@@ -184,27 +178,6 @@ def test_row_without_image_is_named(tmp_path, data_class):
     data = data_class(**rows_of(data_class, tmp_path, [noise(0), None]))
     with pytest.raises(ValueError, match="[Rr]ow 1 of split 'train'"):
         data.open(["train"], *TASKS[data_class])[1]
-
-
-@pytest.mark.parametrize("data_class", TASKS)
-def test_changed_rows_of_folder_with_card_are_read(tmp_path, data_class):
-    """Check a folder whose card names its files, of which `datasets` alone reads an outdated cache."""
-    files = "{config_name: default, data_files: [{split: train, path: train.parquet}]}"
-    (tmp_path / "README.md").write_text(f"---\nconfigs: [{files}]\n---\n")
-    for number in (2, 3):
-        data = data_class(**rows_of(data_class, tmp_path, [noise(index) for index in range(number)]))
-        assert len(data.open(["train"], *TASKS[data_class])) == number
-
-
-@pytest.mark.parametrize("data_class", TASKS)
-def test_dot_in_name_of_image_column_is_no_field(tmp_path, data_class):
-    """Check a column as those of WebDataset, whose names are suffixes of files such as `seg.png`."""
-    described, task = rows_of(data_class, tmp_path, [noise(0), noise(1)], "rgb.png"), TASKS[data_class]
-    item = data_class(**described, columns={"image": "rgb.png"}).open(["train"], *task)[1]
-    (image,) = item["images"] if "images" in item else [item["image"]]
-    assert np.array_equal(image.permute(1, 2, 0), noise(1))
-    with pytest.raises(ValueError, match="'train'.*'objects.bbox'"):
-        data_class(**described, columns={"image": "objects.bbox"}).open(["train"], *task)
 
 
 SPLITS = {name: {"image": f"{name}/{{n}}.png"} for name in ("train", "val", "test")}
@@ -300,21 +273,3 @@ def test_only_equal_sizes_are_read(data, tmp_path, opened):
     (tmp_path / "val/large.png").write_bytes(content)
     with pytest.raises(ValueError, match="val/large.png in split 'val' is the same image as .*train/large.png"):
         data.check_disjoint(["train", "val"])
-
-
-@pytest.mark.parametrize("is_embedded", [True, False])
-def test_rows_are_compared_by_size_first(data, tmp_path, opened, is_embedded):
-    shutil.copyfile(tmp_path / "train/2.png", tmp_path / "test/renamed.png")
-    features = Features({"image": ImageFeature(), "id": Value("string")})
-    for split in ("train", "test"):
-        paths = sorted((tmp_path / split).iterdir())
-        images = [{"bytes": path.read_bytes() if is_embedded else None, "path": str(path)} for path in paths]
-        columns = {"image": images, "id": [path.stem for path in paths]}
-        Dataset.from_dict(columns, features=features).to_parquet(tmp_path / f"rows/{split}.parquet")
-    rows = DenseData(classes=TWO, splits={"train": "train", "test": "test"}, dataset_name=str(tmp_path / "rows"))
-    with pytest.raises(ValueError, match=r"row 4 \(image\) in split 'test' is the same image as row 2 \(image\)"):
-        rows.check_disjoint(["train", "test"])
-    assert set(opened["whole"]) == {"row 2 (image)", "row 4 (image)"}
-    columns = {key: value[:4] for key, value in columns.items()}
-    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "rows/test.parquet")
-    rows.check_disjoint(["train", "test"])

@@ -13,7 +13,6 @@ from modeling_vitp.evaluation.answer_scores import (
     read_choices,
     score_answers,
     score_captions,
-    tokenize,
 )
 
 CHOICES = "Where is it?\nA. left lung\nB. right lung\nC. heart"
@@ -95,10 +94,6 @@ def test_best_reference_counts():
     assert scores["accuracy"].tolist() == [0, 1, 1]
     scores = score_answers("map", [""] * 2, ["a b c d", "x b x d"], [["x x x x", "a b c x", "x b x d"]] * 2)
     assert scores["accuracy"].tolist() == [0.75, 1]
-
-
-def test_choices_start_at_a():
-    assert read_choices("Is it A. or B.?") == read_choices("A. one") == read_choices("B. one\nC. two") == {}
 
 
 def test_first_box_is_scored():
@@ -218,10 +213,6 @@ def test_empty_captions_and_single_image_are_scored():
     assert alone["cider"].tolist() == [0] and alone["rouge_l"].tolist() == [1] and alone["bleu_1"] == pytest.approx(1)
 
 
-def test_caption_words_are_normalized():
-    assert tokenize("Two-story houses, 0.5 km2; the tree's SHADE!") == "two-story houses 0.5 km2 the tree 's shade"
-
-
 def test_counts_match_loop():
     rng = np.random.default_rng(0)
     answers, references, errors, are_right = [], [], [], []
@@ -256,8 +247,3 @@ def test_map_scores_match_loops():
                 overlaps.append(both / either)
         assert scores["mean_iou"][0] == pytest.approx(sum(overlaps) / len(overlaps))
         assert scores["accuracy"][0] == pytest.approx(sum(a == b for a, b in zip(own, wanted)) / 9)
-
-
-def test_letters_of_map_may_have_no_spaces():
-    scores = score_answers("map", [""], ["AABAABBBA"], [["A A B A A B B B B"]])
-    assert scores["accuracy"][0] == 8 / 9 and scores["mean_iou"][0] == pytest.approx((4 / 5 + 4 / 5) / 2)

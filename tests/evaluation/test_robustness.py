@@ -13,8 +13,7 @@ from launching import locked_elsewhere
 from modeling_vitp.auto.registry import MODELS, ModelEntry
 from modeling_vitp.command.errors import RunStopped, WrongArguments
 from modeling_vitp.evaluation import robustness
-from modeling_vitp.evaluation.comparison import short_names
-from modeling_vitp.evaluation.robustness import draw_robustness, evaluate_robustness, robustness_table, severity_table
+from modeling_vitp.evaluation.robustness import evaluate_robustness, robustness_table, severity_table
 from modeling_vitp.images.corruptions import SEVERITIES
 from modeling_vitp.tasks import TASKS
 from modeling_vitp.tasks.robustness_arguments import RobustnessArguments
@@ -137,20 +136,6 @@ def test_output_folder_is_locked(ask, tmp_path, monkeypatch):
         ask(corruptions=["haze"])
 
 
-def test_score_can_be_any_metric_value(ask, tmp_path, monkeypatch):
-    monkeypatch.setattr(Counted, "score", "ap75")
-    metrics, _ = ask(corruptions=["haze"])
-    assert metrics["models"][0]["clean"]["score"] == metrics["models"][0]["clean"]["metrics"]["ap75"]
-    monkeypatch.setattr(Counted, "score", "ap/ship")  # The class does not occur, so that the score is NaN.
-    metrics, asked = ask(corruptions=["haze"])
-    assert asked == [] and math.isnan(metrics["models"][0]["average"]["score"])
-    assert robustness_table(metrics).splitlines()[-1] == "| average | – | – | – | – |"
-    draw_robustness(metrics, tmp_path / "plot.png")
-    monkeypatch.setattr(Counted, "score", "iou")
-    with pytest.raises(ValueError, match="'iou'.* ap50, ap75, ap/ship"):
-        ask(corruptions=["haze"])
-
-
 def of_model(name: str, clean: float, scores: dict[tuple[str, int], float]) -> dict:
     found = {("clean", 0): {"mean_iou": clean}} | {key: {"mean_iou": value} for key, value in scores.items()}
     return {"model": name, **robustness.summarize_conditions(found, "mean_iou")}
@@ -177,11 +162,6 @@ def test_robustness_tables():
         "| haze | 0.400 (80.0%) | 0.200 (40.0%) |",
         "| data gaps | 0.500 (100.0%) | 0.300 (60.0%) |",
     ]
-
-
-def test_short_names_are_unique():
-    assert short_names(["runs/a", "org/b", "c/"]) == ["a", "b", "c"]
-    assert short_names(["runs/1/model", "runs/2/model", "c"]) == ["runs/1/model", "runs/2/model", "c"]
 
 
 @pytest.mark.parametrize(

@@ -132,15 +132,6 @@ def test_invalid_options_are_named(place, options, said):
         vlm.evaluate_vlm(arguments(place, **options))
 
 
-def test_rows_without_images_and_other_models_raise_error(place, tmp_path):
-    (tmp_path / "test.jsonl").write_text(json.dumps({"question": "How many?", "answer": "3"}) + "\n")
-    with pytest.raises(ValueError, match="No questions .*1 rows"):
-        vlm.evaluate_vlm(arguments(place, dataset_name=str(tmp_path)))
-    (tmp_path / "config.json").write_text('{"model_type": "vitp_vision"}')
-    with pytest.raises(ValueError, match="of type 'vitp_vision'"):
-        vlm.evaluate_vlm(arguments(place, models=[str(tmp_path)]))
-
-
 CHOICES = "Which organ?\nA. left lung\nB. heart"
 
 

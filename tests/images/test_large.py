@@ -14,7 +14,7 @@ from PIL import Image
 from modeling_vitp import InputSpec, ViTPSegmentationImageProcessor
 from modeling_vitp.data.classes import LabelEncoding
 from modeling_vitp.data.files import FileSample
-from modeling_vitp.images.large import LineFile, RowFile, appears_whole, open_images, part_path, ranged, weights_digest
+from modeling_vitp.images.large import LineFile, RowFile, appears_whole, open_images, part_path, ranged
 from modeling_vitp.images.pixels import to_pixels
 from modeling_vitp.images.reading import read_image
 from modeling_vitp.tasks.detection.data import ObjectImages, Place
@@ -142,14 +142,6 @@ def test_palette_is_refused(tmp_path, bits):
         in_rows(tmp_path / "a.png", None)
 
 
-def test_16_bit_colors_are_read_as_stored(tmp_path):
-    """Check that 16-bit colors are read as stored, because training refuses them with transparency."""
-    write_tiff(tmp_path / "a.tif", 257 * RGBA.astype(np.uint16), photometric="RGB", alpha="YES")
-    seen, no_data, _ = in_rows(tmp_path / "a.tif", None)
-    np.testing.assert_allclose(seen, COLORS.transpose(2, 0, 1), atol=1e-3)
-    np.testing.assert_array_equal(no_data, ALPHA == 0)
-
-
 def predicted(path):
     """Return the gray values that `predict_large` reads from a file."""
     processor = ViTPSegmentationImageProcessor(input_spec=SPEC, do_normalize=False)
@@ -245,11 +237,3 @@ def test_failed_file_does_not_appear(tmp_path):
     assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
     with pytest.raises(FileExistsError, match="result"):
         part_path([tmp_path / "other", path])
-
-
-def test_weights_digest_depends_on_weights():
-    torch.manual_seed(0)
-    one, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
-    assert weights_digest(one) != weights_digest(other)
-    other.load_state_dict(one.state_dict())
-    assert weights_digest(one) == weights_digest(other) != weights_digest(other.to(torch.bfloat16))

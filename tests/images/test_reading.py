@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import socket
 import threading
 import time
@@ -11,7 +10,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import cv2
-import dense_data
 import huggingface_hub
 import numpy as np
 import PIL.Image
@@ -20,7 +18,7 @@ import pytest
 import rasterio
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
-from dense_data import TWO, labelled_folder, small_mask
+from dense_data import TWO, small_mask
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import picture, write_bands
@@ -198,19 +196,6 @@ def test_images_in_rows_keep_bits(tmp_path):
     assert np.array_equal(data[0]["images"][0].permute(1, 2, 0).numpy(), pixels - 20000)
 
 
-def test_float_mask_must_have_integers(tmp_path):
-    data = labelled_folder(tmp_path, {"a": None})
-    data.splits["train"]["mask"] = "masks/{name}.tiff"
-    mask = small_mask(0, 1, 1).astype(np.float32)
-    dense_data.save(PIL.Image.fromarray(mask), tmp_path / "masks/a.tiff")
-    assert np.array_equal(data.open(["train"])[0]["mask"], mask)
-    for value in (0.5, float("nan"), -1.0, 3e9):
-        mask[0, 1] = value
-        dense_data.save(PIL.Image.fromarray(mask), tmp_path / "masks/a.tiff")
-        with pytest.raises(ValueError, match="masks/a.tiff "):
-            data.open(["train"])[0]
-
-
 def save_in(kind, path):
     """Return an image as a TIFF may store it, and its colors."""
     image = picture(40, 30)
@@ -310,28 +295,6 @@ def test_processor_reads_png_like_training(tmp_path, has_alpha):
         assert np.allclose(found, pixels.transpose(2, 0, 1) / 3000 * 255, atol=0.01)
 
 
-@pytest.mark.parametrize("spec", [None, {"bands": [0]}, {"band_names": ["VV"]}])
-def test_processor_turns_deep_tiff_like_training(tmp_path, spec):
-    processor = ViTPSegmentationImageProcessor(input_spec=spec, do_normalize=False)
-    for orientation in range(1, 9):
-        pixels = RNG.integers(0, 65536, (20, 30), dtype=np.uint16)
-        PIL.Image.fromarray(pixels).save(tmp_path / "a.tif", tiffinfo={274: orientation})
-        found = processor(str(tmp_path / "a.tif"), return_tensors="pt")["pixel_values"][0, 0]
-        assert np.allclose(found, turn(pixels, orientation) / 65535, atol=1e-6)
-
-
-def test_named_bands_use_spec_of_call(tmp_path):
-    bands = RNG.integers(0, 200, (3, 24, 32), dtype=np.uint16)
-    write_bands(tmp_path / "a.tif", bands)
-    mask = RNG.integers(0, 3, (24, 32), dtype=np.uint8)
-    PIL.Image.fromarray(mask).save(tmp_path / "m.png")
-    processor = ViTPSegmentationImageProcessor(input_spec={"band_names": ["VV", "VH"]}, do_normalize=False)
-    spec = {"bands": [0, 2], "window": [0, 200]}
-    found = processor(str(tmp_path / "a.tif"), str(tmp_path / "m.png"), input_spec=spec, return_tensors="pt")
-    assert np.allclose(found["pixel_values"][0], bands[[0, 2]] / 200, atol=1e-3)
-    assert np.array_equal(found["labels"][0], mask)
-
-
 def test_gdal_virtual_file_is_not_followed(tmp_path):
     write_bands(tmp_path / "a.tif", RNG.integers(0, 200, (1, 24, 32), dtype=np.uint8))
     source = f"<SourceFilename>{tmp_path / 'a.tif'}</SourceFilename><SourceBand>1</SourceBand>"
@@ -378,15 +341,6 @@ def test_too_many_bands_are_refused_before_decoding(tmp_path):
         with pytest.raises(ValueError, match="500 bands"):
             read()
         assert time.process_time() - start < 0.5
-
-
-def test_pipe_is_refused(tmp_path):
-    os.mkfifo(tmp_path / "a.png")
-    pipe = {"path": str(tmp_path / "a.png"), "bytes": None}
-    readers = (lambda path: read_image(path, None), lambda _: load_images({"images": [pipe]}), check_file)
-    for read in readers:
-        with pytest.raises(ValueError, match="a.png.* pipe"):
-            read(tmp_path / "a.png")
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.data())

@@ -91,11 +91,6 @@ def test_answer_prior_depends_on_seed_only():
     assert (torch.rand(3) == expected).all()
 
 
-def test_training_respects_time_limit():
-    prior = measure(repeated, steps=10**6, seconds=1.0)
-    assert not prior.in_time and 0 < prior.steps < 10**4
-
-
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.lists(st.tuples(st.booleans(), st.text(max_size=300)), max_size=4), min_size=1, max_size=4))
 def test_only_answer_tokens_are_scored(texts):
@@ -111,15 +106,6 @@ def test_only_answer_tokens_are_scored(texts):
             kept.append(expected)
     assert [one.tokens[one.answered].tolist() for one in encoded] == kept
     assert all(len(one.tokens) == len(one.answered) == len(one.positions) <= MAX_TOKENS for one in encoded)
-
-
-def test_given_tokenizer_is_used(tokenizer):
-    texts = [talk("How many trees?", " 12 trees"), talk("How many?", " 3")]
-    tokenize = make_tokenize(texts, tokenizer)
-    for text in ("How many trees?", " 12 trees", " 3"):
-        own = tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert len(tokenize(text)) == len(own) and len(set(tokenize(text))) == len(set(own))
-        assert min(tokenize(text)) >= 4
 
 
 def write(folder, answers):

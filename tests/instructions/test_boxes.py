@@ -5,7 +5,6 @@ from annotated_images import same_place
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_vitp.data.boxes import iou
 from modeling_vitp.instructions.boxes import GridBox, grid_box, is_box, read_boxes, write_boxes, wrong_boxes
 
 
@@ -105,14 +104,3 @@ def test_box_on_grid_sized_image_is_kept(corners):
         assert grid_box(corners, (1000, 1000)) == corners
         assert write_boxes([corners], (1000, 1000), "ship") == f"<ref>ship</ref><box>[{corners}]</box>"
         assert write_boxes([corners], (1000, 1000)) == f"<box>[{corners}]</box>"
-
-
-def test_huge_number_is_not_a_box():
-    """Read a number of more than 4300 digits, which Python does not convert to an integer."""
-    text = f"[1, 2, {'9' * 5000}, 4]"
-    assert read_boxes(text) == ([], []) and wrong_boxes(text) == ([], [text])
-    assert wrong_boxes(f"<box>[{text}]</box>") == ([text], [])
-
-
-def test_empty_boxes_have_zero_iou():
-    assert iou((1, 2, 1, 5), (1, 2, 1, 5)) == 0.0 and iou((5, 5, 1, 1), (0, 0, 9, 9)) == 0.0

@@ -25,7 +25,6 @@ from hypothesis import strategies as st
 from pictures import picture
 from PIL import Image
 from sample_rows import write_annotations
-from tiny_models import TOKENS_PER_TILE
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
@@ -39,7 +38,7 @@ from modeling_vitp.instructions.mixture import (
     load_mixture,
     open_mixture,
 )
-from modeling_vitp.instructions.rows import SourceSettings, degrade, images_of
+from modeling_vitp.instructions.rows import SourceSettings, images_of
 from modeling_vitp.instructions.sources import Source, read_source
 from modeling_vitp.training.resuming import fingerprint_data
 
@@ -215,17 +214,6 @@ def test_stream_keeps_few_rows_in_memory():
     assert most <= 4
 
 
-@pytest.mark.parametrize("rate", [0.0716845878, 1.000001])
-def test_long_rate_of_stream_is_drawn_soon(rate):
-    source, read = Source("s", rate=rate, streaming=True, annotation="s.jsonl"), []
-    drawn = []
-    for row, copy in draw_from_stream((read.append(number) or number for number in range(40_000)), source, 0):
-        drawn.append((row, copy))
-        if len(drawn) == 1:
-            assert len(read) < 20_000
-    assert len(drawn) == len(set(drawn)) == pytest.approx(40_000 * rate, abs=1)
-
-
 def test_lengths_match_rows_of_epoch(folder):
     dataset = opened(folder)
     measured = []
@@ -341,28 +329,6 @@ def test_jpeg_degradation_depends_on_epoch(processor, image_rows):
         assert sum(torch.equal(epochs[-1], encoded) for encoded in compressed) == 1
     assert not all(torch.equal(epochs[0], other) for other in epochs[1:])
     assert torch.equal(collator.for_evaluation()([image_rows[0]])["pixel_values"], plain)
-
-
-def test_jpeg_degradation_of_transparent_image_is_white(processor):
-    """Compare with the transparency handling of the processor."""
-    image = Image.new("RGBA", (56, 56), (0, 0, 0, 0))
-    image.paste((40, 90, 40, 255), (0, 0, 56, 28))
-    plain = processor.image_processor([image], return_tensors="pt")["pixel_values"]
-    found = processor.image_processor([degrade(image, torch.Generator())], return_tensors="pt")["pixel_values"]
-    assert (found - plain).abs().mean() < 0.05 and plain.std() > 1
-
-
-def test_images_share_max_patches_of_source(processor):
-    pair = {
-        "id": "p/0",
-        "images": [picture(224, 56, seed=1), picture(224, 56, seed=2)],
-        "messages": [{"role": "user", "content": "What changed?"}, {"role": "assistant", "content": "trees"}],
-        "source": "p",
-    }
-    collator = ViTPDataCollator(processor, source_settings={"p": SourceSettings(max_patches=4)})
-    encoded = collator.encode(pair)
-    assert len(encoded["pixel_values"]) == 2 * (2 + 1)  # Each image has half of the budget and a thumbnail.
-    assert (encoded["input_ids"] == processor.image_token_id).sum() == 6 * TOKENS_PER_TILE
 
 
 def test_skipped_row_is_counted_and_replaced(processor, image_rows, caplog):

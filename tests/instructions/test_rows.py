@@ -124,17 +124,6 @@ def test_selected_rows_are_numbered_without_a_copy(tmp_path, converted):
     assert [int(row["id"]) for row in prepare(dataset.select([1, 1, 0]))] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("column", ["images", "image"])
-def test_user_transform_reads_decoded_images(column):
-    def sizes(batch):
-        images = [rows if isinstance(rows, list) else [rows] for rows in batch[column]]
-        return {"size": [[image and image.size for image in row] for row in images]}
-
-    dataset = make_dataset(column)
-    expected = dataset.with_transform(sizes)[:]
-    assert prepare_rows(to_conversations(dataset.with_transform(sizes)))[:] == expected
-
-
 @pytest.mark.parametrize("with_ids", [False, True])
 def test_generated_rows_get_or_keep_ids(processor, with_ids):
     given = [row if with_ids else {**row, "id": None} for row in make_rows()[:2]]
@@ -160,13 +149,6 @@ def test_stream_ids_ignore_worker_and_order(shuffle):
     expected = ids(0)
     assert len(set(expected.values())) == 3
     assert ids(2) == expected
-
-
-def test_mode_of_image_column_is_kept(processor):
-    dataset = make_dataset("image", feature=ImageFeature(mode="L"))
-    assert dataset[0]["image"].mode == "L"
-    collator = ViTPDataCollator(processor)
-    assert_same(collator([prepare_rows(dataset)[0]]), collator([{**dataset[0], "id": 0}]))
 
 
 def test_image_size_is_read_without_decoding(monkeypatch, tmp_path):

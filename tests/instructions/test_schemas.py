@@ -1,12 +1,10 @@
 """Schemas: a conversation gives the same sample in each schema, and the ids and labels of TRL where TRL reads it."""
 
-import json
 import pickle
 
 import pytest
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
-from datasets import Video as VideoFeature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import picture
@@ -129,16 +127,6 @@ def test_registered_schema_is_recognized_and_read(monkeypatch, tmp_path):
     assert read_source(source)[0]["messages"] == row["messages"]
 
 
-def test_images_come_from_nonempty_column():
-    turns = [turn("human", "What is it?"), turn("gpt", "A ship.")]
-    read = RowReader.of(dict.fromkeys(["conversations", "image", "images"]))
-    for image, images in (("a.png", None), ("a.png", []), (None, ["a.png"]), ("", ["a.png"]), ("a.png", ["a.png"])):
-        row = read({"conversations": turns, "image": image, "images": images}, 7)
-        assert row["error"] is None and [image["path"] for image in row["images"]] == ["a.png"]
-    row = read({"conversations": turns, "image": "b.png", "images": ["a.png"]}, 7)
-    assert row["id"] == "7" and "`images` and `image`" in row["error"]
-
-
 ASKED = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A ship."}]
 
 
@@ -248,12 +236,6 @@ def test_messages_match_trl_ids_and_labels(processor):
         assert ours[name].tolist() == theirs[name].tolist()
 
 
-def test_prompt_answers_have_no_labels(processor):
-    rows = to_conversations(completions([QUESTION, ANSWER], [SURE]))
-    with pytest.raises(ValueError, match="no assistant message to train on"):
-        ViTPDataCollator(processor)(list(rows))
-
-
 @pytest.mark.parametrize("streaming", [False, True])
 def test_questions_keep_ids_and_encoded_images(processor, streaming):
     rows = [{"id": f"q{n}", "image": picture(56, 56, n), "question": "How many?", "answer": n} for n in range(3)]
@@ -283,21 +265,3 @@ def test_messages_with_two_image_columns_keep_both(streaming):
     stored = Dataset.from_list(rows * 2, features=Features(features))
     made = to_conversations(stored.to_iterable_dataset() if streaming else stored)
     assert [(row["error"], len(row["images"])) for row in made] == [(None, 1), (None, 2)] * 2
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_messages_with_system_and_video_in_columns(streaming):
-    rows = [{"messages": [QUESTION, ANSWER], "system": "Count.", "video": None}]
-    rows += [{"messages": [QUESTION, ANSWER], "system": None, "video": "a.mp4"}]
-    for video in (Value("string"), VideoFeature()):
-        features = Features({"messages": MESSAGES, "system": Value("string"), "video": video})
-        stored = Dataset.from_list(rows, features=features)
-        told, wrong = to_conversations(stored.to_iterable_dataset() if streaming else stored)
-        assert [message["role"] for message in told["messages"]] == ["system", "user", "assistant"]
-        assert "videos are not supported" in wrong["error"]
-
-
-def test_user_transform_is_kept():
-    stored = Dataset.from_dict({"scene": ["a", "b"]})
-    stored.set_transform(lambda batch: {"messages": [json.loads("[]") for _ in batch["scene"]]})
-    assert to_conversations(stored) is stored

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import logging
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,6 @@ from modeling_vitp.instructions.sources import (
     open_splits,
     read_source,
     split_in_path,
-    warn_unread,
 )
 
 ERRORS = {
@@ -266,13 +264,6 @@ def test_hub_refusal_is_not_retried(harbours, pauses, streaming, status, code):
     assert pauses == []
 
 
-def test_busy_hub_is_retried_without_mixture(harbours, pauses):
-    failure = harbours.fail("GET", "/api/datasets/*", 503, times=3)
-    splits = load_rows(ScriptArguments(dataset_name="org/harbours"))
-    assert splits.num_rows == {"train": 11}
-    assert failure.count == 3 and pauses == [1, 2, 4]
-
-
 def test_folders_of_one_name_have_their_own_rows(tmp_path):
     """`datasets` alone would read the cache of the first folder for the second one, because both have a card."""
     for name in ("one", "other"):
@@ -336,18 +327,6 @@ def test_bad_line_on_hub_is_row_error(hub, tmp_path, streaming):
     if not streaming:
         with pytest.raises(ValueError, match="org/lines cannot be read: line 2 of .*train.jsonl"):
             load_rows(ScriptArguments(dataset_name="org/lines"))
-
-
-def test_hub_stream_continues_after_bad_line(hub, tmp_path):
-    """Damage a line of the second file, which is read after the rows of the first."""
-    lines = [json.dumps(counted(number)).encode() for number in range(5)]
-    parts = {"train-0.jsonl": lines[:3], "train-1.jsonl": [lines[3], BAD_LINES[0], lines[4]]}
-    for name, part in parts.items():
-        (tmp_path / name).write_bytes(b"\n".join(part))
-    hub.create("org/lines", {name: tmp_path / name for name in parts}, "dataset")
-    rows = list(read_source(Source("h", dataset="org/lines", streaming=True, rows=6)))
-    texts = [None if row["error"] else answer_text(row) for row in rows]
-    assert texts == ["0", "1", "2", "3", None, "4"] and [row["id"] for row in rows] == list("012345")
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -452,20 +431,6 @@ def test_split_is_read_from_path(tmp_path):
     assert [split_in_path(Path(path)) for path in paths] == ["train", "validation", "test", "train"]
 
 
-def test_json_without_conversations_is_not_read(tmp_path):
-    for name, content in {"classes.json": {"a": 1}, "lines.json": {"question": "q", "answer": "a"}}.items():
-        (tmp_path / name).write_text(json.dumps(content))
-    assert [path.name for path in annotation_files(tmp_path)["train"]] == ["lines.json"]
-
-
-def test_bad_line_of_json_file_is_row_error(tmp_path):
-    file = tmp_path / "rows.json"
-    rows = [json.dumps({"question": question(number), "answer": answer(number)}) for number in range(3)]
-    file.write_text("\n".join([rows[0], rows[1][:-9], rows[2]]))
-    errors = [row["error"] for row in read_source(Source("s", annotation=str(file)))]
-    assert errors[0] is errors[2] is None and "line 2 of" in errors[1]
-
-
 @pytest.mark.parametrize("indent", [None, 2])
 def test_json_lines_in_json_file_are_recognized(tmp_path, indent):
     file = tmp_path / "rows.json"
@@ -475,14 +440,6 @@ def test_json_lines_in_json_file_are_recognized(tmp_path, indent):
     if indent is None:
         source = Source("s", folder=str(tmp_path), columns={"question": "q", "answer": "a"})
         assert spoken(read_source(source)) == [(row["q"], row["a"], 0) for row in rows]
-
-
-@pytest.mark.parametrize("place", ["", "a.json"])
-def test_image_root_follows_the_first_image(tmp_path, place):
-    (name,) = save_images(tmp_path / "images", PICTURES[:1])
-    rows = [{"question": question(0), "answer": answer(0)}] * 30
-    (tmp_path / "a.json").write_text(json.dumps([*rows, {**rows[0], "image": name}]))
-    assert list(train_rows(tmp_path / place))[30]["images"][0]["path"] == str(tmp_path / "images" / name)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -500,25 +457,6 @@ def test_image_root_follows_the_image_column(tmp_path, file, streaming):
     rows = list(read_source(source))
     assert [row["images"][0]["path"] for row in rows] == [str(tmp_path / "images" / name)] * 2
     assert spoken(rows) == [(question(0), answer(0), 1)] * 2
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_folder_may_mix_image_and_images(tmp_path, streaming):
-    FORMATS["LLaVA"][0](tmp_path, PICTURES)
-    FORMATS["ShareGPT"][0](tmp_path, PICTURES)
-    assert [row[2] for row in spoken(train_rows(tmp_path, dataset_streaming=streaming))] == [1] * 8
-
-
-def test_unread_json_files_are_logged_once(tmp_path, caplog):
-    warn_unread.cache_clear()
-    FORMATS["messages"][0](tmp_path, PICTURES)
-    for name in ("b.json", "a.json", "run/checkpoint-3/0.json"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("{}")
-    with caplog.at_level(logging.WARNING):
-        assert annotation_files(tmp_path) == {}
-    (record,) = caplog.records
-    assert "a.json and 1 more" in record.getMessage() and "train.parquet" in record.getMessage()
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -563,17 +501,6 @@ def test_unpaired_quotation_mark_is_row_error(tmp_path, suffix, mark):
     damaged, whole = train_rows(tmp_path)
     assert f"line 4 of {tmp_path}/train{suffix}: " in damaged["error"]
     assert whole["messages"][1]["content"] == [text('A "red" car')]
-
-
-@pytest.mark.parametrize("place", [{"folder": ""}, {"annotation": "rows.jsonl"}], ids=["folder", "annotation"])
-def test_missing_column_of_json_is_named(tmp_path, place):
-    names = save_images(tmp_path, PICTURES)
-    rows = [{"name": name, "image": name, "conversations": turns(0)} for name in names]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    place = {key: str(tmp_path / value) for key, value in place.items()}
-    assert [row["id"] for row in read_source(Source("s", **place, columns={"id": "name"}))] == names
-    with pytest.raises(ValueError, match="'s'.*column 'nmae' not found.*conversations"):
-        read_source(Source("s", **place, columns={"id": "nmae"}))
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -166,10 +166,3 @@ def test_bad_volumes_are_refused(change, message):
     empty = np.zeros((1, 2, 3, 3), dtype=int)
     with pytest.raises(ValueError, match=message):
         load(num_labels=2).compute(**{"predictions": empty, "references": empty, "spacings": [(1, 1, 1)]} | change)
-
-
-def test_lower_distances_are_better():
-    metric = load(num_labels=2)
-    assert metric.greater_is_better("mean_surface_dice") and metric.greater_is_better("surface_dice/liver")
-    lower = ("mean_hausdorff_95", "hausdorff_95/liver", "per_category_hausdorff_95", "missed_cases/liver")
-    assert not any(metric.greater_is_better(name) for name in lower)

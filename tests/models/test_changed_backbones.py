@@ -13,16 +13,12 @@ from torch import nn
 from transformers import (
     AutoBackbone,
     AutoImageProcessor,
-    AutoModel,
-    Dinov2Config,
-    Dinov2Model,
     InternVLVisionConfig,
     InternVLVisionModel,
 )
 
 from modeling_vitp import (
     ViTPAdapter,
-    ViTPBackbone,
     ViTPDetectionImageProcessor,
     ViTPImageProcessor,
     ViTPSegmentationImageProcessor,
@@ -51,12 +47,6 @@ COLORS = {
 def tiny_vit(**settings) -> ViTPVisionModel:
     torch.manual_seed(0)
     return ViTPVisionModel(ViTPVisionConfig(**{**VISION, **settings})).eval()
-
-
-def test_bands_of_another_family_are_refused():
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
-    with pytest.raises(ValueError, match="dinov2"):
-        spread_bands(Dinov2Model(Dinov2Config(**sizes)), SAR)
 
 
 @pytest.mark.parametrize("name", COLORS)
@@ -110,25 +100,6 @@ def test_vit_of_vlm_is_spread_and_saved(tmp_path):
     assert again.get_image_features(torch.zeros(1, 12, 56, 56)).pooler_output.shape[1] == 4
 
 
-def test_auto_classes_open_backbone_of_bands(tmp_path):
-    model = spread_bands(tiny_vit(), SENTINEL_2)
-    image_processor = ViTPImageProcessor(input_spec={"band_names": SENTINEL_2, "window": [0, 10000]})
-    export_backbone(model, tmp_path, image_processor)
-    array = np.random.default_rng(0).integers(0, 12000, (12, 60, 50), dtype=np.uint16)
-    opened = AutoImageProcessor.from_pretrained(tmp_path)
-    inputs = opened(array, return_tensors="pt")
-    assert opened.band_names == SENTINEL_2 and inputs.pixel_values.shape == (1, 12, 56, 56)
-    native, ours, maps = (
-        opener.from_pretrained(tmp_path).eval() for opener in (AutoModel, ViTPVisionModel, ViTPBackbone)
-    )
-    tokens = model(**inputs).last_hidden_state
-    assert type(native).__name__ == "InternVLVisionModel" and native.config.band_names == SENTINEL_2
-    assert torch.equal(native(**inputs).last_hidden_state, tokens)
-    assert torch.equal(ours(**inputs).last_hidden_state, tokens)
-    features = maps(**inputs).feature_maps[0].flatten(2).transpose(1, 2)
-    torch.testing.assert_close(features, tokens[:, 1:])
-
-
 def test_auto_backbone_opens_pushed_backbone_of_bands(hub, logged_in, tmp_path):
     model = spread_bands(tiny_vit(), SAR)
     processor = ViTPImageProcessor(input_spec={"band_names": SAR, "window": [-25, 0]})
@@ -140,12 +111,6 @@ def test_auto_backbone_opens_pushed_backbone_of_bands(hub, logged_in, tmp_path):
     inputs = opened(image, return_tensors="pt")
     tokens = model(**inputs).last_hidden_state[:, 1:]
     torch.testing.assert_close(backbone(**inputs).feature_maps[0].flatten(2).transpose(1, 2), tokens)
-
-
-def test_spread_model_is_not_spread_again():
-    model = spread_bands(tiny_vit(), SAR)
-    kernel = model.embeddings.patch_embeddings.projection.weight
-    assert spread_bands(model, SAR).embeddings.patch_embeddings.projection.weight is kernel
 
 
 def brute_force(bands, windows, mean, std):
@@ -318,17 +283,6 @@ def test_resizing_keeps_class_and_original_model(backbone):
         resized.embeddings.cls_token.add_(1)
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
     assert list(backbone.config.image_size) == [112, 112]
-
-
-@torch.no_grad()
-def test_resized_backbone_is_exported_and_opened(backbone, tmp_path):
-    resized = resize_backbone(backbone, 16, 128)
-    export_backbone(resized, tmp_path)
-    native = AutoModel.from_pretrained(tmp_path)
-    assert type(native) is InternVLVisionModel
-    pixels = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(native(pixels).last_hidden_state, resized.eval()(pixels).last_hidden_state)
-    assert type(resize_backbone(native, 8, 64)) is InternVLVisionModel
 
 
 def test_vit_without_position_embeddings_is_resized(backbone):

@@ -393,36 +393,5 @@ def test_models_on_backbone_keep_its_attention(vision, tmp_path, kind):
     assert len(found) == 3 and all(torch.allclose(given.sum(-1), torch.ones(())) for given in found)
 
 
-def test_folder_keeps_attention_of_backbone(vision, tmp_path):
-    vision.save_pretrained(tmp_path)
-    adapter = {"deformable_heads": 4, "spatial_prior_channels": 8}
-    for model in (
-        ViTPAdapter.from_backbone(tmp_path, **adapter, **EAGER),
-        ViTPForSemanticSegmentation.from_backbone(tmp_path, backbone_kwargs=adapter | EAGER, **HEAD),
-        ViTPForImageClassification.from_backbone(tmp_path, backbone_kwargs=EAGER, num_labels=2),
-    ):
-        assert {module.config._attn_implementation for module in attentions(model)} == {"eager"}
-
-
 def attentions(model):
     return [module for module in model.modules() if isinstance(module, InternVLVisionAttention)]
-
-
-@torch.no_grad()
-def test_return_dict_of_config_gives_tuples(vision, tmp_path):
-    export_backbone(vision, tmp_path)
-    images = torch.randn(2, 3, 56, 56)
-    native = InternVLVisionModel.from_pretrained(tmp_path, return_dict=False).eval()
-    ours = ViTPVisionModel.from_pretrained(tmp_path, return_dict=False).eval()
-    (expected,), found = native(images), ours(images)
-    assert isinstance(found, tuple) and torch.equal(found[0], expected)
-    assert torch.equal(found[1], expected[:, 1:].mean(1))
-    assert [len(states) for states in ours(images, output_hidden_states=True)[2:]] == [4]
-    assert torch.equal(ours(images, return_dict=True).last_hidden_state, expected)
-    ((maps,),) = ViTPBackbone.from_pretrained(tmp_path, return_dict=False).eval()(images)
-    assert torch.equal(maps.flatten(2), expected[:, 1:].transpose(1, 2))
-    classifier = ViTPForImageClassification.from_backbone(ours, num_labels=2).eval()
-    assert torch.equal(classifier.backbone(images)[0], expected) and classifier(images).logits.shape == (2, 2)
-    pyramid = {"pyramid_channels": 8, "return_dict": False}
-    segmentation = ViTPForSemanticSegmentation.from_backbone(ours, "pyramid", backbone_kwargs=pyramid, **HEAD).eval()
-    assert segmentation(images).logits.shape == (2, 3, 56, 56)

@@ -7,7 +7,6 @@ import timm
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from internvl_oracle import blocked_mask
-from paths import ROOT
 from pictures import picture
 from transformers import (
     AutoBackbone,
@@ -205,24 +204,6 @@ def test_example_of_card_has_patches_in_order(vlm, composed, tmp_path):
     torch.testing.assert_close(names["features"][:, -wanted.shape[1] :], wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_export_does_not_replace_the_original(folder, vlm, composed):
-    before = (folder / "config.json").read_text()
-    with pytest.raises(ValueError, match="exists"):
-        export_backbone(vlm, folder, composed[1].image_processor)
-    assert (folder / "config.json").read_text() == before
-    with pytest.raises(ValueError, match="image_processor"):
-        export_backbone(vlm, folder / "new")
-
-
-def test_export_is_replaced_by_the_next(vlm, composed, tmp_path):
-    for factor in (1.0, 2.0):
-        with torch.no_grad():
-            vlm.model.vision_tower.get_parameter(tower_of(vlm.config.vision_config).patch_kernel).mul_(factor)
-        export_backbone(vlm, tmp_path, composed[1].image_processor)
-    kernel = tower_of(vlm.config.vision_config).patch_kernel
-    assert torch.equal(open_vit(tmp_path).get_parameter(kernel), vlm.model.vision_tower.get_parameter(kernel))
-
-
 def test_folder_that_timm_writes_is_opened(tmp_path, language_model):
     torch.manual_seed(0)
     vit = timm.create_model("vit_tiny_patch16_224", img_size=64, embed_dim=32, depth=4, num_heads=2).eval()
@@ -262,15 +243,6 @@ def test_tiles_of_another_size(folder, language_model):
     tolerance = 0.05 if folder.name.startswith(("timm", "dinov2_with")) else 1e-5
     with torch.no_grad():
         torch.testing.assert_close(tower_of(vit.config).patch_tokens(vit, pixels), wanted, atol=tolerance, rtol=0)
-
-
-def test_odd_grid_loses_one_patch(tmp_path, language_model):
-    save_vit(tmp_path, "dinov2")
-    resize_backbone(AutoModel.from_pretrained(tmp_path), image_size=70).save_pretrained(tmp_path)
-    model, _ = compose(str(tmp_path), str(language_model))
-    assert model.config.vision_config.image_size == 56
-    with pytest.raises(ValueError, match="vision_image_size"):
-        compose(str(tmp_path), str(language_model), image_size=70)
 
 
 @pytest.mark.parametrize("neck", [ViTPAdapter, ViTPFeaturePyramid])
@@ -470,14 +442,6 @@ def test_missing_weights_are_named(tmp_path, opening):
         opening(str(tmp_path))
 
 
-def test_probes_open_vit(folder):
-    backbone = load_backbone(str(folder))
-    pixels = images(open_vit(folder).config, SIZES["wide"])
-    maps = backbone.maps(pixels)
-    wanted = library_features(library_model(folder), pixels).unflatten(1, maps.shape[1:3])
-    torch.testing.assert_close(maps, wanted, atol=1e-5, rtol=0)
-
-
 def test_depths_are_layers(folder):
     backbone, outputs = load_backbone(str(folder)), []
     tower = tower_of(backbone.model.config)
@@ -513,21 +477,6 @@ def test_unknown_families_are_named(tmp_path, language_model):
             opening()
     with pytest.raises(ValueError, match="resnet10t"):
         open_vit(tmp_path / "resnet")
-
-
-def test_stochastic_depth_needs_a_family_that_has_it(tmp_path, language_model):
-    save_vit(tmp_path, "vit")
-    with pytest.raises(ValueError, match="drop_path_rate.*'vit'"):
-        compose(str(tmp_path), str(language_model), drop_path_rate=0.1)
-
-
-def test_page_lists_each_family():
-    lines = (ROOT / "recipes/any_vit.md").read_text().splitlines()
-    rows = [[cell.strip(" `") for cell in line.split("|")] for line in lines if line.startswith("| `")]
-    has_graph = {cells[1]: cells[-2] == "yes" for cells in rows if len(cells) == 11 and cells[1] != "model_type"}
-    assert has_graph.keys() == {name for name in TOWERS if not name.startswith("vitp_")}
-    assert has_graph.keys() - {"internvl_vision"} == {*NAMES}
-    assert has_graph == {name: bool(MODELS[name].graph_outputs) or name == "internvl_vision" for name in has_graph}
 
 
 @pytest.mark.slow

@@ -245,13 +245,6 @@ def test_student_is_float32_and_recorded_only_with_its_weights(folder, tmp_path)
     assert trainer.state.global_step == 0
 
 
-def test_default_student_has_the_sizes_of_the_teacher(folder):
-    teacher, processor = load_teacher(str(folder / "teacher"))
-    student = load_student(DistillationArguments(teacher="teacher", data=["images"]), teacher, processor)
-    assert list(student.config.image_size) == [56, 56] and list(student.config.patch_size) == [14, 14]
-    assert student.config.hidden_size == 384
-
-
 def test_bands_of_the_teacher_are_those_of_the_student(folder, tmp_path):
     spec = {"band_names": ["red", "green", "blue", "nir"], "window": [0, 1000]}
     vit = ViTPVisionModel(ViTPVisionConfig(**TINY, band_names=spec["band_names"]))

@@ -8,7 +8,6 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from paths import ROOT
 from pictures import picture
-from pushed_runs import train
 from safetensors.torch import load_file
 from tiny_models import FROM_SCRATCH, TEXT, VISION, VISION_16
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -270,17 +269,6 @@ def test_composed_model_is_saved_and_reloaded(vision_folder, tmp_path):
     assert_same_weights(load_file(backbone / "model.safetensors"), load_file(vision_folder / "model.safetensors"))
 
 
-def test_composed_model_trains(vision_folder, data_folder, tmp_path):
-    save_language_model(tmp_path / "lm")
-    parts = {"vision_model": str(vision_folder), "language_model": str(tmp_path / "lm")}
-    assert train(tmp_path, **parts, dataset_name=str(data_folder), learning_rate=1e-2) == 0
-    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["train"]["train_loss"] > 0
-    trained = load_file(tmp_path / "out" / "backbone" / "model.safetensors")
-    start = load_file(vision_folder / "model.safetensors")
-    assert trained.keys() == start.keys()
-    assert all(not torch.equal(trained[key], start[key]) for key in start)
-
-
 def test_from_scratch_loads_weights_of_backbone(vision_folder):
     model, _ = load(from_scratch=FROM_SCRATCH, vision_model=str(vision_folder))
     assert_same_weights(model.model.vision_tower.state_dict(), load_file(vision_folder / "model.safetensors"))
@@ -302,14 +290,6 @@ def test_from_scratch_reads_images_as_its_backbone(vision_folder, tmp_path):
         for name, value in (own | settings).items():
             assert [list(one[name]) if isinstance(value, list) else one[name] for one in found] == [value] * 2
         assert processor.image_processor.size == planned.size and tokens == processor.image_seq_length
-
-
-def test_tiling_equals_composed_image_processor(vision_folder, tmp_path):
-    save_language_model(tmp_path / "lm")
-    _, processor = compose(str(vision_folder), str(tmp_path / "lm"))
-    planned, tokens = tiling(None, None, str(vision_folder))
-    assert planned.to_dict() == processor.image_processor.to_dict() and tokens == processor.image_seq_length
-    assert planned.size != ViTPImageProcessor().size
 
 
 def test_composed_weights_are_float32(vision_folder, tmp_path):
@@ -395,28 +375,6 @@ def test_mistyped_key_from_scratch_is_refused(changed, named):
     check_from_scratch(FROM_SCRATCH | {"text_config": {"rope_parameters": {"rope_theta": 100.0}, "rope_theta": 1.0}})
     with pytest.raises(ValueError, match=f"from_scratch.*{named}|{named}.*from_scratch"):
         check_from_scratch(FROM_SCRATCH | changed)
-
-
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        ({"backbone": {"deformable_head": 4}}, "'deformable_head'.*'deformable_heads'"),
-        ({"backbone": {"deformable_heads": 4}, "neck": "pyramid"}, "'deformable_heads'.*adapter"),
-        ({"head": {"neck_chanels": 32}}, "'neck_chanels'.*'neck_channels'"),
-        ({"head": {"id2label": {0: "tree"}}}, "'id2label'"),
-    ],
-)
-def test_mistyped_key_of_fine_tuning_is_refused(settings, named):
-    args = {"from_scratch": VISION_16, "backbone": {"deformable_heads": 4}, "head": {"neck_channels": 16}}
-    check_start(ViTPForObjectDetection, BackboneArguments(**args))
-    with pytest.raises(ValueError, match=named):
-        check_start(ViTPForObjectDetection, BackboneArguments(**args | {"backbone": None} | settings))
-
-
-def test_random_weights_are_not_scored():
-    args = BackboneArguments(from_scratch=VISION_16)
-    with pytest.raises(ValueError, match="do_train.*model_name_or_path"):
-        check_start(ViTPForSemanticSegmentation, args, do_train=False)
 
 
 @pytest.mark.parametrize("settings", [{"deformable_heads": 5}, {"hidden_size": "wide"}])

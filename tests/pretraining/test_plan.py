@@ -197,12 +197,6 @@ def test_padding_equals_expectation_over_sources(tmp_path):
     assert padding(0.0) == 0  # a source without known samples
 
 
-def test_padding_has_no_labels():
-    config = ViTPConfig(**INTERNVL2_5_1B)
-    batch = empty_batch(config, BatchShape(2, 1, 30, 0.75, answer_tokens=10, padding=8))
-    assert batch["input_ids"].shape == (2, 64 + 30 + 8) and batch["answer_labels"].shape == (2, 64 + 30 + 8)
-
-
 @pytest.mark.slow
 def test_fastest_checkpointing_that_fits_is_printed(capsys):
     """The configured run needs 19.2 GiB, checkpointing of every fourth layer 30.4."""

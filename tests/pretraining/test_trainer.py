@@ -168,16 +168,6 @@ def test_checkpoint_with_other_keys_is_refused(tokenizer, rows, tmp_path):
             make_trainer(tokenizer, rows, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
-def test_model_with_tied_embeddings_resumes(tokenizer, rows, tmp_path):
-    options = {"text": {**TEXT, "tie_word_embeddings": True}, "max_steps": 2, "save_steps": 1}
-    first = make_trainer(tokenizer, rows, tmp_path, **options)
-    first.train()
-    second = make_trainer(tokenizer, rows, tmp_path, **options)
-    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
-    assert second.model.lm_head.weight is second.model.get_input_embeddings().weight
-    assert torch.equal(first.model.lm_head.weight, second.model.lm_head.weight)
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_epoch_reaches_persistent_workers(tokenizer, rows, tmp_path, workers):
     options = {"dataloader_num_workers": workers, "dataloader_persistent_workers": workers > 0}
@@ -201,11 +191,6 @@ def test_epoch_reaches_persistent_workers(tokenizer, rows, tmp_path, workers):
         expected.append(collator([rows[1]])["visual_token_indices"].tolist())
     assert seen == expected
     assert len({tuple(indices) for indices in expected}) > 1
-
-
-def test_rows_without_id_use_row_number(tokenizer, rows, tmp_path):
-    trainer = make_trainer(tokenizer, rows.remove_columns("id"), tmp_path)
-    assert trainer.train_dataset["id"] == list(range(6))
 
 
 @pytest.mark.skipif(trl.__version__.startswith("1.15."), reason="the loss of TRL 1.15 needs Triton")
@@ -238,13 +223,6 @@ def test_mismatched_parts_are_refused(model_and_processor, rows, tmp_path):
     model.resize_token_embeddings(100)
     with pytest.raises(ValueError, match="only 100 embeddings"):
         start()
-
-
-def test_broken_row_stops_training_with_its_id(tokenizer, rows, tmp_path):
-    broken = {"id": "z", "images": [{"bytes": b"no image", "path": None}], "messages": conversation("1")}
-    dataset = Dataset.from_list([broken], features=rows.features)
-    with pytest.raises(ValueError, match="'z'"):
-        make_trainer(tokenizer, dataset, tmp_path).train()
 
 
 def test_trainer_accepts_model_folder(model_and_processor, rows, tmp_path, monkeypatch):

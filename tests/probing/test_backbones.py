@@ -121,14 +121,6 @@ def test_channels_last_layers_are_read(tmp_path):
     assert load_backbone(str(tmp_path)).maps(pixels, 2).equal(torch.cat([states[1], states[2]], dim=-1))
 
 
-def test_image_size_must_be_multiple_of_patch(tmp_path):
-    backbone = load_backbone(str(save_backbone(tmp_path / "b", "vit")))
-    backbone.model.config.patch_size = 8
-    assert backbone.in_patches(96) == 96
-    with pytest.raises(ValueError, match="image_size must be a multiple of 8 x 8 pixels, .*100.* 104"):
-        backbone.in_patches(100)
-
-
 SPLITS = {"train": 11, "test": 6}  # Images of each of two classes.
 
 

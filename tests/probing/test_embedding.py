@@ -268,22 +268,6 @@ def test_bad_arguments_are_refused(folder, tmp_path, monkeypatch, words, message
         main([str(folder / "vit"), str(folder / "photos"), "--output", "e.parquet", "--device", "cpu", *words])
 
 
-def test_missing_inputs_are_named(folder, tmp_path):
-    backbone, output = load_backbone(str(folder / "vit")), tmp_path / "e.parquet"
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="No image files found in .*empty"):
-        embed_images(backbone, [tmp_path / "empty"], output)
-    (tmp_path / "a.png").write_bytes(b"no")
-    with pytest.raises(ValueError, match="None of the images"):
-        embed_images(backbone, [tmp_path / "a.png"], output, bad_images="skip")
-    output.touch()
-    with pytest.raises(FileExistsError, match="e.parquet"):
-        embed_images(backbone, [folder / "photos"], output)
-    pooled = load_backbone(str(save_backbone(tmp_path / "swin", "swin")))
-    with pytest.raises(ValueError, match="CLS token"):
-        embed_images(pooled, [folder / "photos"], tmp_path / "o.parquet", pooling="cls")
-
-
 def test_embedding_beyond_float16_is_refused(folder, tmp_path, monkeypatch):
     backbone = load_backbone(str(folder / "vit"))
     backbone.model.layernorm.weight.data *= 1e6

@@ -6,7 +6,6 @@ import pytest
 
 from modeling_vitp.command.settings import advanced_options, own_fields
 from modeling_vitp.pretraining import arguments as pretraining
-from modeling_vitp.pretraining.config import ViTPTrainingConfig
 from modeling_vitp.recipes import (
     finetune_change_detection,
     finetune_classification,
@@ -53,15 +52,3 @@ def test_short_help_leaves_out_advanced_options(recipe, classes, most, capsys):
     assert len(short) <= most
     assert own_names - short == advanced_names
     assert short | own_names <= shown_options(recipe, "--help_all", capsys)
-
-
-def test_help_hides_unsupported_options(capsys):
-    everything = shown_options(pretrain, "--help_all", capsys)
-    assert everything.isdisjoint(ViTPTrainingConfig.unsupported)
-    assert everything.isdisjoint({"auto_find_batch_size", "load_in_8bit"})
-
-
-def test_help_of_a_task_describes_its_own_data(capsys):
-    with pytest.raises(SystemExit):
-        finetune_classification.main(["--help"])
-    assert "Name of a data set on the Hub, or a folder." in " ".join(capsys.readouterr().out.split())

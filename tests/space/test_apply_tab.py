@@ -56,14 +56,6 @@ def test_boxes_above_threshold_have_class_colors():
     assert (both[55:65, 20:40] == 100).all()  # nothing inside
 
 
-def test_object_corners_refer_to_returned_picture():
-    facts = objects().facts(0.5)
-    assert (facts["width"], facts["height"]) == (120, 90)
-    assert facts["objects"] == [
-        {"class": "<b>plane</b>", "score": 0.9, "corners": [[10, 40], [50, 40], [50, 80], [10, 80]]}
-    ]
-
-
 def test_masks_cover_their_pixels():
     mask = np.zeros((90, 120), bool)
     mask[50:60, 20:30] = True
@@ -150,16 +142,6 @@ def test_detections_are_redrawn_without_the_model(models, scenes, name):
     assert name in note
     assert (np.asarray(found.draw(0.9)) != np.asarray(picture)).any()
     np.testing.assert_array_equal(np.asarray(found.draw(1.0)), np.asarray(Image.open(scenes[0]).convert("RGB")))
-
-
-def test_class_map_shows_predicted_classes(models, scenes):
-    labels = outputs_of(models, "segmentation", scenes[0]).logits[0].argmax(0).numpy()
-    found, _ = result_of(models, str(scenes[0]), None, "segmentation")
-    picture, legend = found.draw(0.5, 1.0), found.legend()
-    palette = np.array([ImageColor.getrgb(color) for color in COLORS])
-    np.testing.assert_array_equal(np.asarray(picture), palette[labels])
-    for label, class_name in enumerate(("field", "water", "road")):
-        assert f"{class_name}</th><td>{100 * (labels == label).mean():.1f}%" in legend
 
 
 def test_changes_are_drawn_on_the_second_image(models, scenes, tmp_path):

@@ -2,7 +2,6 @@
 
 import html
 import re
-import shutil
 from types import SimpleNamespace
 
 import ask_tab
@@ -12,7 +11,7 @@ from answers import COLORS, QUESTION, decode, encode, greedy
 from api import ask
 from datasets import load_dataset
 from handlers import run, start_of
-from loading import PACKED, TINY, Models
+from loading import TINY
 from paths import AERIAL_TREES
 from pictures import picture
 from PIL import Image, ImageColor
@@ -58,21 +57,6 @@ def test_tab_opens_with_answered_example(packed):
     assert texts_of(said) == [("user", QUESTION), ("assistant", answer)] and answer.isdigit()
     assert picture.value and not second_picture.visible
     assert found == "None." and note == f"{CROWNS}: JPEG, RGB, 224 × 224 pixels"
-
-
-def test_unlearned_questions_of_packed_model_are_marked(models, packed):
-    choices, note = ask_tab.examples_for(packed, packed.default)
-    assert choices[0] == QUESTION and "3.2" in note
-    assert all(label == f"not learned: {question}" for label, question in choices[1:]) and len(choices) > 5
-    assert ask_tab.examples_for(models, TINY) == (ask_tab.PROMPTS, ask_tab.OTHER_NOTE)
-
-
-def test_figures_of_packed_model_are_not_shown_for_users_quickstart(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(PACKED, tmp_path / "outputs" / "quickstart")
-    own = Models()
-    assert own.source(own.default) == "outputs/quickstart"
-    assert ask_tab.examples_for(own, own.default) == (ask_tab.PROMPTS, ask_tab.OTHER_NOTE)
 
 
 @pytest.mark.slow

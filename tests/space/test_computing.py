@@ -273,13 +273,6 @@ def test_every_handler_of_the_page_runs_on_zerogpu(zero_gpu, tmp_path, monkeypat
     assert set(zero_gpu.called) == set(zero_gpu.names)
 
 
-def test_device_of_zerogpu(monkeypatch):
-    assert computing.device() == (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
-    monkeypatch.setattr(computing, "spaces", ZeroGPU())
-    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    assert computing.device() == torch.device("cuda")
-
-
 def test_python_code_without_model_is_interrupted(monkeypatch):
     """An endless loop, such as that of a chat template, does not keep a core busy."""
     monkeypatch.setattr(limits, "SECONDS", 0.1)

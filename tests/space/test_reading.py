@@ -208,13 +208,6 @@ def test_bands_are_found_by_color(tmp_path):
     assert_shows(reading, stretched(array[[4, 2, 1]]))
 
 
-def test_model_bands_precede_names(tmp_path):
-    array = values(12)
-    spec = {"bands": [0, 1, 2], "window": [0, 1000]}
-    reading = open_upload(str(geotiff(tmp_path / "scene.tif", array, S2)), input_spec=spec)
-    np.testing.assert_array_equal(reading.image, array[:3])
-
-
 def test_input_spec_overrides_defaults(tmp_path):
     array = values(5)
     path = geotiff(tmp_path / "five.tif", array, photometric="minisblack")
@@ -327,14 +320,6 @@ def test_monochrome1_is_inverted(tmp_path):
     assert_shows(reading, 255 - windowed(pixels[None], 1000, 3000))
     reading = read_image(dicom(tmp_path / "y.dcm", pixels, **tags), input_spec={"percentiles": [1, 90]})
     assert_shows(reading, 255 - windowed(pixels[None], *np.percentile(pixels, (1, 90))))
-
-
-def test_large_dicom_is_reduced_by_averaging(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 4000, (200, 400)).astype(np.uint16)
-    reading = read_image(dicom(tmp_path / "x.dcm", pixels), max_side=100)
-    means = pixels.reshape(50, 4, 100, 4).mean((1, 3))
-    np.testing.assert_allclose(reading.image[0], means)
-    assert "400 × 200 pixels, reduced to 100 × 50" in reading.note
 
 
 @pytest.mark.parametrize("name", ["SC_rgb_dcmtk_+eb+cy+np.dcm", "SC_rgb_rle_16bit.dcm"])

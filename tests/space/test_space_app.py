@@ -19,8 +19,8 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from handlers import cosine, normalized
 from huggingface_hub import SpaceCard
-from loading import PACKED, RANDOM, TINY, Models
-from maps import ATTENTION, FROM_CLS, FROM_POINT, PCA, ROLLOUT, SIMILARITY, TWIN
+from loading import TINY, Models
+from maps import ATTENTION, FROM_CLS, FROM_POINT, PCA, ROLLOUT, SIMILARITY
 from packaging.requirements import Requirement
 from paths import ROOT
 from pictures import picture, png_file
@@ -136,18 +136,6 @@ def test_maps_and_features_equal_transformers(client, folder, saved):
         assert (facts["rows"], facts["columns"]) == (4, 6) and facts["maps"][0]["depth"] == 3
 
 
-def test_backbone_is_compared_with_random_weights(client, saved):
-    a, b, npz, facts = client.predict(
-        saved(picture(40, 90)), second_backbone=TWIN, resolution=9, kind=PCA, api_name="/maps"
-    )
-    assert len({Image.open(path).size for path in (a, b)}) == 1
-    with np.load(npz) as arrays:
-        assert arrays["map_a"].shape == arrays["map_b"].shape == (3, 9, 4)
-        assert arrays["backbones"].tolist() == [TINY, TINY + RANDOM]
-        assert np.abs(arrays["features_a"] - arrays["features_b"]).max() > 0.1
-    assert [one["backbone"] for one in facts["maps"]] == [TINY, TINY + RANDOM]
-
-
 @pytest.mark.parametrize("size", [(61, 83), (1, 500)])
 def test_marked_patch_is_brightest_in_picture(client, saved, size):
     """The map has the aspect ratio of the image and is brightest in the marked patch."""
@@ -227,13 +215,6 @@ def test_unknown_model_shows_message(client, saved, tmp_path):
         with pytest.raises(AppError) as caught:
             client.predict(upload, backbone=name, api_name="/maps")
         assert "<" not in str(caught.value) and "Traceback" not in str(caught.value)
-
-
-def test_app_starts_with_user_or_packed_quickstart(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert Models().source(Models().default) == str(PACKED) and Models().default == "quickstart"
-    shutil.copytree(PACKED, tmp_path / "outputs" / "quickstart")
-    assert Models().source(Models().default) == "outputs/quickstart"
 
 
 def test_folder_names_do_not_expose_paths(folder, tmp_path):

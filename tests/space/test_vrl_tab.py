@@ -79,14 +79,6 @@ def test_processor_orders_tiles_by_row(processor):
             assert (shown == pixels).all()
 
 
-def test_draw_depends_on_the_seed_alone(processor):
-    draws = [
-        encode(processor, [picture(168, 112, seed)], QUESTION, 0.5, key)["visual_token_indices"]
-        for seed, key in ((0, 1), (1, 1), (0, 2))
-    ]
-    assert draws[0].equal(draws[1]) and not draws[0].equal(draws[2])
-
-
 def test_tokens_are_shown_over_tiles_and_thumbnail(models, scene):
     tiles, thumbnail, summary, note = kept_tokens(models, scene, TINY, 0.75, 5)
     assert summary == "28 of 112 visual tokens are kept, over 2 × 3 tiles and a thumbnail."
@@ -186,9 +178,3 @@ def test_tab_opens_with_example(packed):
     for ratio, mean in curve.itertuples(index=False):
         draws = table.loc[table["drop ratio"] == ratio, "probability of the full answer"]
         assert len(draws) == (2 if ratio else 1) and mean == pytest.approx(sum(draws) / len(draws))
-
-
-def test_backbone_is_named_in_place_of_its_tokens(models, scene, monkeypatch):
-    monkeypatch.setattr(models, "_kinds", {TINY: "backbone"})
-    tiles, _, summary = run(*start_of(build_tab, models)[0])
-    assert tiles is None and "is a backbone and cannot answer" in summary

@@ -15,12 +15,6 @@ from modeling_vitp.tasks.segmentation.trainer import ViTPSegmentationTrainingCon
 from modeling_vitp.training.config import default_device
 
 
-def test_mapping_of_transformers_may_be_a_file(tmp_path):
-    (tmp_path / "accelerator.json").write_text('{"even_batches": false}')
-    args = ViTPTrainingConfig(str(tmp_path / "out"), accelerator_config=str(tmp_path / "accelerator.json"))
-    assert args.accelerator_config.even_batches is False and args.accelerator_config.dispatch_batches is False
-
-
 def test_one_process_uses_one_gpu(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
@@ -51,13 +45,6 @@ def test_precision_is_that_of_the_options(tmp_path, monkeypatch, launcher, optio
     args = ViTPTrainingConfig(str(tmp_path / "out"), **options)
     assert args.mixed_precision == wanted and (args.bf16, args.fp16) == (wanted == "bf16", wanted == "fp16")
     assert os.environ["ACCELERATE_MIXED_PRECISION"] == ("no" if wanted == "no" else launcher)  # DeepSpeed reads it
-
-
-@pytest.mark.parametrize("pins", [True, False])
-def test_pinned_batches_are_copied_without_blocking(tmp_path, monkeypatch, pins):
-    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)  # nothing is pinned on a CPU
-    args = ViTPTrainingConfig(str(tmp_path / "out"), dataloader_pin_memory=pins, bf16=False)
-    assert args.accelerator_config.non_blocking is pins
 
 
 RULES = [  # what the declarations of `tests/command/test_settings.py` do not say

@@ -143,17 +143,6 @@ def test_closed_terminal_saves(tmp_path):
     assert stop.status == 129 and last_checkpoint(tmp_path).endswith("checkpoint-1")
 
 
-def test_nohup_is_respected(tmp_path):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        trainer = make_trainer(tmp_path, max_steps=1, eval_strategy="no")
-        trainer.add_callback(Send(signal.SIGHUP, 1))
-        trainer.train()
-        assert trainer.state.global_step == 1
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
 class SendToAll(TrainerCallback):
     """Callback that sends a signal to this process and its children from another process, like `timeout` and Slurm."""
 
@@ -364,13 +353,6 @@ def test_failing_picture_changes_no_state(tmp_path, caplog):
     assert "no ink" in caplog.text and not list((tmp_path / "watch").glob("*.png"))
     assert [module.training for module in watcher.trainer.model] == [True, False]
     assert torch.equal(states[0], torch.get_rng_state()) and np.array_equal(states[1], np.random.get_state()[1])
-
-
-def test_sharded_model_is_not_drawn(tmp_path, caplog):
-    watcher = watcher_of(tmp_path, distributed_type=DistributedType.FSDP)
-    watcher.on_train_begin(watcher.trainer.args, SimpleNamespace(global_step=0), None)
-    watcher.on_evaluate(watcher.trainer.args, SimpleNamespace(global_step=5), None)
-    assert "watch_samples" in caplog.text and not list(tmp_path.iterdir())
 
 
 def test_samples_depend_on_the_seed():

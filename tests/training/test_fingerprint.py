@@ -12,7 +12,6 @@ import pytest
 import yaml
 from datasets import Dataset, Features, Image, List, load_dataset
 from pictures import picture
-from row_formats import FORMATS
 from training_run import FEATURES, make_rows, make_trainer
 from trl import ScriptArguments
 
@@ -157,14 +156,3 @@ def test_changed_masks_are_refused(tmp_path):
     os.utime(next((tmp_path / "data/Train").glob("*/masks_png/*.png")), ns=(1, 1))
     with pytest.raises(ValueError, match="'split 1, files' changed since"):
         finetune_segmentation.main(*arguments)
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_json_fingerprint_changes_with_its_file(tmp_path, streaming):
-    FORMATS["LLaVA"][0](tmp_path, [picture(20, 20, seed) for seed in range(3)])
-    args = ScriptArguments(dataset_name=str(tmp_path), dataset_streaming=streaming)
-    known = fingerprint_data(open_splits(args)[0]["train"])
-    assert None not in known.values() and fingerprint_data(open_splits(args)[0]["train"]) == known
-    file = tmp_path / "llava_instruct.json"
-    file.write_text(file.read_text().replace("There are 2 trees", "There are 9 trees"))
-    assert fingerprint_data(open_splits(args)[0]["train"]) != known

@@ -134,13 +134,3 @@ def test_broken_rows_and_files_are_named(tmp_path):
     save_text(reports, reports.read_text().replace('"Mild XXXX.\nNo effusion."', ""))
     made, _ = make("open_i", tmp_path / "open_i")
     assert made.rows == 2 and len(made.unused) == 3
-
-
-def test_long_image_field_in_table_is_read(tmp_path):
-    gmai_mmbench(tmp_path / "gmai")
-    table = tmp_path / "gmai/GMAI_mm_bench_VAL.tsv"
-    header, first, *_ = table.read_text().splitlines()
-    index, image, rest = first.split("\t", 2)
-    image = image.rstrip("=") + "A" * (-len(image.rstrip("=")) % 4) + "A" * 200_000
-    save_text(table, f"{header}\n{index}\t{image}\t{rest}\n")
-    assert make("gmai_mmbench", tmp_path / "gmai")[0].rows == 1

@@ -19,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoImageProcessor, AutoModel
 
-from modeling_vitp import ViTPImageProcessor, ViTPVisionModel, export_backbone, spread_bands
+from modeling_vitp import ViTPImageProcessor, ViTPVisionModel, export_backbone
 from modeling_vitp.metrics.resampling import Score, paired_difference, resample
 from modeling_vitp.probing.arguments import ProbeArguments
 from modeling_vitp.probing.backbones import load_backbone
@@ -228,28 +228,6 @@ def test_multi_band_images_use_input_spec(tmp_path, whose):
             main([*arguments, "--backbones", str(save_backbone(tmp_path / "vit", "vit"))])
 
 
-def test_multi_band_backbone_gets_its_bands(tmp_path):
-    """Compare the features of an image with those of the model and its image processor."""
-    make_bands(tmp_path / "data", 4, (24, 30))
-    names = ["B02", "B03", "B04", "B08"]
-    vit = spread_bands(dense_data.tiny_backbone(), names)
-    processor = ViTPImageProcessor(**SQUARE, input_spec={"band_names": names, "window": [0, 3000]})
-    folder = export_backbone(vit, tmp_path / "b", processor)
-    arguments = ["--backbones", str(folder), "--dataset_name", str(tmp_path / "data")]
-    assert main([*arguments, "--output_dir", str(tmp_path)]) == 0
-    inputs = AutoImageProcessor.from_pretrained(folder)(str(tmp_path / "data/test/b/1.tif"), return_tensors="pt")
-    with torch.no_grad():
-        mean = vit.eval()(**inputs).last_hidden_state[0, 1:].mean(0)
-    np.testing.assert_allclose(features_of_test_images(tmp_path)[3], mean, atol=5e-3)
-    assert read_metrics(tmp_path)["results"][1]["scores"]["accuracy"]["mean"] == 1.0
-    other = [*arguments, "--output_dir", str(tmp_path / "other")]
-    with pytest.raises(ValueError, match=r"4 bands \(B02, .*2 bands \(VV, VH\)"):
-        main([*other, "--input_spec", json.dumps({"band_names": ["VV", "VH"]})])
-    write_bands(tmp_path / "data/train/a/1.tif", np.zeros((3, 24, 30), np.uint16))
-    with pytest.raises(ValueError, match=r"1\.tif: .*4 bands .* 3"):
-        main(other)
-
-
 @pytest.mark.parametrize(
     ("what", "arguments", "message"),
     [
@@ -339,16 +317,6 @@ def test_class_may_have_split_name(tmp_path):
     assert len(open_samples(str(tmp_path), None, "train", "test", 0.4)[0]["test"]) == 3
 
 
-CLASSES_OF_SPLITS = ("train/a/0.png", "train/b/0.png", "test/a/0.png", "test/b/0.png")
-
-
-def test_shared_images_are_logged(tmp_path, caplog):
-    write_pictures(tmp_path, CLASSES_OF_SPLITS)
-    (tmp_path / "test/a/0.png").write_bytes((tmp_path / "train/a/0.png").read_bytes())
-    open_samples(str(tmp_path), None, "train", "test")
-    assert "test/a/0.png" in caplog.text and "test/b/0.png" not in caplog.text
-
-
 def test_held_out_copies_are_logged(tmp_path, caplog):
     make_classes(tmp_path, {"train": {"a": 4, "b": 4}})
     open_samples(str(tmp_path), None, "train", "test", 0.5)
@@ -363,22 +331,6 @@ def test_held_out_copies_are_logged(tmp_path, caplog):
     rows.cast_column("label", ClassLabel(names=["a", "b"])).to_parquet(tmp_path / "rows" / "train.parquet")
     open_samples(str(tmp_path / "rows"), None, "train", "test", 0.5)
     assert "'held out'" in caplog.text
-
-
-def test_multi_label_data_are_refused(tmp_path):
-    make_classes(tmp_path / "data", {"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}})
-    data = {"root": str(tmp_path / "data"), "multi_label": True}
-    with pytest.raises(ValueError, match="multi_label"):
-        ClassificationProbe.open(ProbeArguments(backbones=["b"], data=data, task="classification"))
-
-
-@pytest.mark.parametrize("place", ["train/overview.png", "test/a/2019/x.png"])
-def test_misplaced_image_is_named(tmp_path, place):
-    write_pictures(tmp_path, CLASSES_OF_SPLITS)
-    open_samples(str(tmp_path), None, "train", "test")
-    write_pictures(tmp_path, [*CLASSES_OF_SPLITS, place])
-    with pytest.raises(ValueError, match=place):
-        open_samples(str(tmp_path), None, "train", "test")
 
 
 def test_intervals_compare_backbones_with_the_first(tmp_path, capsys):

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-import yaml
 from launching import launch
 from pictures import write_bands
 from PIL import Image
@@ -97,16 +96,6 @@ def test_loveda_trains_scores_and_submits(tmp_path):
         assert sorted(name for name in archive.namelist() if not name.endswith("/")) == ["0.png", "10.png"]
     mask = np.array(Image.open(tmp_path / "out/submission/10.png"))
     assert mask.shape == (64, 64) and mask.max() <= 6
-
-
-def test_data_root_is_enough(tmp_path):
-    dense_data.make_loveda(tmp_path / "data", size=32)
-    settings = {"data": None, "submission": None, "train_splits": ["train"], "eval_split": None, "test_split": None}
-    metrics = train("loveda", tmp_path, max_steps=1, **settings)
-    assert "eval" in metrics and "test" not in metrics
-    configuration = yaml.safe_load((tmp_path / "out" / "data.yaml").read_text())
-    assert configuration["eval_split"] == "val" and "test_split" not in configuration
-    assert len(configuration["data"]["classes"]) == 8
 
 
 def test_uavid_submission_has_mask_colors(tmp_path):
@@ -248,12 +237,6 @@ def test_bad_mask_of_scored_split_is_refused_before_training(tmp_path, split):
     with pytest.raises(ValueError, match=f"{path.name} has 256 pixel.*: 99"):
         train("loveda", tmp_path, train_splits=["train"], save_steps=1, submission=None, **{split: "val"})
     assert not list(tmp_path.glob("out/checkpoint-*"))
-
-
-def test_number_of_images_must_fit_the_model(tmp_path):
-    dense_data.make_loveda(tmp_path / "data", size=16)
-    with pytest.raises(ValueError, match="2 image.* got 1.*finetune_segmentation"):
-        train("loveda", tmp_path, recipe=finetune_change_detection.main, submission=None)
 
 
 @pytest.mark.slow
