@@ -175,21 +175,6 @@ def test_card_report_and_configuration_are_relative(written):
     assert config["data"] == "data" and config["baselines"][1] == "tuned"
 
 
-def test_second_call_writes_the_same_files(written, output, monkeypatch):
-    family, _, notes = written
-    without_onnx(monkeypatch)
-    monkeypatch.chdir(output)
-    files = read_files(output / "bundle")
-    (output / "bundle/model.safetensors").write_bytes(b"half")
-    for name in ("timm/config.json", "fine_tuned/half.safetensors", ".backbone.onnx.abc/backbone.onnx"):
-        (output / "bundle" / name).parent.mkdir(exist_ok=True)
-        (output / "bundle" / name).write_bytes(b"{}")
-    assert write(output) == notes
-    found = read_files(output / "bundle")
-    assert found.keys() == files.keys()
-    assert [name for name in files if found[name] != files[name]] == []
-
-
 def test_timm_opens_its_own_vit_from_the_root(tmp_path, monkeypatch):
     make_run(tmp_path, "timm_wrapper")
     without_onnx(monkeypatch)

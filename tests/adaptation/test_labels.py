@@ -30,11 +30,6 @@ def noise(path: Path) -> None:
     save(Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 10, 3), dtype=np.uint8)), path)
 
 
-def save_list(path: Path, names: list[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(names))
-
-
 def write_masks(root: Path, names: list[str], values: tuple[int, ...] = (0, 1)) -> None:
     for index, name in enumerate(names):
         noise(root / "images" / f"{name}.png")
@@ -173,30 +168,6 @@ def test_given_splits_are_kept(tmp_path, layout):
         read_labels(root, tmp_path / "lists")
 
 
-def test_lists_of_voc_are_given_splits(tmp_path):
-    root = tmp_path / "data"
-    detection_data.write_voc(root, [*SCENES, "t_101", "t_102"], False)
-    for names, *splits in ((SCENES, "trainval", "train"), (["t_101", "t_102"], "test")):
-        for split in splits:
-            save_list(root / "ImageSets" / "Main" / f"{split}.txt", names)
-    found = read_labels(root, tmp_path / "lists")
-    check(found, len(SCENES) + 2)
-    assert [path.stem for path in found.images["test"]] == ["t_101", "t_102"]
-    (root / "ImageSets" / "Main" / "train.txt").unlink()
-    assert read_labels(root, tmp_path / "trainval").images == found.images
-
-
-def test_unlabeled_test_split_is_replaced(tmp_path):
-    root = tmp_path / "data"
-    write_masks(root / "train", SCENES)
-    write_masks(root / "val", ["v_001", "v_002"])
-    write_masks(root / "test", ["t_001", "t_002"])
-    shutil.rmtree(root / "test" / "masks")
-    found = read_labels(root, tmp_path / "lists")
-    check(found, len(SCENES) + 2)
-    assert all("train" in path.parts for path in found.images["test"])
-
-
 @pytest.mark.parametrize("layout", ["coco", "masks", "folders"])
 def test_equal_names_in_folders_are_told_apart(tmp_path, layout):
     root, areas, names = tmp_path / "data", [f"area{area}" for area in range(8)], ["000", "001", "002"]
@@ -247,17 +218,6 @@ def test_scene_pattern_is_first_rule(tmp_path):
     for pattern in ("(day9)", "images/", "("):
         with pytest.raises(ValueError, match="scene_pattern"):
             read_labels(root, tmp_path / "wrong", scene_pattern=pattern)
-
-
-def test_patients_stay_in_one_split(tmp_path, monkeypatch):
-    root = tmp_path / "data"
-    write_masks(root, [f"{patient}{n}x" for patient in "abcdef" for n in range(3)])
-    patient_of = "modeling_vitp.data.layouts.base.patient_of"
-    monkeypatch.setattr(patient_of, lambda path: f"PatientID {path.stem[0]}")
-    found = read_labels(root, tmp_path / "lists")
-    check(found, 18)
-    patients = [{path.stem[0] for path in part} for part in found.images.values()]
-    assert sum(map(len, patients)) == 6 and "6 patients" in found.how
 
 
 def test_identical_images_stay_in_one_split(tmp_path):

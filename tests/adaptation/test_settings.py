@@ -90,27 +90,6 @@ def test_wrong_setting_is_reported_before_the_labels(tmp_path, monkeypatch, sett
     assert os.listdir() == ["data"]
 
 
-@pytest.mark.parametrize("is_frozen", [False, True])
-def test_frozen_projector_has_no_learning_rate(tmp_path, is_frozen):
-    save_vit(tmp_path / "vit", "dinov2")
-    args = arguments(tmp_path, start=str(tmp_path / "vit"), pretraining={"freeze": ["projector"] if is_frozen else []})
-    assert ("part_learning_rates" in pretraining_of(args).settings()) != is_frozen
-
-
-@pytest.mark.parametrize(
-    ("rates", "merged"),
-    [
-        ({"vision": 1e-5}, {"projector": 1e-3, "vision": 1e-5}),
-        ({"vision": 1e-5, "projector": 2e-4}, {"projector": 2e-4, "vision": 1e-5}),
-        (None, None),
-    ],
-)
-def test_part_learning_rates_keep_that_of_a_new_projector(tmp_path, rates, merged):
-    save_vit(tmp_path / "vit", "dinov2")
-    args = arguments(tmp_path, start=str(tmp_path / "vit"), pretraining={"part_learning_rates": rates})
-    assert pretraining_of(args).settings()["part_learning_rates"] == merged
-
-
 @pytest.mark.parametrize(
     ("settings", "batch"),
     [({}, 2), ({"gradient_accumulation_steps": 2}, 4), ({"global_batch_size": 8}, 8)],

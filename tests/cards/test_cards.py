@@ -9,11 +9,9 @@ import sys
 
 import pytest
 from datasets import Dataset
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 from huggingface_hub.utils import disable_progress_bars
-from paths import ROOT
 from peft import LoraConfig, get_peft_model
-from pictures import picture
 from pushed_runs import card_of, push, train
 from tiny_models import VISION
 
@@ -151,16 +149,6 @@ def test_headlines_are_declared_with_the_model_type(model_type, names, expected)
     assert [title for _, _, title, _ in headlines(find_model(model_type), metrics, {})] == expected
 
 
-def test_card_without_a_record_has_no_training(hub, logged_in, folder):
-    for name in ("run.json", "metrics.json"):
-        (folder / name).unlink()
-    assert push(folder, "tester/m", "--what", "model") == 0
-    card = card_of(hub, "tester/m")
-    card.validate()
-    assert re.findall("^## (.*)", card.text, re.MULTILINE) == ["How to load", "Input", "Citation"]
-    assert set(card.data.to_dict()) == {"library_name", "pipeline_tag", "tags"}
-
-
 def test_user_text_is_kept(hub, logged_in, folder):
     mine = "---\ntags: [ships]\nlanguage: de\n---\n\n# My ships\n\nOf the harbour.\n\n## Limits\n\nNone known.\n"
     (folder / "README.md").write_text(mine)
@@ -171,18 +159,6 @@ def test_user_text_is_kept(hub, logged_in, folder):
     assert card.text.startswith("\n# My ships\n\nOf the harbour.\n\n## Limits\n\nNone known.\n\n## How to load\n")
     assert card.data.tags == ["ships", "vitp"] and card.data.language == "de" and card.data.license == "cc-by-nc-4.0"
     assert "tester/one" not in card.content and card.text.count("## How to load") == 1
-
-
-def test_user_metadata_is_kept_without_a_record(hub, logged_in, folder):
-    for name in ("run.json", "metrics.json"):
-        (folder / name).unlink()
-    result = EvalResult("object-detection", "org/mine", "Mine", "map", 0.5)
-    own = ModelCardData(model_name="Ships", eval_results=[result], datasets=["org/mine"], base_model="org/base")
-    (folder / "README.md").write_text(f"---\n{own.to_yaml()}\n---\n# My ships\n")
-    assert push(folder, "tester/m", "--what", "model") == 0
-    found = card_of(hub, "tester/m").data
-    assert found.datasets == ["org/mine"] and found.base_model == "org/base"
-    assert found.model_name == "Ships" and found.eval_results[0].metric_value == 0.5
 
 
 def test_results_of_an_earlier_run_are_removed(folder):
@@ -413,18 +389,6 @@ def test_card_examples_run(hub, everything, tmp_path):
     assert [found[name][1] for name in DETECTORS] == [4, 5, 4]
     assert {cards[name].data.pipeline_tag for name in DETECTORS} == {"object-detection"}
     assert found["maps"] == [[1, 256, size, size] for size in (56, 28, 14, 7)]
-
-
-def test_card_of_the_project(hub, logged_in, folder, tmp_path, monkeypatch):
-    card = ModelCard.load(ROOT / "MODEL_CARD.md")
-    card.validate()
-    hub.organizations["my-org"] = {"tester"}
-    assert push(folder, "my-org/my-backbone", "--what", "backbone") == 0
-    picture(64, 48).save(tmp_path / "scene.png")
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    exec(code_of(card), names)
-    assert names["features"].shape == (1, 17, 32)
 
 
 def test_example_of_a_backbone_runs(hub, logged_in, folder, tmp_path):

@@ -332,16 +332,6 @@ def test_invalid_targets_are_refused(fixture_as_vitp, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_nonempty_folder_is_not_written(fixture_as_vitp, tmp_path):
-    (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match="already exists"):
-        convert_checkpoint(fixture_as_vitp, tmp_path, "internvl")
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-    (tmp_path / "empty").mkdir()
-    convert_checkpoint(fixture_as_vitp, tmp_path / "empty", "backbone")
-    assert load_weights(tmp_path / "empty").keys() == expected_keys("backbone")
-
-
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("no space left on device")])
 def test_interrupted_conversion_leaves_nothing(fixture_as_vitp, tmp_path, monkeypatch, error):
     load, calls = tensor_files.StoredTensor.load, []
@@ -521,19 +511,6 @@ def test_settings_of_the_original_image_processor_are_converted(tmp_path):
     for folder in (vitp, again):
         image_processor = ViTPImageProcessor.from_pretrained(folder)
         assert {name: list(getattr(image_processor, name)) for name in colors} == colors
-
-
-def test_input_spec_that_the_target_ignores_is_refused(model_and_processor, tmp_path):
-    model, processor = model_and_processor
-    processor.image_processor.input_spec = {"gamma": 0.5}
-    model.save_pretrained(tmp_path / "source")
-    processor.save_pretrained(tmp_path / "source")
-    for to in ("internvl", "original"):
-        with pytest.raises(ValueError, match="input_spec="):
-            convert_checkpoint(tmp_path / "source", tmp_path / "target", to)
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
-    backbone = convert_checkpoint(tmp_path / "source", tmp_path / "backbone", "backbone")
-    assert json.loads((backbone / "preprocessor_config.json").read_text())["input_spec"] == {"gamma": 0.5}
 
 
 def test_other_license_and_missing_license_are_stated(tmp_path):

@@ -1,4 +1,3 @@
-import copy
 import json
 import logging
 import os
@@ -14,16 +13,13 @@ from tiny_models import vivid_model
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import normalize, pil_to_tensor, resize
 from transformers import InternVLVisionConfig, InternVLVisionModel, Qwen2Config
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from modeling_vitp import (
     ViTPBackbone,
-    ViTPForConditionalGeneration,
     ViTPImageProcessor,
     ViTPVisionConfig,
     ViTPVisionModel,
     export_backbone,
-    spread_bands,
 )
 
 SPEC = {"bands": [2, 0, 1], "window": [100, 2000], "gamma": 0.5}
@@ -302,17 +298,6 @@ def test_export_replaces_only_its_own_folder(exported, tmp_path):
     assert export_backbone(exported.model, folder) == folder and (folder / "README.md").is_file()
 
 
-def test_bands_need_their_image_processor(exported, tmp_path):
-    radar = spread_bands(copy.deepcopy(exported.model.model.vision_tower), ["VV", "VH", "ratio"])
-    with pytest.raises(ValueError, match="VV, VH.*ratio.*image_processor=ViTPImageProcessor"):
-        export_backbone(radar, tmp_path / "radar")
-    assert not (tmp_path / "radar").exists()
-    spec = {"band_names": ["VV", "VH", "ratio"], "window": [-25, 0]}
-    export_backbone(radar, tmp_path / "radar", ViTPImageProcessor(input_spec=spec))
-    image_processor = ViTPImageProcessor.from_pretrained(tmp_path / "radar")
-    assert image_processor.input_spec == spec and len(image_processor.image_mean) == 3
-
-
 def test_exported_processor_does_not_tile(exported, tmp_path):
     export_backbone(exported.model, tmp_path)
     settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
@@ -387,22 +372,3 @@ def test_variants_keep_features_and_dtype(tokenizer, tmp_path, vision, dtype):
     pixels = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(0)).to(dtype)
     wanted = model.model.vision_tower(pixels).last_hidden_state
     assert torch.equal(native(pixels).last_hidden_state, wanted)
-
-
-def test_remote_code_model_is_exported_as_ours(tmp_path, model, processor):
-    """Remote code defines other classes under the same names."""
-    model.save_pretrained(tmp_path / "run")
-    processor.save_pretrained(tmp_path / "run")
-    remote = get_class_from_dynamic_module("modeling_vitp.ViTPForConditionalGeneration", str(tmp_path / "run"))
-    assert not issubclass(remote, ViTPForConditionalGeneration)
-    loaded = remote.from_pretrained(tmp_path / "run")
-    for part, folder in (
-        (loaded, "whole"),
-        (loaded.model, "base"),
-        (loaded.model.vision_tower, "vit"),
-        (model, "ours"),
-    ):
-        export_backbone(part, tmp_path / folder, processor.image_processor)
-    for folder in ("whole", "base", "vit"):
-        for file in ("model.safetensors", "config.json", "preprocessor_config.json", "modeling_vitp.py"):
-            assert (tmp_path / folder / file).read_bytes() == (tmp_path / "ours" / file).read_bytes(), (folder, file)

@@ -339,27 +339,6 @@ def test_wrong_adapter_is_named(original, tmp_path, mistake):
     assert [path.name for path in tmp_path.iterdir()] == ["original"]
 
 
-def test_pickle_is_refused(tmp_path):
-    torch.save({"state_dict": {"spm.stem.0.weight": torch.zeros(1)}}, tmp_path / "iter_80000.pth")
-    for source in (tmp_path, tmp_path / "iter_80000.pth"):
-        with pytest.raises(ValueError, match=r"Pickles.*safetensors\.torch\.save_file\(torch\.load"):
-            convert_checkpoint(source, tmp_path / "target")
-
-
-def test_unsupported_targets_are_refused(tmp_path):
-    source = save_source(ViTPAdapter(adapter_config()), tmp_path / "source")
-    for to in ("adapter", "segmentation", "backbone"):
-        with pytest.raises(ValueError, match=f"'{to}'"):
-            convert_checkpoint(source, tmp_path / "target", to)
-    with pytest.raises(ValueError, match="deformable_attention"):
-        convert_checkpoint(source, tmp_path / "target", "original", deformable_attention="mmcv")
-    config = ViTPAdapterConfig.from_dict(adapter_config().to_dict() | {"extractor_residual": "normed_tokens"})
-    source = save_source(ViTPAdapter(config), tmp_path / "residual")
-    with pytest.raises(ValueError, match="deformable_ratio=0.25"):
-        convert_checkpoint(source, tmp_path / "target", "original")
-    assert not (tmp_path / "target").exists()
-
-
 def test_shards_are_kept(tmp_path):
     vivid(ViTPAdapter(adapter_config())).save_pretrained(tmp_path / "source", max_shard_size="100KB")
     there = convert_checkpoint(tmp_path / "source", tmp_path / "there", "original")

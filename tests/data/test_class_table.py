@@ -1,16 +1,13 @@
 """Tables of classes as a layout: images, splits and classes as written, recognition, and errors."""
 
-import re
-
 import pandas as pd
 import pytest
-from annotated_images import LAYOUTS, NAMES, make, noise, turns_of
+from annotated_images import LAYOUTS, NAMES, noise
 
 from modeling_vitp.adaptation.labels import read_labels, with_label_fraction
 from modeling_vitp.data.layouts import ClassTable, recognize_layout
 from modeling_vitp.data.splits import choose_split
 from modeling_vitp.instructions.from_annotations.labels import annotate_all
-from modeling_vitp.instructions.from_annotations.pipeline import make_instructions_command
 from modeling_vitp.tasks.classification.data import ClassificationData
 
 CLASSES = ("AnnualCrop", "River", "sea_lake")
@@ -203,26 +200,6 @@ def test_numbers_are_classes(tmp_path):
         assert int(label) == int(path.removesuffix(".png")) % 3
 
 
-def test_instructions_ask_for_classes_of_table(tmp_path, monkeypatch):
-    labels = write_split_column(tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
-    assert make_instructions_command("data").split()[:4] == ["vitp", "make_instructions", "table", "data"]
-    rows = make("table", tmp_path / "data", tmp_path / "out")["train"]
-    assert sorted(row["id"] for row in rows) == expected_splits("split column", labels)["train"]
-    answers = {"yes": 0, "no": 0, "class": 0}
-    for row in rows:
-        word = WORDS[labels[row["id"]]]
-        for question, answer in turns_of(row):
-            if answer in ("yes", "no"):
-                asked = [other for other in WORDS.values() if re.search(rf"\b{other}\b", question)]
-                assert len(asked) == 1 and answer == ("yes" if asked == [word] else "no")
-                answers[answer] += 1
-            else:
-                assert answer == word
-                answers["class"] += 1
-    assert answers["class"] == len(rows) == NUMBER // 2 and answers["yes"] == answers["no"] > 0
-
-
 def add_table_of_other_layout(root):
     paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.*") if path.suffix in (".png", ".tif"))
     rows = [{"file_name": path, "label": CLASSES[index % 2]} for index, path in enumerate(paths)]
@@ -301,15 +278,6 @@ def test_wrong_table_is_refused(case, tmp_path):
     for read in (ClassTable(tmp_path).splits, lambda: ClassificationData.from_dict({"root": str(tmp_path)})):
         with pytest.raises(ValueError, match=message):
             read()
-
-
-def test_commas_in_names_are_kept(tmp_path):
-    for number in range(2):
-        noise(tmp_path / f"{number}.png", number, SIZE)
-    (tmp_path / "labels.csv").write_text('file_name,label\n0.png,"Shark, white"\n1.png,None\n')
-    files = ClassTable(tmp_path).splits()["all"]
-    labels = [ClassTable(tmp_path).annotate(image_id, paths)[0].label for image_id, paths in files.items()]
-    assert labels == ["shark, white", "none"]
 
 
 def test_ambiguous_folders_of_splits_are_refused(tmp_path):

@@ -147,15 +147,6 @@ def test_clipped_polygon_equals_intersection(shape):
     assert (mask_of(item) != drawn).sum() <= inside.boundary.length + 4
 
 
-def test_polygon_around_the_image_is_only_where_it_enters():
-    around = shapely.box(-30, -30, WIDTH + 30, HEIGHT + 30) - shapely.box(-10, -10, WIDTH + 10, HEIGHT + 10)
-    shape = (around - shapely.box(-40, 40, -10, 50)) | shapely.box(-20, 20, 15, 30) | shapely.box(50, 70, 58, 100)
-    item = clipped_object("x", "wall", shape, SIZE)
-    assert item.box == (0, 20, 58, 80) and item.area == 15 * 10 + 8 * 10 and item.is_difficult
-    assert sorted(len(polygon) for polygon in item.segmentation) == [8, 8]
-    assert mask_of(item).sum() == item.area
-
-
 def test_narrow_parts_and_neighbors_are_left_out():
     for left, expected in ((WIDTH - 0.9, False), (WIDTH - 1.1, True), (WIDTH, False), (WIDTH + 5, False)):
         item = clipped_object("x", "ship", shapely.box(left, 10, left + 20, 30), SIZE)
@@ -176,14 +167,6 @@ def test_invalid_polygon_is_clipped(shape, area, pixels):
     """The area of parts that overlap counts twice, as without a border."""
     item = clipped_object("x", "ship", shape, SIZE)
     assert not shape.is_valid and item.area == pytest.approx(area) and mask_of(item).sum() == pixels
-
-
-def test_outlines_of_whole_polygons_are_not_changed():
-    """Outlines that are not cut keep their points, also if they cross themselves or have no area."""
-    for points in ([(10, 10), (30, 30), (30, 10), (10, 30)], [(10, 10), (30, 30), (50, 50)]):
-        item = clipped_object("x", "ship", shapely.Polygon(points), SIZE)
-        (outline,) = item.segmentation
-        assert sorted(zip(outline[::2], outline[1::2])) == sorted(points)
 
 
 def label_names(root, **options):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from annotated_images import (
     LABELS,
-    NAMES,
     QUARTERS,
     boxes_in,
     check,
@@ -16,7 +15,6 @@ from annotated_images import (
     noise,
     same_place,
     turns_of,
-    write_coco,
 )
 from PIL import Image
 
@@ -231,16 +229,3 @@ def test_annotation_of_other_image_is_not_used(tmp_path, kind, folder, what):
         annotated()
     annotate((f"train/south/{folder}/0", "Bus"))
     assert annotated() == ["plane", "Bus", "ship"]
-
-
-@pytest.mark.parametrize("place", ["train", "train2017/images", "annotations/images", "images/train/images"])
-def test_coco_images_are_found_by_their_split(tmp_path, place):
-    data = tmp_path / "data"
-    write_coco(data, "train", NAMES["train"][:2])
-    expected = make("coco", data, tmp_path / "expected")["train"]
-    (data / place).parent.mkdir(parents=True, exist_ok=True)
-    (data / "images" / "train2017").rename(data / "moved")
-    (data / "moved").rename(data / place)
-    found = make("coco", data, tmp_path / "found")["train"]
-    assert [row["messages"] for row in found] == [row["messages"] for row in expected]
-    assert [row["images"][0].tobytes() for row in found] == [row["images"][0].tobytes() for row in expected]

@@ -12,9 +12,8 @@ from tiny_models import vivid_model
 
 from modeling_vitp.evaluation import vlm
 from modeling_vitp.evaluation.arguments import VLMArguments
-from modeling_vitp.evaluation.vlm import answer_kind, conversation_of, other_images, read_questions
+from modeling_vitp.evaluation.vlm import answer_kind, conversation_of, read_questions
 from modeling_vitp.instructions.collator import ViTPDataCollator
-from modeling_vitp.instructions.from_annotations.questions import MAP, explained, listing, signs_of
 from modeling_vitp.instructions.rows import prepare_rows
 from modeling_vitp.recipes.evaluate_vlm import main
 
@@ -168,15 +167,6 @@ def test_answer_kind_is_recognized(question, answer, kind):
     assert answer_kind(question, answer) == kind
 
 
-@pytest.mark.parametrize("phrasing", MAP)
-@pytest.mark.parametrize("phrases", [["tree", "road"], ["dry land", "sea"]])
-def test_instruction_maps_are_recognized(phrasing, phrases):
-    signs = signs_of(phrases)
-    question = phrasing.format(side=7, key=f"Write {listing(explained(signs), 'or')}.")
-    for answer in (list(signs.values()) * 3, [signs[None]] * 9):
-        assert answer_kind(question, " ".join(answer)) == "map"
-
-
 def turns(*texts: str) -> list[dict]:
     return [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 4, texts)]
 
@@ -210,13 +200,6 @@ def test_questions_are_read_from_rows():
         read_questions(rows, "grounding")
     with pytest.raises(ValueError, match="Sample '0': .*choices"):
         read_questions(rows, "choice")
-
-
-def test_other_images_differ():
-    images = [("a",), ("a",), ("b",), ("c", "d"), ("e",), ("d", "c"), ("f",)]
-    partners = other_images(images)
-    assert [images[place] for place in partners] == [("e",), ("e",), ("f",), ("d", "c"), ("a",), ("c", "d"), ("b",)]
-    assert other_images([("a",), ("b",), ("c", "d"), ("c", "d")]) == [1, 0, None, None]
 
 
 def test_conversation_ends_at_question(processor):

@@ -16,7 +16,6 @@ from transformers import AutoModel
 
 from modeling_vitp import (
     ViTPForConditionalGeneration,
-    ViTPProcessor,
     export_backbone,
     export_timm,
 )
@@ -53,15 +52,6 @@ def test_backbone_is_exported_before_push(hub, logged_in, folder, tmp_path):
     assert push(folder, "tester/m", "--what", "model") == 0
     assert push("tester/m", "tester/third", "--what", "backbone") == 0
     assert in_repo(hub, "tester/third")["model.safetensors"] == one["model.safetensors"]
-
-
-def test_models_and_processors_push_themselves(hub, logged_in, folder):
-    ViTPForConditionalGeneration.from_pretrained(folder).push_to_hub("tester/full", private=True)
-    ViTPProcessor.from_pretrained(folder).push_to_hub("tester/full")
-    files = in_repo(hub, "tester/full")
-    assert all(files[name] == (folder / name).read_bytes() for name in ("model.safetensors", "tokenizer.json"))
-    assert ViTPProcessor.from_pretrained("tester/full").image_processor.max_patches == 6
-    assert not any(logged_in.encode() in content for content in files.values())
 
 
 def test_data_set_is_pushed_without_hidden_files(hub, logged_in, tmp_path, capsys):

@@ -134,14 +134,6 @@ def test_gray_spans_black_to_white(tmp_path, bits, spec):
         np.testing.assert_allclose(seen, np.broadcast_to(255 / (2**bits - 1) * gray[..., 0], seen.shape), atol=1e-3)
 
 
-@pytest.mark.parametrize("bits", [1, 8])
-def test_palette_is_refused(tmp_path, bits):
-    palette = b"PLTE", RNG.integers(0, 256, 3 * 2**bits, dtype=np.uint8).tobytes()
-    write_png(tmp_path / "a.png", RNG.integers(0, 2**bits, (HEIGHT, WIDTH, 1)), bits, 3, [palette, (b"tRNS", b"\0")])
-    with pytest.raises(ValueError, match="a.png has a palette"):
-        in_rows(tmp_path / "a.png", None)
-
-
 def predicted(path):
     """Return the gray values that `predict_large` reads from a file."""
     processor = ViTPSegmentationImageProcessor(input_spec=SPEC, do_normalize=False)
@@ -212,17 +204,6 @@ def test_incomplete_lines_and_rows_are_removed(tmp_path):
         lines.delete()
         rows.delete()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_part_file_with_other_settings_is_refused(tmp_path):
-    with LineFile(tmp_path / "lines", {"of": [1, 2], "by": (2,)}):
-        pass
-    with LineFile(tmp_path / "lines", {"of": [1, 2], "by": (3,)}) as lines:  # The file has no results yet.
-        lines.append(0)
-    with LineFile(tmp_path / "lines", {"of": [1, 2], "by": [3]}):
-        pass
-    with pytest.raises(ValueError, match="lines .*different by"):
-        LineFile(tmp_path / "lines", {"of": [1, 2], "by": [4]}).__enter__()
 
 
 def test_failed_file_does_not_appear(tmp_path):

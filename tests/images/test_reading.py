@@ -40,7 +40,6 @@ from modeling_vitp.images.reading import (
     read_picture,
     stored_size,
     window_starts,
-    windows,
 )
 from modeling_vitp.instructions.rows import SourceSettings, load_images
 from modeling_vitp.instructions.sample_length import SampleLength
@@ -328,33 +327,6 @@ def test_overview_in_another_file_is_refused(tmp_path, overview):
     for source in (tmp_path / "image.tif", (tmp_path / "image.tif").read_bytes()):
         with pytest.raises(ValueError, match="another file"), open_raster(source):
             pass
-
-
-def test_too_many_bands_are_refused_before_decoding(tmp_path):
-    path, profile = tmp_path / "a.tif", {"driver": "GTiff", "dtype": "uint8", "sparse_ok": True}
-    with rasterio.open(path, "w", **profile, width=1000, height=1000, count=500):  # half a gigabyte
-        pass
-    assert path.stat().st_size < 30_000
-    readers = (lambda: read_image(path, None, InputSpec()), lambda: read_picture(path.read_bytes(), InputSpec()))
-    for read in (*readers, lambda: ViTPSegmentationImageProcessor()(str(path))):
-        start = time.process_time()
-        with pytest.raises(ValueError, match="500 bands"):
-            read()
-        assert time.process_time() - start < 0.5
-
-
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.data())
-def test_windows_cover_an_image(width, height, size, data):
-    overlap = data.draw(st.integers(0, size - 1))
-    covered = np.zeros((height, width), dtype=int)
-    boxes = windows((height, width), size, overlap)
-    for box in boxes:
-        left, top, right, bottom = box or (0, 0, width, height)
-        assert 0 <= left < right <= width and 0 <= top < bottom <= height
-        assert right - left == min(size, width) and bottom - top == min(size, height)
-        covered[top:bottom, left:right] += 1
-    assert covered.min() >= 1
-    assert len(set(boxes)) == len(boxes)
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.data())

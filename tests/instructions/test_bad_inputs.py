@@ -10,7 +10,6 @@ from trl import ScriptArguments
 
 from modeling_vitp import ViTPDataCollator
 from modeling_vitp.instructions.mixture import load_mixture, load_sources
-from modeling_vitp.instructions.rows import check_answers
 from modeling_vitp.instructions.schemas import recognize
 from modeling_vitp.instructions.sources import Source, open_splits, read_source
 
@@ -52,12 +51,6 @@ def test_invalid_row_is_named(processor, name):
     row = {"id": "bad-7", "images": [picture(100, 60)], "messages": [USER, ANSWER], **changes}
     with pytest.raises(ValueError, match=f"(?s)^Sample 'bad-7': .*{named}"):
         ViTPDataCollator(processor, vrl_drop_ratio=0.75)([make_rows()[0], row])
-
-
-def test_row_without_id_is_named_by_hash(processor):
-    with pytest.raises(ValueError, match=r"^Sample 'content:[0-9a-f]{16}': "):
-        ViTPDataCollator(processor)([{"messages": [USER], "images": []}])
-    check_answers([{"role": "system", "content": "Be brief."}, USER, ANSWER])
 
 
 @pytest.mark.parametrize(

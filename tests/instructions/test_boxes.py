@@ -96,11 +96,3 @@ def test_written_boxes_are_read_within_a_cell(image, phrase):
             is_rounded = all(abs(read[end] - box[end]) <= cells[end] / 2 + 1e-6 for end in (low, high))
             assert is_covered or is_rounded
             assert all(abs(read[end] - box[end]) <= cells[end] + 1e-6 for end in (low, high))
-
-
-@given(st.lists(st.integers(0, 1000), min_size=4, max_size=4))
-def test_box_on_grid_sized_image_is_kept(corners):
-    if is_box(list(map(str, corners))):
-        assert grid_box(corners, (1000, 1000)) == corners
-        assert write_boxes([corners], (1000, 1000), "ship") == f"<ref>ship</ref><box>[{corners}]</box>"
-        assert write_boxes([corners], (1000, 1000)) == f"<box>[{corners}]</box>"

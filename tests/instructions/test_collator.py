@@ -263,27 +263,6 @@ def test_images_are_not_read_for_makes_images(processor):
     assert list(sample_texts(rows, Drawing(picture(60, 60)), seed=0))[-1] == "nowhere.png"
 
 
-def test_transform_generator_depends_on_seed_id_and_epoch(processor):
-    drawn = []
-
-    def transform(row, generator):
-        drawn.append(torch.randint(0, 2**40, (3,), generator=generator).tolist())
-        return row
-
-    def draw(row, seed=0, epoch=0, before=()):
-        collator = ViTPDataCollator(processor, seed=seed, sample_transform=transform)
-        collator.set_epoch(epoch)
-        collator([*before, row])
-        return drawn[-1]
-
-    rows = make_rows()
-    first = draw(rows[0])
-    torch.manual_seed(99)
-    assert draw(rows[0]) == draw(rows[0], before=rows[1:3]) == first
-    others = [draw(rows[0], epoch=1), draw(rows[0], seed=1), draw({**rows[0], "id": "other"})]
-    assert all(other != first for other in others) and len({str(other) for other in others}) == 3
-
-
 @pytest.mark.parametrize("form", ["path", "path in a dict", "bytes with a path", "array", "opened file"])
 @pytest.mark.parametrize("column", ["images", "image", "images without a list"])
 def test_image_in_any_form_and_column(processor, form, column, tmp_path):
@@ -306,13 +285,6 @@ def test_image_in_any_form_and_column(processor, form, column, tmp_path):
     sample = encode_alone(processor, {"id": 1, "messages": [USER, ANSWER], "images": [image]}, 0)
     expected = assemble([sample], processor.tokenizer.pad_token_id, "right", 1, False)
     assert_same(ViTPDataCollator(processor)([row]), expected)
-
-
-@pytest.mark.parametrize("empty", [{}, {"images": []}, {"images": None}, {"image": None}])
-def test_row_without_images_is_text_only(processor, empty):
-    batch = ViTPDataCollator(processor, vrl_drop_ratio=0.75)([{"id": 1, "messages": [USER, ANSWER], **empty}])
-    assert "pixel_values" not in batch and "visual_token_indices" not in batch
-    assert batch["position_ids"].tolist() == [list(range(batch["input_ids"].shape[1]))]
 
 
 def test_16_bit_images_do_not_saturate(processor):
@@ -366,23 +338,6 @@ def test_answers_are_cut_with_a_warning(processor, ratio, caplog):
     assert (batch["labels"][1] != -100).sum() > 20
     (record,) = caplog.records
     assert "'long-7'" in record.getMessage()
-
-
-@pytest.mark.parametrize("ratio", [0, 0.75])
-def test_sequence_of_max_length_is_not_cut(processor, ratio, caplog):
-    row = make_rows()[0]
-    whole = encode_alone(processor, row, ratio)
-    collator = ViTPDataCollator(processor, max_length=len(whole["input_ids"]), vrl_drop_ratio=ratio)
-    assert collator([row])["input_ids"][0].tolist() == whole["input_ids"]
-    assert not caplog.records
-
-
-def test_max_length_applies_after_drop(processor):
-    row = make_rows()[0]
-    limit = len(encode_alone(processor, row, 0.75)["input_ids"])
-    ViTPDataCollator(processor, max_length=limit, vrl_drop_ratio=0.75)([row])
-    with pytest.raises(ValueError, match="does not fit"):
-        ViTPDataCollator(processor, max_length=limit - 10)([row])
 
 
 def collate(processor, rows, mask_ratio, drop_ratio=0.0, epoch=0, **options):

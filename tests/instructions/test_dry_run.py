@@ -3,7 +3,6 @@ import shlex
 import socket
 
 import pytest
-from datasets import Dataset
 from paths import CONFIGS
 from pictures import picture
 from row_formats import FORMATS, answer, question
@@ -116,15 +115,6 @@ def test_four_rules_of_mixtures(changes, holds):
         mixture = load_mixture({"sources": sources, "modalities": modalities, "detection": detection})
         found = check_rules(mixture, summarize_sources(mixture, ViTPImageProcessor(max_patches=12)))
         assert [rule[0] for rule in found] == [*holds[:2], holds[2] or not detection, holds[3]]
-
-
-def test_rows_of_folder_are_counted(tmp_path):
-    messages = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "3"}]
-    Dataset.from_list([{"messages": messages}] * 7).to_parquet(tmp_path / "mine" / "train.parquet")
-    mixture = tmp_path / "mixture.yaml"
-    mixture.write_text(f"sources:\n  - {{name: mine, dataset: {tmp_path / 'mine'}, split: train, rate: 2}}\n")
-    (summary,) = summarize_sources(load_mixture(mixture), ViTPImageProcessor(max_patches=12))
-    assert (summary.rows, summary.effective, summary.missing) == (7, 14, None)
 
 
 def suggested(place, tmp_path, *options):

@@ -162,12 +162,6 @@ def test_released_compatible_takes_first_rows(folder, streaming):
     assert copies_by_row(drawn) == expected
 
 
-def test_row_copies_have_unique_ids(folder):
-    rows = [row for row in opened(folder) if row["id"].partition("#")[0] == "d/3"]
-    assert sorted(row["id"] for row in rows) == sorted(["d/3", *(f"d/3#{copy}" for copy in range(2, 11))])
-    assert {row["messages"][1]["content"][0]["text"] for row in rows} == {"3"}
-
-
 def test_mixture_supports_index_slice_and_column(folder):
     dataset = opened(folder)
     whole = list(dataset)
@@ -352,15 +346,6 @@ def test_skipped_row_is_counted_and_replaced(processor, image_rows, caplog):
         collator(rows=[image_rows[1]])(image_rows)
     with pytest.raises(ValueError, match="Sample 's/1'"):
         skipping.for_evaluation()([image_rows[1]])
-
-
-def test_skips_are_counted_across_workers(processor, image_rows):
-    other = {**image_rows[1], "id": "u/1", "source": "u"}
-    settings = {"s": SourceSettings()}
-    collator = ViTPDataCollator(processor, source_settings=settings, on_error="skip", replacement_rows=[image_rows[0]])
-    rows = [image_rows[0], image_rows[1], other, image_rows[2]] * 4
-    list(DataLoader(rows, batch_size=2, num_workers=2, collate_fn=collator))
-    assert collator.skipped == {"s": 4, "other rows": 4}
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -160,16 +160,6 @@ def test_conflicting_system_turns_raise_error(first):
     assert "its `system` is 'Be long.'" in wrong["error"]
 
 
-def test_turns_of_merged_schemas_are_read():
-    """A table of rows with `from` and rows with `role` has both in every turn, empty in the turns without them."""
-    shown = [{"conversations": SPOKEN[1]["conversations"]}, {"conversations": ASKED}]
-    merged = Dataset.from_list([{"system": "Be short.", **row} for row in shown])
-    assert merged[0]["conversations"][0].keys() == {"from", "value", "role", "content"}
-    rows = list(to_conversations(merged))
-    assert [row["error"] for row in rows] == [None, None]
-    assert rows[0]["messages"] == rows[1]["messages"] == made({"system": "Be short.", "messages": ASKED})["messages"]
-
-
 def test_empty_fields_of_messages_are_ignored(processor):
     """A table has the fields of tool calls and of images in every message and part if any row has them."""
     images, asked = [picture(56, 56)], [{"type": "image"}, text("How many?")]
@@ -255,13 +245,3 @@ def test_questions_keep_ids_and_encoded_images(processor, streaming):
         assert made.select([2])[0]["id"] == "q2" and made.shuffle(seed=0)[0]["messages"]
         assert pickle.loads(pickle.dumps(made))[1]["id"] == "q1"
         assert to_conversations(made) is made
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_messages_with_two_image_columns_keep_both(streaming):
-    rows = [{"messages": [QUESTION, ANSWER], "image": picture(56, 56, 0), "images": None}]
-    rows += [{"messages": [QUESTION, ANSWER], "image": None, "images": [picture(56, 56, n) for n in range(2)]}]
-    features = {"messages": MESSAGES, "image": ImageFeature(), "images": IMAGES}
-    stored = Dataset.from_list(rows * 2, features=Features(features))
-    made = to_conversations(stored.to_iterable_dataset() if streaming else stored)
-    assert [(row["error"], len(row["images"])) for row in made] == [(None, 1), (None, 2)] * 2

@@ -9,12 +9,11 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
 from datasets import Image as ImageFeature
 from pictures import picture
 from row_formats import FORMATS, answer, question, save_images, turns, write_archive
-from sample_rows import ANNOTATIONS, BOXES, encoded_image, text, turn, write_annotations
+from sample_rows import BOXES, encoded_image, text, turn, write_annotations
 from tiny_models import TOKENS_PER_TILE
 from trl import ScriptArguments
 
 from modeling_vitp import ViTPDataCollator
-from modeling_vitp.data.rows import folder_cache
 from modeling_vitp.instructions.mixture import load_mixture, load_sources, open_mixture
 from modeling_vitp.instructions.rows import images_of
 from modeling_vitp.instructions.schemas import schema_name
@@ -99,14 +98,6 @@ def test_internvl_json_lines_are_read_exactly(folder, processor, streaming):
     assert f"<|im_start|>user\nBefore: {tile}\nAfter: {tile}\nWhat changed?<|im_end|>" in decoded[1]
     with pytest.raises(ValueError, match="Sample '9': line 9 of .*a.jsonl"):
         collator([rows[9]])
-
-
-def test_changed_file_is_read_again(folder):
-    rows = source(folder, annotation="a.jsonl", image_root="images")
-    assert len(read_source(rows)) == 10
-    with open(folder / "a.jsonl", "a") as file:
-        file.write(json.dumps(ANNOTATIONS[0]) + "\n")
-    assert len(read_source(rows)) == 11
 
 
 def of_parts(value):
@@ -278,13 +269,6 @@ def test_folders_of_one_name_have_their_own_rows(tmp_path):
         assert [message["content"][-1]["text"] for message in read_source(source)[0]["messages"]] == ["?", name]
 
 
-def test_changed_folder_is_read_again(data_folder):
-    before = folder_cache(data_folder)
-    assert folder_cache(data_folder) == before
-    (data_folder / "train.parquet").write_bytes(b"changed")
-    assert folder_cache(data_folder) != before
-
-
 def write_lines(path, good, bad):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"\n".join([json.dumps(good[0]).encode(), *bad, b"", json.dumps(good[1]).encode()]))
@@ -327,20 +311,6 @@ def test_bad_line_on_hub_is_row_error(hub, tmp_path, streaming):
     if not streaming:
         with pytest.raises(ValueError, match="org/lines cannot be read: line 2 of .*train.jsonl"):
             load_rows(ScriptArguments(dataset_name="org/lines"))
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_splits_of_a_folder_with_metadata(tmp_path, streaming):
-    answers = {split: ["2020-01-01", f"{split} 1"] for split in ("train", "test")}
-    for split, texts in answers.items():
-        names = save_images(tmp_path / "f" / split, PICTURES[:2])
-        lines = [{"file_name": name, "question": "Where?", "answer": said} for name, said in zip(names, texts)]
-        (tmp_path / "f" / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    for split, texts in answers.items():
-        rows = list(read_source(source(tmp_path, folder="f", split=split, streaming=streaming)))
-        assert [answer_text(row) for row in rows] == texts
-        assert [row["images"][0]["path"] for row in rows] == [str(tmp_path / "f" / split / name) for name in names]
-        assert [row["id"] for row in rows] == ["0", "1"]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -600,9 +570,3 @@ def test_late_web_dataset_sample_keeps_all_files(tmp_path, streaming):
         assert [number for number, row in enumerate(rows) if row["error"]] == [11, 12]
         assert "videos are not supported" in rows[11]["error"]
         assert rows[12]["error"].startswith(f"sample 012 of {tmp_path / 'train.tar'}: 012.json is not valid JSON")
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_web_dataset_samples_may_differ(tmp_path, streaming):
-    write_archive(tmp_path / "train.tar", dict(reversed(late({"jpg": encoded_image(PICTURES[1])}, {}).items())))
-    assert [row[2] for row in spoken(train_rows(tmp_path, dataset_streaming=streaming))] == [0] + [1] * 8

@@ -177,11 +177,6 @@ def test_duplicates_are_found_across_sources(files):
     assert all(report.passed for report in reports)
 
 
-def test_grounding_source_checks_loose_boxes(files):
-    reports = validate(load_mixture({"root": str(files), "sources": [BAD | {"tasks": ["grounding"]}]}), num_workers=0)
-    assert reports[0].counts["box"] == 5 and reports[0].counts["loose box"] == 0
-
-
 def test_test_images_in_the_data_are_named(files, tmp_path):
     (tmp_path / "test").mkdir()
     good_row(7)["images"][0].save(tmp_path / "test" / "seven.png")

@@ -1,5 +1,4 @@
 import copy
-import json
 import warnings
 
 import numpy as np
@@ -8,13 +7,11 @@ import rasterio
 import torch
 from pictures import write_bands
 from pushed_runs import push
-from tiny_models import FROM_SCRATCH, VISION, VISION_16, adapter_config
+from tiny_models import VISION, VISION_16, adapter_config
 from torch import nn
 from transformers import (
     AutoBackbone,
     AutoImageProcessor,
-    InternVLVisionConfig,
-    InternVLVisionModel,
 )
 
 from modeling_vitp import (
@@ -28,7 +25,6 @@ from modeling_vitp import (
     resize_backbone,
     spread_bands,
 )
-from modeling_vitp.pretraining.loading import build_model, build_tokenizer
 
 SENTINEL_2 = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"]
 SAR = ["VV", "VH"]
@@ -88,16 +84,6 @@ def test_adapter_stem_is_spread_or_drawn_for_bands():
     assert fresh.spatial_prior.stem[0].weight.shape == (8, 2, 3, 3) and fresh.config.band_names == SAR
     assert fresh(torch.zeros(1, 2, 64, 64)).feature_maps[0].shape == (1, 32, 16, 16)
     assert vit.config.num_channels == 3 and vit.embeddings.patch_embeddings.projection.weight.shape[1] == 3
-
-
-def test_vit_of_vlm_is_spread_and_saved(tmp_path):
-    settings = FROM_SCRATCH
-    model, _ = build_model(build_tokenizer(["a"], 320), settings["vision_config"], settings["text_config"])
-    spread_bands(model, SENTINEL_2).save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())["vision_config"]
-    assert config["band_names"] == SENTINEL_2 and config["num_channels"] == 12
-    again = type(model).from_pretrained(tmp_path)
-    assert again.get_image_features(torch.zeros(1, 12, 56, 56)).pooler_output.shape[1] == 4
 
 
 def test_auto_backbone_opens_pushed_backbone_of_bands(hub, logged_in, tmp_path):
@@ -283,8 +269,3 @@ def test_resizing_keeps_class_and_original_model(backbone):
         resized.embeddings.cls_token.add_(1)
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
     assert list(backbone.config.image_size) == [112, 112]
-
-
-def test_vit_without_position_embeddings_is_resized(backbone):
-    model = InternVLVisionModel(InternVLVisionConfig(**VISION, use_absolute_position_embeddings=False))
-    assert resize_backbone(model, 16, 128).embeddings.position_embeddings is None

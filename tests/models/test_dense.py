@@ -7,7 +7,6 @@ from safetensors.torch import save_file
 from tiny_models import HEAD, VISION, VISION_16, adapter_config
 from torch.nn import functional as F
 from transformers import (
-    AutoBackbone,
     InternVLVisionConfig,
     InternVLVisionModel,
     Trainer,
@@ -16,12 +15,10 @@ from transformers import (
     UperNetConfig,
     UperNetForSemanticSegmentation,
 )
-from transformers.models.internvl.modeling_internvl import InternVLVisionAttention
 
 from modeling_vitp import (
     ViTPAdapter,
     ViTPBackbone,
-    ViTPBackboneConfig,
     ViTPChangeDetectionConfig,
     ViTPFeaturePyramid,
     ViTPFeaturePyramidConfig,
@@ -71,15 +68,6 @@ def test_backbone_pads_to_whole_patches(vision, tmp_path):
     (features,) = backbone(image).feature_maps
     assert features.shape == (1, 32, 4, 3)
     assert torch.equal(features.flatten(2).transpose(1, 2), vision(padded).last_hidden_state[:, 1:])
-
-
-def test_backbones_open_through_auto_backbone():
-    backbone = AutoBackbone.from_config(ViTPBackboneConfig(**VISION, out_indices=[1, 3]))
-    assert isinstance(backbone, ViTPBackbone)
-    assert backbone.out_features == ["stage1", "stage3"]
-    assert AutoBackbone.from_config(adapter_config()).channels == [32] * 4
-    pyramid = AutoBackbone.from_config(ViTPFeaturePyramidConfig(**VISION_16, pyramid_channels=8))
-    assert isinstance(pyramid, ViTPFeaturePyramid)
 
 
 NECKS = {
@@ -380,18 +368,3 @@ MADE_OF_A_BACKBONE = {
     ),
     "classifier": lambda vit: ViTPForImageClassification.from_backbone(vit, num_labels=2),
 }
-
-
-@pytest.mark.parametrize("kind", MADE_OF_A_BACKBONE)
-def test_models_on_backbone_keep_its_attention(vision, tmp_path, kind):
-    """Only `"eager"` attention returns probabilities."""
-    vision.save_pretrained(tmp_path)
-    make = MADE_OF_A_BACKBONE[kind]
-    assert "sdpa" in {module.config._attn_implementation for module in attentions(make(vision))}
-    model = make(ViTPVisionModel.from_pretrained(tmp_path, **EAGER)).eval()
-    found = model(torch.randn(1, 3, 64, 64), output_attentions=True).attentions
-    assert len(found) == 3 and all(torch.allclose(given.sum(-1), torch.ones(())) for given in found)
-
-
-def attentions(model):
-    return [module for module in model.modules() if isinstance(module, InternVLVisionAttention)]

@@ -198,17 +198,6 @@ def test_backbone_of_fine_tuned_model_starts_others(folders, tmp_path, kind):
     check_vit(ViTPFeaturePyramid.from_backbone(vit, pyramid_channels=8), weights)
 
 
-def test_backbone_of_classifier_is_exported(folders, tmp_path):
-    root, weights = folders
-    with pytest.raises(ValueError, match="ViTPForImageClassification"):
-        ViTPForImageClassification.from_backbone(root / "classifier")
-    with pytest.raises(ValueError, match="ViTPForImageClassification"):
-        export_backbone(root / "classifier", tmp_path / "vit")
-    vit = ViTPForImageClassification.from_pretrained(root / "classifier").backbone
-    check_vit(ViTPVisionModel.from_pretrained(export_backbone(vit, tmp_path / "vit")), weights)
-    check_vit(ViTPAdapter.from_backbone(vit, **ADAPTER), weights)
-
-
 def test_model_on_vit_is_not_exported(folders, tmp_path):
     root, _ = folders
     for kind in ("adapter", "pyramid", "segmentation", "classifier"):

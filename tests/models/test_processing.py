@@ -210,15 +210,6 @@ def test_draw_differs_between_keys(processor):
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_draw_without_keys_uses_global_generator(processor):
-    images, texts = make_batch([SEVERAL])
-    draws = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
-        draws.append(processor(images=images, text=texts, vrl_drop_ratio=0.5)["visual_token_indices"].tolist())
-    assert draws[0] == draws[1] != draws[2]
-
-
 @pytest.mark.parametrize("prob, fewest, most", [(0.0, 0, 0), (0.25, 7, 26), (1.0, 64, 64)])
 def test_vrl_is_applied_to_share_of_samples(processor, prob, fewest, most):
     image, rows = picture(56, 56), 64
@@ -234,14 +225,6 @@ def test_vrl_is_applied_to_share_of_samples(processor, prob, fewest, most):
     assert fewest <= counts.count(1) <= most
     per_row = (output["visual_token_indices"] // TOKENS_PER_TILE).bincount(minlength=rows)
     assert per_row.tolist() == counts
-
-
-@pytest.mark.parametrize("name", ["mixed", "text only"])
-def test_no_positions_or_indices_without_drop(processor, name):
-    images, texts = make_batch(BATCHES[name])
-    output = processor(images=images, text=texts, vrl_keys=make_keys(texts), padding=True, return_tensors="pt")
-    assert set(output) - {"pixel_values"} == {"input_ids", "attention_mask"}
-    assert ("pixel_values" in output) == (name != "text only")
 
 
 def test_image_processor_shares_budget_by_sample(processor):

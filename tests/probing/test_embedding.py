@@ -223,18 +223,6 @@ def test_killed_run_resumes_to_same_file(folder, tmp_path, monkeypatch, batches)
     assert not part.exists()
 
 
-def test_unfinished_run_with_other_arguments_is_refused(folder, tmp_path, monkeypatch):
-    backbone, images = load_backbone(str(folder / "vit")), [folder / "photos"]
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        killed_after(backbone, patch, 2, "pool")
-        embed_images(backbone, images, tmp_path / "e.parquet", **OPTIONS)
-    with pytest.raises(ValueError, match="window, images"):
-        embed_images(backbone, [*images, folder / "scene.tif"], tmp_path / "e.parquet", **OPTIONS | {"window": 50})
-    backbone.model.layernorm.weight.data += 1
-    with pytest.raises(ValueError, match="different model"):
-        embed_images(backbone, images, tmp_path / "e.parquet", **OPTIONS)
-
-
 @pytest.mark.parametrize("kept", [3, 900])
 def test_corrupt_image_is_named_or_skipped(folder, tmp_path, caplog, kept):
     """Check a file without a header, and one whose pixels are truncated: the run that stops there is resumed."""

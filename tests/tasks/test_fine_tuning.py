@@ -30,7 +30,6 @@ from modeling_vitp.tasks.segmentation.data import DenseData
 from modeling_vitp.tasks.segmentation.trainer import ViTPSegmentationTrainer, ViTPSegmentationTrainingConfig
 from modeling_vitp.training import results
 from modeling_vitp.training.freezing import layer_decay_groups
-from modeling_vitp.training.resuming import check_resume_settings
 
 NECKS = {"adapter": dense_data.BACKBONE, "pyramid": {"pyramid_channels": 16}}
 
@@ -143,15 +142,6 @@ def test_card_is_written_from_all_metrics(tmp_path, monkeypatch):
     fine_tuning.fine_tune(task, FineTuningOptions(args, trainer.args, BackboneArguments()))
     assert found["test"] == {"test_mean_iou": 0.5, "test_swapped": 0.25}
     assert found["main_score"] == "mean_iou" and found["greater_is_better"]
-
-
-def test_changed_layer_decay_is_refused(tmp_path):
-    trainer = make_trainer(tmp_path)
-    trainer.train_dataset = []
-    settings = trainer.run_settings()
-    trainer.args.layer_decay, trainer.args.learning_rate = 0.25, 0.5
-    with pytest.raises(ValueError, match="learning_rate .*0.5; .*layer_decay .*0.25"):
-        check_resume_settings("checkpoint-1", settings, trainer.run_settings())
 
 
 LAYERS = 4

@@ -35,7 +35,6 @@ from modeling_vitp.training.callbacks import (
     TAG,
     LogPredictionsCallback,
     StopAtNotFinite,
-    choose,
     ignore_signals_in_worker,
 )
 from modeling_vitp.training.checkpointing import last_checkpoint
@@ -317,14 +316,6 @@ def test_every_step_has_one_picture(stopped_and_resumed):
         assert np.array_equal(image, np.asarray(Image.open(path).convert("RGB")))
 
 
-def test_pictures_are_drawn_in_the_precision_of_training(tmp_path):
-    trainer, precisions = make_trainer(tmp_path, bf16=True), set()
-    layer = trainer.model.model.vision_tower.encoder.layer[0].mlp.fc1
-    layer.register_forward_hook(lambda module, inputs, output: precisions.add(output.dtype))
-    trainer.draw_samples(trainer.watched_samples(1), tmp_path / "step.png")
-    assert precisions == {torch.bfloat16} and (tmp_path / "step.png").is_file()
-
-
 def watcher_of(
     folder, draw=lambda samples, path: Image.new("RGB", (3, 2)).save(path, "PNG"), **options
 ) -> LogPredictionsCallback:
@@ -353,14 +344,6 @@ def test_failing_picture_changes_no_state(tmp_path, caplog):
     assert "no ink" in caplog.text and not list((tmp_path / "watch").glob("*.png"))
     assert [module.training for module in watcher.trainer.model] == [True, False]
     assert torch.equal(states[0], torch.get_rng_state()) and np.array_equal(states[1], np.random.get_state()[1])
-
-
-def test_samples_depend_on_the_seed():
-    samples = [chr(97 + index) for index in range(20)]
-    chosen = choose(samples, 5, seed=3)
-    assert chosen == choose(samples, 5, seed=3) == sorted(chosen) and len(set(chosen)) == 5
-    assert chosen != choose(samples, 5, seed=4)
-    assert choose(samples, 50, seed=3) == samples
 
 
 @pytest.mark.slow

@@ -45,13 +45,6 @@ def test_changed_adapter_or_optimizer_is_refused(stopped, run, change, named):
         make_trainer(stopped / run, max_steps=2, **change).train(resume_from_checkpoint=True)
 
 
-def test_changed_freezing_is_refused(stopped):
-    trainer = make_trainer(stopped / "full")
-    freeze(trainer.model, ["vision"], unfreeze_vision_layers=1)
-    with pytest.raises(ValueError, match=r"freeze was \[\] and is \['vision'\].*unfreeze_vision_layers was 0 and is 1"):
-        trainer.train(resume_from_checkpoint=True)
-
-
 def test_adapter_on_another_model_is_refused(stopped):
     trainer = make_trainer(stopped / "lora", lora=True, max_steps=2)
     with torch.no_grad():

@@ -62,13 +62,6 @@ def test_report_has_findings_impression_and_view(tmp_path):
     assert ["lateral chest" in said(row)[0] for row in rows] == [False, True, False, True, False]
 
 
-def test_images_of_a_figure_precede_the_question(tmp_path):
-    MINIATURES["huatuo_vqa"](tmp_path / "pubmedvision")
-    _, rows = make("huatuo_vqa", tmp_path / "pubmedvision")
-    assert [len(row["images"]) for row in rows] == [1, 4, 1] and [len(row["messages"]) for row in rows] == [2, 4, 2]
-    assert not any("<image>" in text for row in rows for text in said(row))
-
-
 def test_test_split_is_excluded_by_default(tmp_path):
     for name, write, kept in (("pmc_vqa", pmc_vqa, 4), ("omnimedvqa", omnimedvqa, 3), ("pmc_oa", pmc_oa, 5)):
         rows = write(tmp_path / name)

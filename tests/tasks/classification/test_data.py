@@ -57,12 +57,6 @@ def test_named_labels_are_classes(tmp_path):
         opened({**stored, "classes": ["field", "water"]})
 
 
-def test_class_of_test_split_only_is_refused(folders):
-    save(picture(20, 20), folders / "test" / "swamp" / "9.png")
-    with pytest.raises(ValueError, match="test/swamp/9.png .*'swamp'.*field, forest"):
-        opened({"root": str(folders)}, "test")
-
-
 def test_class_without_training_images_is_refused(caplog):
     trained, scored = {"field": 3, "swamp": 0}, {"field": 1, "swamp": 2}
     with pytest.raises(ValueError, match="Split 'test' .*swamp"):
@@ -323,13 +317,6 @@ def test_ambiguous_name_in_splits_is_refused(tmp_path):
     assert labels(paths) == [["forest", "water"], ["water"]]
     named = ["0.png,forest,a", "1.png,water,a", "0.png,water,b"]
     assert labels(named, train="a", test="b") == [["forest", "water"], ["water"]]
-
-
-def test_patient_field_precedes_file_name(tmp_path):
-    write_pictures(tmp_path, "1/1.png", "1/2.png", "2/1.png")
-    write_table(tmp_path, ["1,ill", "2,well"], "pid,label")
-    (labels,) = labels_of_table(tmp_path, {"train": "{patient}/{number}.png"}, "pid")
-    assert [*labels.values()] == ["ill", "ill", "well"]
 
 
 @pytest.mark.parametrize(

@@ -283,22 +283,6 @@ def test_non_finite_features_raise_error(tmp_path):
         main([*arguments, "--output_dir", str(tmp_path / "out")])
 
 
-def write_rows(folder, values, feature) -> str:
-    features = Features({"image": ImageFeature(), "label": feature})
-    rows = {"image": [Image.new("RGB", (4, 4), (place, 0, 0)) for place in range(len(values))], "label": values}
-    Dataset.from_dict(rows, features=features).to_parquet(folder / "train.parquet")
-    return str(folder)
-
-
-def test_classes_without_images_are_removed(tmp_path):
-    """Check that labels and names match after classes without images are removed."""
-    for feature, names in ((Value("int64"), ["1", "4"]), (ClassLabel(names=list("abcdef")), ["b", "e"])):
-        samples, found = open_samples(write_rows(tmp_path, [4, 1] * 4, feature), None, "train", "test", 0.5)
-        assert found == names
-        for part in samples.values():
-            assert part.labels.tolist() == [int(row["label"] == 4) for row in part.rows] and len(part) == 4
-
-
 def write_pictures(root, paths) -> None:
     for number, path in enumerate(paths):
         dense_data.save(picture(8, 8, number), root / path)
@@ -315,22 +299,6 @@ def test_class_may_have_split_name(tmp_path):
         assert samples[role].labels.tolist() == [0] * number + [1] * number + [2] * number
     assert not {*samples["train"].files_or_rows()} & {*samples["test"].files_or_rows()}
     assert len(open_samples(str(tmp_path), None, "train", "test", 0.4)[0]["test"]) == 3
-
-
-def test_held_out_copies_are_logged(tmp_path, caplog):
-    make_classes(tmp_path, {"train": {"a": 4, "b": 4}})
-    open_samples(str(tmp_path), None, "train", "test", 0.5)
-    assert not caplog.text
-    for index in (1, 2, 3):
-        (tmp_path / "train" / "a" / f"{index:02d}.png").write_bytes((tmp_path / "train/a/00.png").read_bytes())
-    open_samples(str(tmp_path), None, "train", "test", 0.5)
-    assert "train/a/0" in caplog.text and "'held out'" in caplog.text and "train/b" not in caplog.text
-    caplog.clear()
-    samples = {"image": [str(path) for path in sorted(tmp_path.rglob("*.png"))], "label": [0] * 4 + [1] * 4}
-    rows = Dataset.from_dict(samples).cast_column("image", ImageFeature())
-    rows.cast_column("label", ClassLabel(names=["a", "b"])).to_parquet(tmp_path / "rows" / "train.parquet")
-    open_samples(str(tmp_path / "rows"), None, "train", "test", 0.5)
-    assert "'held out'" in caplog.text
 
 
 def test_intervals_compare_backbones_with_the_first(tmp_path, capsys):

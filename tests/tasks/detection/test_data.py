@@ -148,16 +148,6 @@ def test_splits_and_classes_are_inferred(tmp_path, layout):
         np.testing.assert_allclose(place.objects.boxes(), np.array(boxes).reshape(-1, 4), atol=1e-3)
 
 
-def test_voc_folders_are_splits(tmp_path):
-    for split, name in (("train", "a_001"), ("valid", "b_002")):
-        ((name, objects),) = write_images(tmp_path / split, [name], [".jpg"]).items()
-        text = f"<annotation>{''.join(voc_object(*item, False) for item in objects)}</annotation>"
-        (tmp_path / split / f"{name}.xml").write_text(text)
-    splits = DetectionData.infer(tmp_path)["splits"]
-    folders = {"train": "train", "val": "valid"}
-    assert splits == {split: {"images": folder, "annotations": folder} for split, folder in folders.items()}
-
-
 def test_lists_and_exports_of_yolo_are_read(tmp_path):
     root = tmp_path / "data"
     write_yolo(root, IMAGES)

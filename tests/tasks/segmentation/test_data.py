@@ -69,9 +69,6 @@ def test_levir_cd_pairs_are_read(tmp_path):
     assert np.array_equal(sample["mask"], read(tmp_path / "train/label/train_2.png") == 255)
 
 
-PAIRS = {"before": "A", "after": "B", "mask": "label"}
-
-
 def test_patterns_and_values_are_inferred(tmp_path):
     dense_data.make_loveda(tmp_path / "data", size=16)
     inferred = DenseData.infer(tmp_path / "data")
@@ -97,14 +94,6 @@ def test_values_of_jpeg_masks_are_no_classes(tmp_path):
         DenseData.infer(tmp_path / "data")
     settings = {"root": str(tmp_path / "data"), "classes": TWO}
     assert DenseData.from_arguments(DenseArguments(data=settings), str(tmp_path)).classes == TWO
-
-
-def test_pairs_are_inferred(tmp_path):
-    dense_data.make_levir_cd(tmp_path / "data", size=16)
-    inferred = DenseData.infer(tmp_path / "data")
-    assert [item["value"] for item in inferred["classes"]] == [0, 255]
-    assert inferred["splits"]["val"] == {role: f"val/{folder}/{{name}}.png" for role, folder in PAIRS.items()}
-    assert len(DenseData.from_dict(inferred).open(["train"])[0]["images"]) == 2
 
 
 @pytest.mark.parametrize(
