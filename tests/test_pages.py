@@ -119,33 +119,6 @@ def test_every_block_of_page_runs(page, place, monkeypatch):
     run_page(page, place(page, is_slow=True), monkeypatch)
 
 
-@pytest.mark.parametrize(
-    ("language", "text"),
-    [
-        ("", "what nobody can run"),
-        ("bash", "make all"),
-        ("bash", "vitp train --config quickstart"),
-        ("bash", "vitp pretrain --config quickstart --no_such_option 1"),
-        ("bash", "vitp pretrain --config no_such_file"),
-        ("bash", "python recipes/predict_large.py my_model scene.tif"),
-        ("bash", "python -m lab.benchmarks.no_such_module"),
-        ("bash", "python -m modeling_vitp.convert outputs/my_run there --to nowhere"),
-        ("bash", "accelerate launch --config_file none.yaml -m modeling_vitp.recipes.pretrain"),
-        ("bash", "torchrun --processes 4 -m modeling_vitp.recipes.pretrain"),
-        ("bash", "pip install -e '.[no_such_extra]'"),
-        ("bash", "python -m pytest -m no_such_mark"),
-        ("python", "from modeling_vitp import no_such_name"),
-        ("yaml", "a: 1"),
-        ("yaml", "mixture: {sources: [{name: a, dataset: b, no_such_key: 1}]}"),
-        ("bibtex", "@article{a,\n  title = {Another}\n}"),
-    ],
-)
-def test_block_that_cannot_run_is_an_error(language, text, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(AssertionError, match="^a.md, line 1: "):
-        run_block(Block("a.md", 1, language, text + "\n"), Place(tmp_path, {}, {}, False), monkeypatch)
-
-
 def test_recipes_have_pages():
     recipes = {path.stem for path in (ROOT / "recipes").glob("*.py")} - {"__init__"}
     shared = {"finetune_change_detection": "finetune_segmentation"}

@@ -239,13 +239,3 @@ WRONG_FILES = [
     ("fine_tuned/config.json", b'{"backbone": "/home/me/vit"}', "config.json has an absolute path"),
     ("README.md", b"---\nlicense: mit\n---\n# Mine\n", "different licenses"),
 ]
-
-
-@pytest.mark.parametrize(("name", "content", "says"), WRONG_FILES)
-def test_bundle_is_refused_by_name(hub, logged_in, output, capsys, name, content, says):
-    (output / "bundle" / name).parent.mkdir(exist_ok=True)
-    (output / "bundle" / name).write_bytes(content)
-    if name == "README.md":
-        (output / "bundle/run.json").write_text('{"licenses": {"org/start": {"license": "apache-2.0"}}}')
-    assert push(output, "tester/adapted", "--what", "adaptation") == 1
-    assert says in capsys.readouterr().err and hub.repo("tester/adapted") is None

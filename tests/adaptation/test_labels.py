@@ -7,10 +7,8 @@ from pathlib import Path
 import detection_data
 import numpy as np
 import pytest
-import yaml
 from dense_data import save
 from georeferenced import NORTH_UP, feature, save_geojson, save_geotiff
-from paths import CONFIGS
 from PIL import Image
 from prepared_folders import write_rsar
 from rasterio import Affine
@@ -287,23 +285,6 @@ def test_configuration_names_the_labels(tmp_path, monkeypatch):
         read_labels("rsar", tmp_path / "splits", task="horizontal")
     with pytest.raises(ValueError, match="finetune_detection.*loveda"):
         read_labels("loveda", tmp_path / "other")
-
-
-def test_test_split_without_annotations_is_drawn(tmp_path, monkeypatch):
-    """The test images of DOTA have no annotations; a server scores their detections."""
-    monkeypatch.chdir(tmp_path)
-    write_rsar(tmp_path / "data")
-    config = yaml.safe_load((CONFIGS / "rsar.yaml").read_text()) | {"submission": {"split": "test"}}
-    splits = config["data"]["splits"]
-    del splits["test"]["annotations"]
-    Path("own.yaml").write_text(yaml.safe_dump(config))
-    found = read_labels("own.yaml", tmp_path / "splits")
-    assert [len(part) for part in found.images.values()] == [10, 4, 2] and "submission" not in found.settings
-    assert all("train" in path.parts for path in found.images["test"])
-    assert found.data["splits"]["test"]["annotations"] == splits["train"].pop("annotations")
-    Path("own.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(ValueError, match="'train' with `annotations`.*own.yaml"):
-        read_labels("own.yaml", tmp_path / "other")
 
 
 def test_task_is_chosen_where_labels_allow_it(tmp_path):

@@ -13,14 +13,12 @@ from huggingface_hub import ModelCard
 from huggingface_hub.utils import disable_progress_bars
 from peft import LoraConfig, get_peft_model
 from pushed_runs import card_of, push, train
-from tiny_models import VISION
 
 from modeling_vitp import (
     ViTPDetectionImageProcessor,
     ViTPFeaturePyramid,
     ViTPForChangeDetection,
     ViTPForConditionalGeneration,
-    ViTPForImageClassification,
     ViTPForInstanceSegmentation,
     ViTPForObjectDetection,
     ViTPForOrientedObjectDetection,
@@ -28,8 +26,6 @@ from modeling_vitp import (
     ViTPImageProcessor,
     ViTPProcessor,
     ViTPSegmentationImageProcessor,
-    ViTPVisionConfig,
-    ViTPVisionModel,
     export_backbone,
     export_timm,
     spread_bands,
@@ -207,16 +203,6 @@ def test_conversion_keeps_license(hub, logged_in, folder, tmp_path):
     assert push(tmp_path / "internvl", "tester/b", "--what", "backbone") == 0
     assert card_of(hub, "tester/b").data.license == "cc-by-nc-4.0"
     assert "the same to the bit" in card.text and "trust_remote_code" not in code_of(card)
-
-
-def test_license_file_without_a_card_binds(hub, logged_in, folder):
-    (folder / "run.json").unlink()
-    (folder / "LICENSE.txt").write_text("terms")
-    assert push(folder, "tester/m", "--what", "model", "--license", "mit") == 1
-    assert push(folder, "tester/m", "--what", "model") == 0
-    data = card_of(hub, "tester/m").data
-    assert (data.license, data.license_name, data.license_link) == ("other", "license-of-the-source", "LICENSE.txt")
-    assert hub.files("tester/m")["LICENSE.txt"] == b"terms"
 
 
 def test_license_files_and_links(hub, logged_in, folder, tmp_path):
@@ -406,19 +392,6 @@ def test_example_of_a_backbone_runs(hub, logged_in, folder, tmp_path):
         names = {}
         exec(code_of(card), names)
         assert names["features"].shape == shapes[library]
-
-
-@pytest.mark.parametrize("spec", [None, {"band_names": ["VV", "VH"]}])
-def test_example_of_a_classifier_runs(hub, logged_in, tmp_path, spec):
-    bands = (spec or {}).get("band_names")
-    vit = ViTPVisionModel(ViTPVisionConfig(**VISION, band_names=bands))
-    ViTPForImageClassification.from_backbone(vit, num_labels=2).save_pretrained(tmp_path / "c")
-    ViTPImageProcessor(size={"height": 56, "width": 56}, input_spec=spec).save_pretrained(tmp_path / "c")
-    assert push(tmp_path / "c", "tester/c", "--what", "model") == 0
-    code, names = code_of(card_of(hub, "tester/c")), {}
-    exec(code, names)
-    assert {one["label"] for one in names["found"]} == {"LABEL_0", "LABEL_1"}
-    assert ("as an array" in code) == (spec is not None)  # the pipeline converts files to 8-bit RGB
 
 
 def test_exported_part_keeps_record_and_license(folder, tmp_path):

@@ -1,6 +1,5 @@
 """Errors of the Hub and of missing packages, each explained in one line."""
 
-import os
 import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -144,16 +143,6 @@ def test_log_has_no_token_and_one_reader(tmp_path, monkeypatch):
     log.chmod(0o644)
     assert write_log(KeyError(other)).stat().st_mode & 0o777 == 0o600
     assert not any(word in log.read_text() for word in ("private", "=own", secret, other))
-
-
-def test_log_is_kept_beside_those_of_other_processes(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = write_log(KeyError("first"))
-    old = first.with_name("error-20200101-000000-1.log")
-    old.touch()
-    os.utime(old, (0, 0))
-    second = write_log(KeyError("second"))
-    assert "first" in first.read_text() and "second" in second.read_text() and not old.exists()
 
 
 def test_unfinished_run_is_refused(tmp_path):

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import original_checkpoint
 import pytest
 import torch
-from huggingface_hub import metadata_load, metadata_save
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from internvl_checkpoints import FIXTURE, assert_same, expected_keys, load_weights, native_model, save_original
@@ -511,23 +510,6 @@ def test_settings_of_the_original_image_processor_are_converted(tmp_path):
     for folder in (vitp, again):
         image_processor = ViTPImageProcessor.from_pretrained(folder)
         assert {name: list(getattr(image_processor, name)) for name in colors} == colors
-
-
-def test_other_license_and_missing_license_are_stated(tmp_path):
-    source = save_original(native_model(), tmp_path / "source")
-    vitp = convert_checkpoint(source, tmp_path / "vitp", image_token_id=5)
-    assert metadata_load(vitp / "README.md")["license"] == "unknown"
-    assert "states no license" in (vitp / "README.md").read_text()
-    backbone = convert_checkpoint(vitp, tmp_path / "backbone", "backbone", license="cc-by-nc-4.0")
-    assert metadata_load(backbone / "README.md")["license"] == "cc-by-nc-4.0"
-    (source / "LICENSE.txt").write_text("The terms.")
-    other = convert_checkpoint(source, tmp_path / "other", image_token_id=5)
-    assert metadata_load(other / "README.md")["license_link"] == "LICENSE.txt"
-    (source / "LICENSE.txt").unlink()
-    named = {"license": "other", "license_name": "acme", "license_link": "https://acme.org"}
-    metadata_save(source / "README.md", named)
-    card = metadata_load(convert_checkpoint(source, tmp_path / "named", image_token_id=5) / "README.md")
-    assert {name: card[name] for name in named} == named
 
 
 SPEC = {"band_names": ["VV", "VH"], "window": [-25, 0]}

@@ -166,20 +166,6 @@ def test_other_bands_are_channels(folder, vit, tmp_path):
     assert_same(gray.patch_embed.proj.weight, radar.embeddings.patch_embeddings.projection.weight.sum(1, keepdim=True))
 
 
-def test_setting_that_timm_lacks_is_named(tmp_path):
-    for name, value in (
-        ("use_qk_norm", True),
-        ("layer_norm_eps", 1e-5),
-        ("hidden_act", "relu"),
-        ("use_mean_pooling", False),
-        ("use_mask_token", True),
-        ("use_absolute_position_embeddings", False),
-    ):
-        with pytest.raises(ValueError, match=name):
-            export_timm(vivid_vit(**{name: value}), tmp_path / "timm")
-        assert not (tmp_path / "timm").exists()
-
-
 def assert_same_files(folder, other) -> None:
     assert {path.name for path in folder.iterdir()} == {path.name for path in other.iterdir()}
     for path in folder.iterdir():

@@ -221,24 +221,6 @@ def test_other_layout_with_table_is_recognized(layout, tmp_path):
             ClassificationData.from_dict({"root": str(tmp_path)}).find_classes(["train"])
 
 
-def test_other_tables_are_not_recognized(tmp_path):
-    for number in range(3):
-        noise(tmp_path / f"{number}.png", number, SIZE)
-    tables = {
-        "objects.csv": "filename,width,height,class,xmin,ymin,xmax,ymax\n0.png,16,16,ship,1,1,5,5\n",
-        "captions.csv": "file_name,caption\n0.png,a ship\n",
-        "other.csv": "file_name,label\nx.png,ship\n",
-        "semicolons.csv": "file_name;label\n0.png;ship\n",
-        "empty.csv": "",
-        "binary.csv": "\0\xff\0",
-    }
-    for name, text in tables.items():
-        (tmp_path / name).write_text(text, encoding="latin-1")
-    pd.DataFrame({"image": [{"bytes": b"0", "path": "0.png"}], "label": ["ship"]}).to_parquet(tmp_path / "a.parquet")
-    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
-    assert recognize_layout(tmp_path) is None
-
-
 def rows_of(*rows, header="file_name,label"):
     return {"labels.csv": "\n".join((header, *rows)) + "\n"}
 

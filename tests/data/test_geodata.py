@@ -191,15 +191,6 @@ def test_class_property_is_found(properties, expected, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "expected"), [("INTEGER", 5, "5"), ("BOOLEAN", 1, "1"), ("DATE", "'2024-01-02'", "2024-01-02")]
-)
-def test_class_may_have_any_type_in_geopackage(column, value, expected, tmp_path):
-    save_geotiff(tmp_path / "a.tif", PIXELS)
-    geopackage(f"ALTER TABLE labels ADD COLUMN kind {column} DEFAULT {value}")(tmp_path)
-    assert [item.label for item in objects_of(tmp_path / "a.gpkg", tmp_path / "a.tif", "kind")] == [expected] * 2
-
-
-@pytest.mark.parametrize(
     ("files", "expected"),
     [
         (["a.geojson", "b.gpkg"], ["a.geojson", "b.gpkg"]),

@@ -12,8 +12,7 @@ from tiny_models import vivid_model
 
 from modeling_vitp.evaluation import vlm
 from modeling_vitp.evaluation.arguments import VLMArguments
-from modeling_vitp.evaluation.vlm import answer_kind, conversation_of, read_questions
-from modeling_vitp.instructions.collator import ViTPDataCollator
+from modeling_vitp.evaluation.vlm import answer_kind, read_questions
 from modeling_vitp.instructions.rows import prepare_rows
 from modeling_vitp.recipes.evaluate_vlm import main
 
@@ -200,18 +199,3 @@ def test_questions_are_read_from_rows():
         read_questions(rows, "grounding")
     with pytest.raises(ValueError, match="Sample '0': .*choices"):
         read_questions(rows, "choice")
-
-
-def test_conversation_ends_at_question(processor):
-    rows = rows_of(
-        ([picture(56, 56, 0)], turns("How?", "so", "Why?", "since")), ([picture(60, 40, 1)], turns("How?", "no"))
-    )
-    (_, question, other), _ = read_questions(rows)
-    collator = ViTPDataCollator(processor)
-    for partner, size in ((None, (56, 56)), (other, (60, 40))):
-        messages = conversation_of(collator, rows, question, partner)
-        assert [message["role"] for message in messages] == ["user", "assistant", "user"]
-        assert messages[0]["content"][0]["image"].size == size
-    broken = [rows[0], {**rows[1], "images": [{"bytes": b"no", "path": None}]}]
-    with pytest.raises(ValueError, match="Sample '0' with the images of '1': image 0 cannot be read"):
-        conversation_of(collator, broken, question, other)

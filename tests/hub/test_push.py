@@ -19,7 +19,6 @@ from modeling_vitp import (
     export_backbone,
     export_timm,
 )
-from modeling_vitp.command.errors import WrongArguments
 from modeling_vitp.hub.upload import push_folder
 
 
@@ -76,15 +75,6 @@ def test_data_set_is_pushed_without_hidden_files(hub, logged_in, tmp_path, capsy
     (rows / "images" / ".env").write_text("")
     assert push(rows, "tester/rows", "--what", "dataset") == 1
     assert "images/.env (a file of secrets)" in capsys.readouterr().err
-
-
-def test_data_set_with_a_linked_folder_is_refused(hub, logged_in, tmp_path, capsys):
-    for name in ("rows", "elsewhere"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "rows" / "train.jsonl").write_text('{"images": ["images/a.png"]}')
-    (tmp_path / "rows" / "images").symlink_to(tmp_path / "elsewhere")
-    assert push(tmp_path / "rows", "tester/rows", "--what", "dataset") == 1
-    assert "rows/images" in capsys.readouterr().err and writes(hub) == []
 
 
 def test_demo_card_names_model(hub, logged_in, tmp_path, monkeypatch):
@@ -147,20 +137,6 @@ def test_dry_run_lists_files_and_sends_nothing(hub, logged_in, folder, capsys):
     assert f"{sum(listed.values()):,} bytes in {len(listed)} files" in shown
     assert push(*options, "--dry_run") == 0
     assert "visibility: private\n" in capsys.readouterr().out
-
-
-def test_branch_message_and_pull_request(hub, logged_in, folder, capsys):
-    assert push(folder, "tester/m", "--what", "model", "--revision", "v2", "--commit_message", "Second") == 0
-    assert "model.safetensors" not in hub.files("tester/m") and "model.safetensors" in hub.files("tester/m", "v2")
-    assert hub.repo("tester/m").history("v2")[0][1]["summary"] == "Second"
-    capsys.readouterr()
-    assert push(folder, "tester/m", "--what", "model", "--create_pr", "--commit_message", "Please") == 0
-    assert capsys.readouterr().out.strip().endswith("tester/m/discussions/1")
-    assert "model.safetensors" not in hub.files("tester/m")
-    assert "model.safetensors" in hub.files("tester/m", "refs/pr/1")
-    assert [one["title"] for one in hub.repo("tester/m").state["discussions"]] == ["Please"]
-    with pytest.raises(WrongArguments, match="--create_pr"):
-        push(folder, "tester/m", "--what", "model", "--create_pr", "--revision", "v2")
 
 
 def test_public_repo_is_not_treated_as_private(hub, logged_in, folder, capsys):

@@ -5,7 +5,6 @@ import json
 import socket
 import threading
 import time
-from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -451,21 +450,3 @@ def test_image_path_in_part_is_refused(tmp_path, streaming):
     source = Source("s", annotation=str(tmp_path / "a.jsonl"), streaming=streaming, rows=4)
     errors = [row["error"] for row in read_source(source)]
     assert all("part" in error for error in errors[:3]) and "path or an HTTP URL" in errors[3]
-
-
-def test_threads_restore_the_limit_of_pillow(monkeypatch):
-    barrier, limit = threading.Barrier(2), PIL.Image.MAX_IMAGE_PIXELS
-
-    def wait(path):
-        with suppress(threading.BrokenBarrierError):
-            if barrier.wait(0.5) == 1:  # the thread that came last
-                time.sleep(0.2)
-        return True
-
-    monkeypatch.setattr(reading, "is_dicom_file", wait)
-    threads = [threading.Thread(target=reading.stored_orientation, args=["a.png"]) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert PIL.Image.MAX_IMAGE_PIXELS == limit

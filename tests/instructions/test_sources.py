@@ -20,7 +20,6 @@ from modeling_vitp.instructions.schemas import schema_name
 from modeling_vitp.instructions.sources import (
     Source,
     annotation_files,
-    is_in_lines,
     load_rows,
     open_splits,
     read_source,
@@ -399,17 +398,6 @@ def test_split_is_read_from_path(tmp_path):
     assert [len(opened[name]) for name in splits] == [3, 1] and len(spoken(opened["train"])) == 3
     paths = "Training/a.json", "dev.json", "a/test/b.json", "restraint.json"
     assert [split_in_path(Path(path)) for path in paths] == ["train", "validation", "test", "train"]
-
-
-@pytest.mark.parametrize("indent", [None, 2])
-def test_json_lines_in_json_file_are_recognized(tmp_path, indent):
-    file = tmp_path / "rows.json"
-    rows = [{"q": question(number), "a": answer(number)} for number in range(2)]
-    file.write_text("\n".join(json.dumps(row, indent=indent) for row in rows))
-    assert is_in_lines(file) is (indent is None)
-    if indent is None:
-        source = Source("s", folder=str(tmp_path), columns={"question": "q", "answer": "a"})
-        assert spoken(read_source(source)) == [(row["q"], row["a"], 0) for row in rows]
 
 
 @pytest.mark.parametrize("streaming", [False, True])

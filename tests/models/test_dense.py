@@ -23,7 +23,6 @@ from modeling_vitp import (
     ViTPFeaturePyramid,
     ViTPFeaturePyramidConfig,
     ViTPForChangeDetection,
-    ViTPForImageClassification,
     ViTPForSemanticSegmentation,
     ViTPSegmentationConfig,
     ViTPSegmentationImageProcessor,
@@ -356,15 +355,3 @@ assert [part["label"] for part in parts] == [f"LABEL_{index}" for index in expec
 assert {part["mask"].size for part in parts} == {(50, 40)}
 """
     run_without_package(script, tmp_path)
-
-
-EAGER = {"attn_implementation": "eager"}
-MADE_OF_A_BACKBONE = {
-    "adapter": lambda vit: ViTPAdapter.from_backbone(vit, deformable_heads=4, spatial_prior_channels=8),
-    "pyramid": lambda vit: ViTPFeaturePyramid.from_backbone(vit, pyramid_channels=8),
-    "resized": lambda vit: resize_backbone(vit, patch_size=8, image_size=32),
-    "segmentation": lambda vit: ViTPForSemanticSegmentation.from_backbone(
-        vit, "pyramid", image_size=96, backbone_kwargs={"pyramid_channels": 8}, **HEAD
-    ),
-    "classifier": lambda vit: ViTPForImageClassification.from_backbone(vit, num_labels=2),
-}

@@ -89,36 +89,6 @@ WITH_LISTS = [
 ]
 
 
-@pytest.mark.parametrize("name", WITH_LISTS)
-def test_unreadable_held_out_list_raises(name, tmp_path):
-    MINIATURES[name](tmp_path / "data")
-    lists = [path for path in (tmp_path / "data").rglob("*") if path.name in LEFT_OUT]
-    assert lists
-    for path in lists:
-        content = path.read_bytes()
-        path.write_text("nothing,that is\nread")
-        with pytest.raises(ValueError, match=path.name):
-            make(name, tmp_path / "data", tmp_path / "out")
-        path.write_text('{"a": 1}\n' if path.suffix == ".jsonl" else "a\n1\n")
-        with pytest.raises(ValueError, match=f"{path.name}|unexpected form: KeyError"):
-            make(name, tmp_path / "data", tmp_path / "out")
-        path.write_bytes(content)
-
-
-def test_broken_image_is_reported_and_skipped(tmp_path, capsys):
-    folder = tmp_path / "data" / "dior_rsvg"
-    dior_rsvg(folder)
-    (folder / "JPEGImages/00001.jpg").write_bytes(b"no picture")
-    assert make_public_set.main(["dior_rsvg", str(folder)]) == 0
-    said = capsys.readouterr()
-    assert said.err.count("not used: ") == 2 and "00001.jpg" in said.err
-    assert "dior_rsvg.jsonl: 1 rows, 1 images\n" in said.out and "27,000" not in said.out
-    assert (tmp_path / "data/dior_rsvg.unused.txt").read_text().count("00001.jpg") == 2
-    picture(32, 24).save(folder / "JPEGImages/00001.jpg")
-    assert make_public_set.main(["dior_rsvg", str(folder)]) == 0
-    assert not (tmp_path / "data/dior_rsvg.unused.txt").exists()
-
-
 def test_broken_file_is_reported_and_skipped(tmp_path):
     gaia(tmp_path / "gaia")
     content = (tmp_path / "gaia/val/00000.tar").read_bytes()

@@ -301,24 +301,6 @@ def test_patient_column_of_a_table_is_the_case(tmp_path):
     assert all(parts) and sorted(sum(parts, [])) == ["0", "0", "1", "1", "2", "p2_0"]
 
 
-def test_ambiguous_name_in_splits_is_refused(tmp_path):
-    write_pictures(tmp_path, "train/0.png", "train/1.png", "test/0.png")
-
-    def labels(rows, **where):
-        write_table(tmp_path, rows, "file_name,label,part")
-        splits = {name: {"image": f"{name}/{{name}}.png"} for name in ("train", "test")}
-        for name, part in where.items():
-            splits[name]["where"] = {"part": part}
-        return [[*of_split.values()] for of_split in labels_of_table(tmp_path, splits)]
-
-    with pytest.raises(ValueError, match="t.csv, row 0: '0.png' .*train.0.png .*test.0.png"):
-        labels(["0.png,forest,a", "1.png,water,a"])
-    paths = ["train/0.png,forest,a", "train/1.png,water,a", "test/0.png,water,a"]
-    assert labels(paths) == [["forest", "water"], ["water"]]
-    named = ["0.png,forest,a", "1.png,water,a", "0.png,water,b"]
-    assert labels(named, train="a", test="b") == [["forest", "water"], ["water"]]
-
-
 @pytest.mark.parametrize(
     ("rows", "where", "message"),
     [
