@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -111,13 +110,6 @@ def written(request, tmp_path_factory):
         return request.param, folder, write(folder)
 
 
-@pytest.fixture
-def output(written, tmp_path):
-    """Copy of the output folder of an adaptation."""
-    shutil.copytree(written[1], tmp_path / "run")
-    return tmp_path / "run"
-
-
 @torch.no_grad()
 def states_of(folder: Path | str, pixels: torch.Tensor) -> torch.Tensor:
     return AutoModel.from_pretrained(folder, dtype=torch.float32).eval()(pixels).last_hidden_state
@@ -175,6 +167,21 @@ def test_card_report_and_configuration_are_relative(written):
     assert config["data"] == "data" and config["baselines"][1] == "tuned"
 
 
+def test_second_call_writes_the_same_files(written, output, monkeypatch):
+    family, _, notes = written
+    without_onnx(monkeypatch)
+    monkeypatch.chdir(output)
+    files = read_files(output / "bundle")
+    (output / "bundle/model.safetensors").write_bytes(b"half")
+    for name in ("timm/config.json", "fine_tuned/half.safetensors", ".backbone.onnx.abc/backbone.onnx"):
+        (output / "bundle" / name).parent.mkdir(exist_ok=True)
+        (output / "bundle" / name).write_bytes(b"{}")
+    assert write(output) == notes
+    found = read_files(output / "bundle")
+    assert found.keys() == files.keys()
+    assert [name for name in files if found[name] != files[name]] == []
+
+
 def test_timm_opens_its_own_vit_from_the_root(tmp_path, monkeypatch):
     make_run(tmp_path, "timm_wrapper")
     without_onnx(monkeypatch)
@@ -230,12 +237,3 @@ def test_fine_tuned_model_opens_from_the_hub(hub, logged_in, written, tmp_path):
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0 and done.stdout.split() == ["field", "forest"], done.stderr[-3000:]
-
-
-WRONG_FILES = [
-    ("fine_tuned/notes.txt", b"hf_" + b"a" * 34, "fine_tuned/notes.txt (a Hugging Face token)"),
-    ("timm/Weights.PTH", b"weights", "timm/Weights.PTH is a pickle"),
-    ("adapt.yaml", b"data: /home/me/coco\n", "adapt.yaml has an absolute path"),
-    ("fine_tuned/config.json", b'{"backbone": "/home/me/vit"}', "config.json has an absolute path"),
-    ("README.md", b"---\nlicense: mit\n---\n# Mine\n", "different licenses"),
-]

@@ -218,6 +218,17 @@ def test_scene_pattern_is_first_rule(tmp_path):
             read_labels(root, tmp_path / "wrong", scene_pattern=pattern)
 
 
+def test_patients_stay_in_one_split(tmp_path, monkeypatch):
+    root = tmp_path / "data"
+    write_masks(root, [f"{patient}{n}x" for patient in "abcdef" for n in range(3)])
+    patient_of = "modeling_vitp.data.layouts.base.patient_of"
+    monkeypatch.setattr(patient_of, lambda path: f"PatientID {path.stem[0]}")
+    found = read_labels(root, tmp_path / "lists")
+    check(found, 18)
+    patients = [{path.stem[0] for path in part} for part in found.images.values()]
+    assert sum(map(len, patients)) == 6 and "6 patients" in found.how
+
+
 def test_identical_images_stay_in_one_split(tmp_path):
     root = tmp_path / "data"
     write_folders(root, [f"{name}x" for name in "abcdefghijkl"])

@@ -176,14 +176,3 @@ def test_robustness_tables():
 def test_invalid_arguments_are_named(words, says):
     with pytest.raises(WrongArguments, match=says):
         parse(words, "", (RobustnessArguments,))
-
-
-def test_unknown_model_or_corruption_is_named(ask, tmp_path):
-    with pytest.raises(ValueError, match="'snow'"):
-        ask(corruptions=["haze", "snow"])
-    (tmp_path / "b" / "config.json").write_text('{"model_type": "vitp"}')
-    with pytest.raises(ValueError, match="counted.*b of type 'vitp'"):
-        ask()
-    with pytest.raises(ValueError, match="no_such"):
-        ask(names=["no_such"])
-    assert not (tmp_path / "out").exists()

@@ -20,6 +20,7 @@ from modeling_vitp.images.corruptions import (
 )
 
 GEOMETRIC = ("rotation", "scale", "translation")
+RANDOM = ("cloud", "data_gaps", "gaussian_noise", "salt_and_pepper", "translation")
 LEVELS = range(1, 6)
 
 
@@ -48,6 +49,13 @@ def test_corruptions_keep_type_and_are_deterministic(name, height, width, severi
     torch.rand(1)
     tensor = corrupt(torch.from_numpy(image).movedim(-1, 0), name, severity, seed)
     np.testing.assert_array_equal(tensor.movedim(0, -1).numpy(), corrupted)
+
+
+@pytest.mark.parametrize("name", SEVERITIES)
+def test_seed_changes_only_random_corruptions(name):
+    image = noise_image()
+    images = {corrupt(image, name, 5, seed).tobytes() for seed in range(8)}
+    assert (len(images) > 1) == (name in RANDOM)
 
 
 def test_global_random_state_is_unchanged():
@@ -206,6 +214,17 @@ def test_undo_motion_of_coordinates_is_identity(name, rows, columns, severity, s
     expected = (np.abs(went[0]) < x[-1] + 1e-7) & (np.abs(went[1]) < y[-1] + 1e-7)
     np.testing.assert_array_equal(valid.numpy(), expected)
     np.testing.assert_allclose(undone.numpy()[:, expected], places[:2][:, expected], atol=1e-6)
+
+
+def test_undo_motion_restores_image():
+    """Check that a smooth image is restored except at its edge, which the mask marks as invalid."""
+    image = cv2.GaussianBlur(noise_image(96, 128), (41, 41), 8)
+    for name in GEOMETRIC:
+        corrupted = torch.from_numpy(corrupt(image, name, 3, seed=1)).movedim(-1, 0).float()
+        undone, valid = undo_motion(corrupted, motion(name, 3, 96, 128, seed=1))
+        difference = np.abs(undone.movedim(0, -1).numpy() - image).max(-1)
+        assert difference[2:-2, 2:-2][valid[2:-2, 2:-2].numpy()].max() < 2.5
+        assert 0.4 < valid.float().mean() and valid.all() == (name == "scale")
 
 
 OUTSIDE = 255

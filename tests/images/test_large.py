@@ -134,6 +134,14 @@ def test_gray_spans_black_to_white(tmp_path, bits, spec):
         np.testing.assert_allclose(seen, np.broadcast_to(255 / (2**bits - 1) * gray[..., 0], seen.shape), atol=1e-3)
 
 
+def test_16_bit_colors_are_read_as_stored(tmp_path):
+    """Check that 16-bit colors are read as stored, because training refuses them with transparency."""
+    write_tiff(tmp_path / "a.tif", 257 * RGBA.astype(np.uint16), photometric="RGB", alpha="YES")
+    seen, no_data, _ = in_rows(tmp_path / "a.tif", None)
+    np.testing.assert_allclose(seen, COLORS.transpose(2, 0, 1), atol=1e-3)
+    np.testing.assert_array_equal(no_data, ALPHA == 0)
+
+
 def predicted(path):
     """Return the gray values that `predict_large` reads from a file."""
     processor = ViTPSegmentationImageProcessor(input_spec=SPEC, do_normalize=False)

@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
+from transformers import RTDetrImageProcessor
 from transformers.image_utils import ChannelDimension
 
 from modeling_vitp import ViTPSegmentationImageProcessor
@@ -36,6 +37,14 @@ def test_bands_are_displayed_as_rgb():
     }.items():
         colors = shown(pixels[: len(names)], names)
         assert colors.shape == (2, 3, 3) and colors.dtype == np.uint8 and colors[0, 0].tolist() == values
+
+
+def test_transformers_processor_normalizes_pixels():
+    """Check an image processor of transformers, as used by one-stage detectors."""
+    image = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    processor = RTDetrImageProcessor(do_resize=False, do_normalize=True, image_mean=[0.4] * 3, image_std=[0.3] * 3)
+    wanted = processor(image, input_data_format="channels_last", return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(normalized(to_pixels(image, None), processor), wanted)
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ from modeling_vitp.images.reading import (
     read_picture,
     stored_size,
     window_starts,
+    windows,
 )
 from modeling_vitp.instructions.rows import SourceSettings, load_images
 from modeling_vitp.instructions.sample_length import SampleLength
@@ -293,6 +294,16 @@ def test_processor_reads_png_like_training(tmp_path, has_alpha):
         assert np.allclose(found, pixels.transpose(2, 0, 1) / 3000 * 255, atol=0.01)
 
 
+@pytest.mark.parametrize("spec", [None, {"bands": [0]}, {"band_names": ["VV"]}])
+def test_processor_turns_deep_tiff_like_training(tmp_path, spec):
+    processor = ViTPSegmentationImageProcessor(input_spec=spec, do_normalize=False)
+    for orientation in range(1, 9):
+        pixels = RNG.integers(0, 65536, (20, 30), dtype=np.uint16)
+        PIL.Image.fromarray(pixels).save(tmp_path / "a.tif", tiffinfo={274: orientation})
+        found = processor(str(tmp_path / "a.tif"), return_tensors="pt")["pixel_values"][0, 0]
+        assert np.allclose(found, turn(pixels, orientation) / 65535, atol=1e-6)
+
+
 def test_gdal_virtual_file_is_not_followed(tmp_path):
     write_bands(tmp_path / "a.tif", RNG.integers(0, 200, (1, 24, 32), dtype=np.uint8))
     source = f"<SourceFilename>{tmp_path / 'a.tif'}</SourceFilename><SourceBand>1</SourceBand>"
@@ -326,6 +337,20 @@ def test_overview_in_another_file_is_refused(tmp_path, overview):
     for source in (tmp_path / "image.tif", (tmp_path / "image.tif").read_bytes()):
         with pytest.raises(ValueError, match="another file"), open_raster(source):
             pass
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.data())
+def test_windows_cover_an_image(width, height, size, data):
+    overlap = data.draw(st.integers(0, size - 1))
+    covered = np.zeros((height, width), dtype=int)
+    boxes = windows((height, width), size, overlap)
+    for box in boxes:
+        left, top, right, bottom = box or (0, 0, width, height)
+        assert 0 <= left < right <= width and 0 <= top < bottom <= height
+        assert right - left == min(size, width) and bottom - top == min(size, height)
+        covered[top:bottom, left:right] += 1
+    assert covered.min() >= 1
+    assert len(set(boxes)) == len(boxes)
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.data())

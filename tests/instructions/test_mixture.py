@@ -208,6 +208,17 @@ def test_stream_keeps_few_rows_in_memory():
     assert most <= 4
 
 
+@pytest.mark.parametrize("rate", [0.0716845878, 1.000001])
+def test_long_rate_of_stream_is_drawn_soon(rate):
+    source, read = Source("s", rate=rate, streaming=True, annotation="s.jsonl"), []
+    drawn = []
+    for row, copy in draw_from_stream((read.append(number) or number for number in range(40_000)), source, 0):
+        drawn.append((row, copy))
+        if len(drawn) == 1:
+            assert len(read) < 20_000
+    assert len(drawn) == len(set(drawn)) == pytest.approx(40_000 * rate, abs=1)
+
+
 def test_lengths_match_rows_of_epoch(folder):
     dataset = opened(folder)
     measured = []

@@ -163,14 +163,6 @@ def test_mean_and_std_follow_bands(tmp_path):
         ViTPSegmentationImageProcessor.from_backbone(tmp_path, input_spec={"band_names": SAR})
 
 
-def test_spec_of_call_is_for_bands_of_processor():
-    array = np.random.default_rng(0).integers(0, 200, (2, 20, 30), dtype=np.uint8)
-    processor = ViTPSegmentationImageProcessor(input_spec={"band_names": SAR})
-    windowed = ViTPSegmentationImageProcessor(input_spec={"band_names": SAR, "window": [10, 90]})
-    pixels = processor(array, input_spec={"window": [10, 90]}, return_tensors="pt").pixel_values
-    assert torch.equal(pixels, windowed(array, return_tensors="pt").pixel_values)
-
-
 def test_wrong_number_of_bands_is_named_with_file(tmp_path):
     processor = ViTPImageProcessor(input_spec={"band_names": SENTINEL_2, "window": [0, 10000]})
     with pytest.raises(ValueError, match="12 bands"):

@@ -91,6 +91,15 @@ def test_8_bit_rgb_equals_transformers(form, crop_to_patches):
         assert torch.equal(actual["num_patches"], expected["num_patches"])
 
 
+def test_8_bit_grayscale_equals_transformers():
+    settings = {"size": {"height": 56, "width": 56}, "crop_to_patches": True}
+    image = picture(100, 60).convert("L")
+    expected = GotOcr2ImageProcessor(image_mean=MEAN, image_std=STD, **settings)(image, return_tensors="pt")
+    for form in (image, np.asarray(image)):
+        actual = ViTPImageProcessor(**settings)(form, return_tensors="pt")
+        assert torch.equal(actual["pixel_values"], expected["pixel_values"])
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_mixed_batches_keep_order(nested):
     settings = {"size": {"height": 28, "width": 28}, "crop_to_patches": True, "max_patches": 4}
@@ -418,3 +427,14 @@ def test_floats_without_rescaling_equal_transformers():
     ours = ViTPImageProcessor(**options)(image, return_tensors="pt")["pixel_values"]
     theirs = GotOcr2ImageProcessor(image_mean=MEAN, image_std=STD, **options)(image, return_tensors="pt")
     torch.testing.assert_close(ours, theirs["pixel_values"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("processor_class", [ViTPImageProcessor, ViTPSegmentationImageProcessor])
+def test_8_bit_without_rescaling_equals_transformers(processor_class):
+    processor = processor_class(do_rescale=False, image_mean=MEAN, image_std=STD, size={"height": 28, "width": 28})
+    theirs = GotOcr2ImageProcessor(do_rescale=False, image_mean=MEAN, image_std=STD, size={"height": 28, "width": 28})
+    image = picture(28, 28)
+    expected = theirs(image, return_tensors="pt")["pixel_values"]
+    assert torch.equal(processor(image, return_tensors="pt")["pixel_values"], expected)
+    with pytest.raises(ValueError, match="of one kind"):
+        processor([image, torch.zeros(3, 28, 28)], return_tensors="pt")

@@ -1,4 +1,5 @@
 import json
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from transformers import AutoImageProcessor, pipeline
 from modeling_vitp import ViTPDetectionImageProcessor, ViTPImageProcessor
 from modeling_vitp.modeling_vitp_detection import ViTPDetectionOutput
 from modeling_vitp.rotated_boxes import corners
+from modeling_vitp.tasks.detection.augmentation import resized_size
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 SQUARE = [[4.0, 6.0], [24.0, 6.0], [24.0, 16.0], [4.0, 16.0]]
 SHIP = {"category_id": 1, "bbox": [4.0, 6.0, 20.0, 10.0]}
+OUTLINED = {**SHIP, "segmentation": [[4, 6, 24, 6, 24, 16, 4, 16]]}
 
 
 def annotated(*objects: dict) -> dict:
@@ -38,6 +41,17 @@ def test_boxes_are_shares_of_unpadded_image():
     torch.testing.assert_close(ship["boxes"], torch.tensor([[14 / 40, 11 / 30, 20 / 40, 10 / 30]]))
     assert nothing["class_labels"].shape == (0,) and nothing["boxes"].shape == (0, 4)
     assert nothing["corners"].shape == (0, 4, 2) and "corners" not in ship
+
+
+def test_resized_images_have_sizes_of_training():
+    generator, found = np.random.default_rng(0), []
+    processor = ViTPDetectionImageProcessor(do_resize=True, size={"max_height": 160, "max_width": 160})
+    for height, width in generator.integers(20, 400, (80, 2)).tolist():
+        (pixels,) = processor([np.zeros((height, width, 3), np.uint8)], return_tensors="pt")["pixel_values"]
+        rounded = [int(Fraction(160 * side, max(height, width)) + Fraction(1, 2)) for side in (height, width)]
+        found.append(rounded)
+        assert list(pixels.shape[1:]) == rounded == list(resized_size((height, width), 160, keep_ratio=True))
+    assert len({tuple(size) for size in found}) > 50
 
 
 def test_corners_follow_boxes_when_stretched():

@@ -81,6 +81,16 @@ def test_gradients_reach_every_parameter(kind):
         torch.testing.assert_close(gradient, plain[name], msg=name)
 
 
+@BOTH
+@torch.no_grad()
+def test_bfloat16_is_close_to_float32(kind):
+    model, images = make_model(kind), torch.randn(1, 3, 96, 96)
+    expected = model(images).feature_maps
+    for low, high in zip(model.to(torch.bfloat16)(images).feature_maps, expected, strict=True):
+        assert low.dtype == torch.bfloat16
+        assert (low - high).abs().mean() < 0.03 * high.abs().mean()
+
+
 # Adapter
 
 

@@ -455,20 +455,6 @@ def test_serving_engines_get_tiles_and_tokens(processor, sizes, max_patches):
     assert processor._get_num_multimodal_tokens().num_image_tokens is None
 
 
-def test_default_device_is_not_used(processor):
-    """Processors run on the CPU, also with `torch.set_default_device`."""
-    images, texts = make_batch(BATCHES["mixed"])
-    kwargs = {"images": images, "text": texts, "vrl_drop_ratio": 0.75, "vrl_keys": make_keys(texts)}
-    expected = processor(**kwargs)
-    with torch.device("meta"):
-        output = processor(**kwargs)
-    assert output["input_ids"] == expected["input_ids"]
-    names = {"visual_token_indices"}
-    if Version(transformers.__version__) >= Version("5.24"):  # 5.20 makes the tiles on the default device
-        names.add("pixel_values")
-    assert all(torch.equal(output[name], expected[name]) for name in names)
-
-
 @pytest.mark.parametrize("added", [True, False])
 @pytest.mark.parametrize("padding", [False, True])
 @pytest.mark.parametrize("ratio", [0, 0.99])

@@ -193,17 +193,6 @@ def test_export_stays_in_its_family(folder, vlm, composed, tmp_path):
         )
 
 
-def test_example_of_card_has_patches_in_order(vlm, composed, tmp_path):
-    export_backbone(vlm, tmp_path, composed[1].image_processor)
-    vit = open_vit(tmp_path).eval()
-    example, names = MODELS[vit.config.model_type].example, {}
-    exec(example.format(repo=tmp_path, source="local-dir", trust="", trust_processor=""), names)
-    if "backbone" not in names or "spatial_shapes" in names["inputs"]:  # timm's own code, or patches as inputs
-        return
-    wanted = tower_of(vit.config).patch_tokens(vit, names["inputs"]["pixel_values"])
-    torch.testing.assert_close(names["features"][:, -wanted.shape[1] :], wanted, atol=1e-5, rtol=1e-5)
-
-
 def test_folder_that_timm_writes_is_opened(tmp_path, language_model):
     torch.manual_seed(0)
     vit = timm.create_model("vit_tiny_patch16_224", img_size=64, embed_dim=32, depth=4, num_heads=2).eval()

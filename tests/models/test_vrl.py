@@ -130,6 +130,12 @@ print([draw_visual_tokens(40, 0.6, 0.5, keyed_generator(3, f"s{{i}}", 2)).tolist
     assert json.loads(there.stdout) == here
 
 
+def test_keys_have_different_draws():
+    keys = [*itertools.product(range(5), range(20), range(5)), (0, 12, 3, 4), ("01", 23, 4), (0, "a b"), (0, "a", "b")]
+    draws = {tuple(draw_visual_tokens(128, 0.5, generator=keyed_generator(*key)).tolist()) for key in keys}
+    assert len(draws) == len(keys)
+
+
 def test_share_of_shortened_samples_is_apply_prob():
     apply_prob, draws = 0.6, 2000
     lengths = Counter(

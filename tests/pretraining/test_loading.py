@@ -286,6 +286,14 @@ def test_from_scratch_reads_images_as_its_backbone(vision_folder, tmp_path):
         assert processor.image_processor.size == planned.size and tokens == processor.image_seq_length
 
 
+def test_tiling_equals_composed_image_processor(vision_folder, tmp_path):
+    save_language_model(tmp_path / "lm")
+    _, processor = compose(str(vision_folder), str(tmp_path / "lm"))
+    planned, tokens = tiling(None, None, str(vision_folder))
+    assert planned.to_dict() == processor.image_processor.to_dict() and tokens == processor.image_seq_length
+    assert planned.size != ViTPImageProcessor().size
+
+
 def test_composed_weights_are_float32(vision_folder, tmp_path):
     save_language_model(tmp_path / "lm")
     for folder, model_class in ((vision_folder, ViTPVisionModel), (tmp_path / "lm", AutoModelForCausalLM)):

@@ -167,6 +167,16 @@ def test_checkpoint_with_other_keys_is_refused(tokenizer, rows, tmp_path):
             make_trainer(tokenizer, rows, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
+def test_model_with_tied_embeddings_resumes(tokenizer, rows, tmp_path):
+    options = {"text": {**TEXT, "tie_word_embeddings": True}, "max_steps": 2, "save_steps": 1}
+    first = make_trainer(tokenizer, rows, tmp_path, **options)
+    first.train()
+    second = make_trainer(tokenizer, rows, tmp_path, **options)
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert second.model.lm_head.weight is second.model.get_input_embeddings().weight
+    assert torch.equal(first.model.lm_head.weight, second.model.lm_head.weight)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_epoch_reaches_persistent_workers(tokenizer, rows, tmp_path, workers):
     options = {"dataloader_num_workers": workers, "dataloader_persistent_workers": workers > 0}

@@ -7,15 +7,13 @@ import numpy as np
 import pytest
 import torch
 from answers import COLORS
-from apply_tab import Classes, Objects, build_tab, color_of, result_of
-from handlers import run, start_of
+from apply_tab import Classes, Objects, color_of, result_of
 from loading import TINY, Models
 from original_detectors import DETECTORS, original_detector
 from pictures import picture
 from PIL import Image, ImageColor
 from tiny_models import HEAD, VISION_16, adapter_config
 from transformers import pipeline
-from uploading import CROWNS
 
 from modeling_vitp import (
     ViTPAdapterConfig,
@@ -144,6 +142,16 @@ def test_detections_are_redrawn_without_the_model(models, scenes, name):
     np.testing.assert_array_equal(np.asarray(found.draw(1.0)), np.asarray(Image.open(scenes[0]).convert("RGB")))
 
 
+def test_class_map_shows_predicted_classes(models, scenes):
+    labels = outputs_of(models, "segmentation", scenes[0]).logits[0].argmax(0).numpy()
+    found, _ = result_of(models, str(scenes[0]), None, "segmentation")
+    picture, legend = found.draw(0.5, 1.0), found.legend()
+    palette = np.array([ImageColor.getrgb(color) for color in COLORS])
+    np.testing.assert_array_equal(np.asarray(picture), palette[labels])
+    for label, class_name in enumerate(("field", "water", "road")):
+        assert f"{class_name}</th><td>{100 * (labels == label).mean():.1f}%" in legend
+
+
 def test_changes_are_drawn_on_the_second_image(models, scenes, tmp_path):
     labels = outputs_of(models, "changes", *scenes).logits[0].argmax(0).numpy()
     found, _ = result_of(models, *map(str, scenes), "changes")
@@ -218,11 +226,3 @@ def test_invalid_model_or_image_shows_message(models, folder, scenes):
     ):
         with pytest.raises(gr.Error, match=message):
             result_of(models, image, None, name)
-
-
-def test_tab_opens_with_example(models):
-    ((handler, values),) = start_of(build_tab, models)
-    found, picture, legend, note = run(handler, values)
-    assert note.startswith(f"**{CROWNS}: JPEG") and note.endswith(next(iter(DETECTORS)))
-    assert picture.size == (672, 672) and legend == found.legend(0.3)
-    assert start_of(build_tab, Models(TINY)) == []

@@ -51,14 +51,6 @@ def test_later_questions_are_answered_as_if_asked_alone(packed):
     assert texts_of(said) == expected and len(set(alone.values())) > 1
 
 
-def test_tab_opens_with_answered_example(packed):
-    said, picture, second_picture, found, note = run(*start_of(ask_tab.build_tab, packed)[0])
-    answer = answer_to(packed.full(), QUESTION, Image.open(EXAMPLES[CROWNS]).convert("RGB"))
-    assert texts_of(said) == [("user", QUESTION), ("assistant", answer)] and answer.isdigit()
-    assert picture.value and not second_picture.visible
-    assert found == "None." and note == f"{CROWNS}: JPEG, RGB, 224 × 224 pixels"
-
-
 @pytest.mark.slow
 def test_learned_questions_beat_constants_and_swapped_images(packed):
     """On the test crops, the number of trees depends on the image; other answers are no better than a constant."""

@@ -136,6 +136,40 @@ def test_maps_and_features_equal_transformers(client, folder, saved):
         assert (facts["rows"], facts["columns"]) == (4, 6) and facts["maps"][0]["depth"] == 3
 
 
+@pytest.mark.parametrize("size", [(61, 83), (1, 500)])
+def test_marked_patch_is_brightest_in_picture(client, saved, size):
+    """The map has the aspect ratio of the image and is brightest in the marked patch."""
+    width, height = size
+    resolution = 12
+    rows, columns = (max(1, round(resolution * side / max(size))) for side in (height, width))
+    row, column = rows // 3, columns // 3
+    image = np.full((height, width, 3), 40, np.uint8)
+    top, left = round(row * height / rows), round(column * width / columns)
+    bottom, right = round((row + 1) * height / rows), round((column + 1) * width / columns)
+    image[top : max(bottom, top + 1), left : max(right, left + 1)] = (255, 0, 0)
+    shown, _, npz, _ = client.predict(
+        saved(Image.fromarray(image)),
+        kind=SIMILARITY,
+        layer=1,
+        x=100 * (column + 0.2) / columns,
+        y=100 * (row + 0.2) / rows,
+        resolution=resolution,
+        api_name="/maps",
+    )
+    with np.load(npz) as arrays:
+        assert arrays["map_a"].shape == (rows, columns)
+        assert np.unravel_index(arrays["map_a"].argmax(), (rows, columns)) == (row, column)
+    drawn = np.asarray(Image.open(shown).convert("RGB")).astype(int).sum(-1)
+    assert max(drawn.shape) == 768 and drawn.shape[0] == max(1, round(768 * height / max(size)))
+    assert drawn.shape[1] == max(1, round(768 * width / max(size)))
+    middles = [
+        np.clip(np.round((np.arange(n) + 0.5) * side / n).astype(int), 0, side - 1)
+        for n, side in zip((rows, columns), drawn.shape)
+    ]
+    patches = drawn[np.ix_(*middles)]
+    assert np.unravel_index(patches.argmax(), patches.shape) == (row, column) or 1 in size
+
+
 @pytest.mark.parametrize(
     "name, content, complaint",
     [
@@ -260,30 +294,6 @@ def test_visitor_downloads_use_no_token_and_are_limited(hub, folder, monkeypatch
         with pytest.raises(UnavailableModel, match=f"'{name}'"):
             Models().backbone(name)
     assert Models(backbones=["tester/private"]).backbone("tester/private").model is not None
-
-
-@pytest.mark.slow
-def test_app_runs_from_wheel(tmp_path):
-    """The app opens the packed model and shows its finding."""
-    shutil.copytree(ROOT, tmp_path / "clone", ignore=shutil.ignore_patterns(".venv", ".git", "outputs", "build"))
-    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, "."]
-    subprocess.run(build, cwd=tmp_path / "clone", check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    shutil.unpack_archive(wheel, tmp_path / "installed", "zip")
-    shutil.rmtree(tmp_path / "clone")
-    code = (
-        "import sys; from modeling_vitp.command.paths import SPACE; sys.path.insert(0, str(SPACE)); import app; "
-        "from loading import Models; models = Models(); app.build_app(models); app.launch_options(); "
-        "print(models.default, models.source(models.default), SPACE)"
-    )
-    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed"), "HF_HUB_OFFLINE": "1"}
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    space = tmp_path / "installed" / "modeling_vitp" / "space"
-    assert run.stdout.splitlines()[-1] == f"quickstart {space / 'quickstart'} {space}"
-    shown = [sys.executable, "-m", "modeling_vitp", "space", "--help"]
-    run = subprocess.run(shown, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0 and "usage: vitp space" in run.stdout
 
 
 def test_requirements_are_those_of_the_package():

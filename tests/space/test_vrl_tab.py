@@ -5,17 +5,14 @@ import pytest
 import torch
 import vrl_tab
 from answers import answers_by_drop_ratio, decode, encode, greedy
-from handlers import run, start_of
 from loading import TINY, FullModel
 from pictures import picture
 from PIL import Image
 from tiny_models import TEXT, TOKENS_PER_TILE
-from uploading import CROWNS
 from vrl_tab import (
     DIMMED,
     MAX_NEW_TOKENS,
     answers_at,
-    build_tab,
     costs,
     draw_tokens,
     explain,
@@ -164,17 +161,3 @@ def test_operations_equal_manual_sum(model, processor):
         answer = width * model.config.text_config.vocab_size  # the LM head, for one position
         assert cost.flops == 2 * (TEXT["num_hidden_layers"] * layer + answer)
         assert 0 < cost.language_seconds < 10 and 0 < cost.vision_seconds < 10
-
-
-def test_tab_opens_with_example(packed):
-    """The handlers at the start compute every result of the tab from its default inputs."""
-    (show_tokens, inputs), (run_all, (*others, _)) = start_of(build_tab, packed)
-    tiles, thumbnail, summary = run(show_tokens, inputs)
-    *both, cost_table, saved, table, curve = run(run_all, [*others, 2])  # draws
-    assert tiles.size == (224, 224) and not thumbnail.visible
-    assert summary.startswith(CROWNS) and "13 of 49 visual tokens are kept" in summary
-    assert both[0].startswith(f"{CROWNS}: ") and "from 49 visual tokens" in both[0] and "from 13" in both[2]
-    assert "fewer operations" in saved and len(cost_table) == 2 and len(table) == 11
-    for ratio, mean in curve.itertuples(index=False):
-        draws = table.loc[table["drop ratio"] == ratio, "probability of the full answer"]
-        assert len(draws) == (2 if ratio else 1) and mean == pytest.approx(sum(draws) / len(draws))

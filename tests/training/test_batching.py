@@ -104,15 +104,6 @@ def test_trainer_batches_by_length_and_logs_padding(mixed_rows, tmp_path):
     assert shares["batch_rebalance"] < 0.15 < shares["random"]
 
 
-def test_rows_without_messages_need_length_column(mixed_rows, tmp_path):
-    options = {"train_sampling_strategy": "group_by_length", "eval_strategy": "no"}
-    trainer = make_trainer(tmp_path, **options)
-    bare = mixed_rows.remove_columns("messages")
-    with pytest.raises(ValueError, match="train_sampling_strategy.*'messages'.*'length'"):
-        trainer._lengths(bare)
-    assert trainer._lengths(bare.add_column("length", list(range(192)))) == list(range(192))
-
-
 @pytest.mark.parametrize("num_rows", [1, 5, 9])
 def test_epoch_sampler_uses_all_rows_without_empty_batches(num_rows):
     """Three processes have two batches of one row per step."""

@@ -13,11 +13,9 @@ import yaml
 from datasets import Dataset, Features, Image, List, load_dataset
 from pictures import picture
 from training_run import FEATURES, make_rows, make_trainer
-from trl import ScriptArguments
 
 from modeling_vitp.instructions.mixture import load_mixture, open_mixture
 from modeling_vitp.instructions.rows import prepare_rows
-from modeling_vitp.instructions.sources import open_splits
 from modeling_vitp.recipes import finetune_segmentation
 from modeling_vitp.training.resuming import fingerprint_data
 
@@ -130,20 +128,6 @@ def test_stream_fingerprint_changes_with_files(data_folder):
     assert known["stream"] and stream() == known
     os.utime(data_folder / "train.parquet", ns=(1, 1))
     assert stream() != known
-
-
-def test_stream_fingerprint_changes_with_reader(tmp_path):
-    picture(20, 20).save(tmp_path / "0.png")
-    row = {"photo": "0.png", "short": "a tree", "long": "a green tree"}
-    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
-    args = ScriptArguments(dataset_name=str(tmp_path), dataset_streaming=True)
-
-    def known(caption="short", prompt=None):
-        stream = open_splits(args, columns={"image": "photo", "caption": caption}, prompt=prompt)[0]["train"]
-        return fingerprint_data(prepare_rows(stream))["stream"]
-
-    assert known() == known()
-    assert len({known(), known("long"), known(prompt="What is it?")}) == 3
 
 
 @pytest.mark.slow

@@ -6,13 +6,16 @@ import multiprocessing
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
+import torch
 from annotated_images import (
     KINDS,
     LABELS,
@@ -27,9 +30,11 @@ from annotated_images import (
     scene,
     write_coco,
 )
-from pictures import picture
+from pictures import picture, write_bands
 from PIL import Image
 
+from modeling_vitp import ViTPDataCollator
+from modeling_vitp.input_spec import InputSpec
 from modeling_vitp.instructions.arguments import AnnotationOptions
 from modeling_vitp.instructions.from_annotations import drawing
 from modeling_vitp.instructions.from_annotations.source import LabelSource
@@ -172,6 +177,17 @@ def test_answers_and_pixels_follow_from_crops(annotated, number):
     assert abs(views["collage"] - number / 2) < 4 * (number / 4) ** 0.5
     assert abs(views["mosaic"] - views["crop"]) < 4 * (number / 2) ** 0.5
     assert used == set(NAMES["train"][:20])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"map_side": 7, "max_boxes": 1, "scale": [0.3, 2.0]}, {"window": 1000, "turn": False}],
+    ids=["defaults", "few boxes in views of any scale", "window larger than images"],
+)
+def test_answers_with_other_options(coco, options):
+    _, views, turns, grids, _ = check_views(opened(coco, **options), coco, reader_of("coco", coco), 40)
+    assert set(views) == {"crop"} and grids == {1}
+    assert len(turns) == (8 if options.get("turn", True) else 1)
 
 
 def paint(root, split, number, seed=0):
@@ -357,6 +373,67 @@ def test_captioned_pairs_are_whole(tmp_path):
     assert len(seen) == 8
 
 
+def write_bands_with_boxes(root, suffix, bands, number=6, **entries):
+    """Write 16-bit images with COCO labels, and return their bands `(bands, height, width)` by file name."""
+    images, annotations, arrays = [], [], {}
+    for index in range(number):
+        rng, (height, width) = np.random.default_rng(index), SIZES[index % len(SIZES)]
+        name = f"{index}{suffix}"
+        arrays[name] = rng.integers(0, 2**16, (bands, height, width), dtype=np.uint16)
+        write_bands(root / "train" / name, arrays[name])
+        images.append({"id": index, "file_name": name, "width": width, "height": height})
+        for _ in range(5):
+            x, y, w, h = *rng.integers(0, 60, 2).tolist(), *rng.integers(5, 30, 2).tolist()
+            annotation = {"id": len(annotations), "image_id": index, "category_id": 0, "bbox": [x, y, w, h], **entries}
+            annotations.append(annotation)
+    contents = {"images": images, "annotations": annotations, "categories": [{"id": 0, "name": "ship"}]}
+    (root / "train.json").write_text(json.dumps(contents))
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("suffix", "bands", "spec"),
+    [
+        (".tif", 4, {"band_names": ["B02", "B03", "B04", "B08"], "window": [0, 65535]}),
+        (".png", 1, {"window": [0, 65535]}),
+    ],
+)
+def test_16_bit_values_are_kept(tmp_path, monkeypatch, processor, suffix, bands, spec):
+    arrays = write_bands_with_boxes(tmp_path, suffix, bands)
+    drawn = opened(tmp_path, **PAINTED)
+    drawn.scenes.spec = InputSpec.from_dict(spec)
+    turns, views = set(), set()
+    for view, (rendered,), _ in drawn_views(drawn, 40):
+        turns.update(crop.turn for crop in view.crops)
+        views.add(kind_of_view(view))
+        expected = composed(view, lambda image: arrays[image.id].transpose(1, 2, 0)).transpose(2, 0, 1)
+        assert rendered.dtype == np.uint16 and rendered.shape == expected.shape
+        assert (rendered == expected).all()
+        with monkeypatch.context() as patched:
+            patched.setattr(drawing, "CACHE_BYTES", 16)  # Only the window of a TIFF is read.
+            assert (drawn.scenes.render(view)[0] == rendered).all()
+    assert len(turns) == 8 and views == {"crop", "mosaic", "collage"}
+    processor.image_processor = processor.image_processor.with_input_spec(spec)
+    rows = [{**row, "epoch": 0} for row in list(drawn.rows())[:3]]
+    batch = ViTPDataCollator(processor, sample_transform=drawn)(rows)
+    assert batch["pixel_values"].shape[1] == (4 if bands == 4 else 3)
+    assert torch.isfinite(batch["pixel_values"]).all() and batch["pixel_values"].std() > 0.1
+
+
+def test_images_with_region_captions_are_not_turned(tmp_path):
+    arrays = write_bands_with_boxes(tmp_path, ".tif", 4, caption="The ship on the left.")
+    drawn, answers = opened(tmp_path, **{**PAINTED, "collages": 0}), Counter()
+    for view, (rendered,), asked in drawn_views(drawn, 40):
+        assert {crop.turn for crop in view.crops} == {(False, False, False)}
+        expected = composed(view, lambda image: arrays[image.id].transpose(1, 2, 0))
+        assert (rendered == expected.transpose(2, 0, 1)).all()
+        for question, answer in asked:
+            if kind_of(question)[0] == "caption":
+                answers[kind_of_view(view), answer == "The ship on the left."] += 1
+    assert answers["crop", True] > 5 and answers["mosaic", False] > 5
+    assert not answers["crop", False] and not answers["mosaic", True]
+
+
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory):
     root = tmp_path_factory.mktemp("coco")
@@ -423,6 +500,20 @@ def test_view_is_same_in_new_process(painted, tmp_path):
     assert printed[0] == printed[1] == str(sorted(digests_of(opened(painted, **PAINTED), KEYS).items()))
 
 
+def test_changed_label_changes_its_rows(coco, tmp_path):
+    shutil.copytree(coco, tmp_path / "copy")
+    path = tmp_path / "copy" / "annotations" / "instances_train2017.json"
+    before = opened(tmp_path / "copy").rows()
+    contents = json.loads(path.read_text())
+    annotation = contents["annotations"][-1]
+    annotation["bbox"][2] /= 2
+    path.write_text(json.dumps(contents))
+    after = opened(tmp_path / "copy").rows()
+    changed = [one["image_index"] for one, other in zip(before, after) if one["labels"] != other["labels"]]
+    assert changed == [annotation["image_id"]]
+    assert before["id"] == after["id"]
+
+
 def test_yes_and_no_are_equally_frequent(coco):
     """The shares of answers are estimated from 500 views, whose error adds to that of 2,000 draws."""
     drawn = opened(coco, window=160, kinds=["presence"])
@@ -454,3 +545,40 @@ def test_unbalanced_class_is_balanced(tmp_path):
     assert plain["yes"] > 2 * plain["no"] > 0
     number = balanced.total()
     assert number > 50 and abs(balanced["yes"] / number - 0.5) < 4 * (1.25 / number) ** 0.5
+
+
+def test_slices_of_volumes(tmp_path):
+    rng, volumes = np.random.default_rng(0), {}
+    for case in ("a", "b"):
+        mask = np.zeros((50, 40, 4), np.int16)  # Columns, rows, slices.
+        for label in (1, 2):
+            left, top = rng.integers(0, 20, 2)
+            mask[left : left + 18, top : top + 15, label - 1 : label + 2] = label
+        values = (rng.normal(0, 100, mask.shape) + 300 * mask).astype(np.int16)
+        volumes[case] = values, mask
+        for kind, array in (("images", values), ("masks", mask)):
+            (tmp_path / "train" / kind).mkdir(parents=True, exist_ok=True)
+            image = nibabel.Nifti1Image(array, np.diag([-1.0, -1.0, 2.0, 1.0]))
+            nibabel.save(image, tmp_path / "train" / kind / f"{case}.nii.gz")
+    names = {"0": None, "1": "liver", "2": "spleen"}
+    drawn = opened(tmp_path, names=names, window=24, collages=0.5, collage_size=42, kinds=["map"])
+
+    def slice_of(image, index):
+        case, _, name = image.id.rpartition("/")
+        return volumes[case][index][:, :, int(name.removeprefix("axial_"))].T
+
+    seen = set()
+    for view, (rendered,), ((question, answer),) in drawn_views(drawn, 20):
+        truth = composed(view, lambda image: slice_of(image, 1))
+        covered = {label: truth == value for value, label in ((1, "liver"), (2, "spleen")) if (truth == value).any()}
+        assert answer.split() == map_of(kind_of(question)[1], covered, truth.shape)
+        seen.update(answer.split())
+        assert rendered.mode == "RGB"
+        for crop, x, y in placed(view):
+            values = volumes[crop.image.id.rpartition("/")[0]][0]
+            low, high = np.percentile(values, [1, 99])
+            part = composed(view, lambda image: slice_of(image, 0))[y : y + crop.side, x : x + crop.side]
+            expected = 255 * ((part - low) / (high - low)).clip(0, 1)
+            shown = np.asarray(rendered)[y : y + crop.side, x : x + crop.side]
+            assert abs(shown - expected[..., None]).max() <= 1
+    assert seen == {"background", "liver", "spleen"}

@@ -169,6 +169,18 @@ def test_map_cells_match_mask(seed, height, width, side):
     assert cell_covers(image, side) == by_a_loop((height, width), side, lambda x, y: {names[numbers[y, x]]} - {None})
 
 
+@settings(deadline=None)
+@given(images())
+def test_map_of_transposed_image_is_transposed(drawn):
+    size, regions, _, side = drawn
+    if min(size) < side:
+        return
+    swapped = [(label, (y0, x0, y1, x1)) for label, (x0, y0, x1, y1) in regions]
+    plain = np.array(cell_covers(AnnotatedImage("x", (), size, regions_from(regions)), side), dtype=object)
+    swapped = cell_covers(AnnotatedImage("x", (), size[::-1], regions_from(swapped)), side)
+    assert swapped == plain.reshape(side, side).T.flatten().tolist()
+
+
 def test_map_words_are_classes_or_letters():
     assert signs_of(["road", "tree"]) == {"road": "road", "tree": "tree", None: BACKGROUND}
     assert explained(signs_of(["road", "tree"])) == ["road", "tree", BACKGROUND]

@@ -16,7 +16,7 @@ from modeling_vitp.instructions.mixture import load_mixture
 from modeling_vitp.instructions.sources import read_source
 from modeling_vitp.instructions.validation import validate
 from modeling_vitp.recipes.datasets import make_public_set
-from modeling_vitp.recipes.datasets.public_set import PublicSet, load_public_set, load_public_sets, make_rows
+from modeling_vitp.recipes.datasets.public_set import load_public_set, load_public_sets, make_rows
 
 LEFT_OUT = {"test.txt", "test.jsonl", "valid.jsonl", "test.csv"}  # files that list held-out images
 LEFT_OUT |= {f"{part}_test.jsonl" for part in ("rsvg", "dior_rsvg", "vrsbench", "geochat")}
@@ -82,11 +82,6 @@ def test_rows_on_test_images_are_excluded(tmp_path):
     assert "<ref>The ship 0 at the pier</ref>" in question
     made, rows = make("dior_rsvg", tmp_path / "data", tmp_path, keep_shared=True)
     assert made.held_out == 0 and [row["id"] for row in rows] == ["0", "1", "3", "6"]
-
-
-WITH_LISTS = [
-    name for name, kind in load_public_sets().items() if kind.held_out_images is not PublicSet.held_out_images
-]
 
 
 def test_broken_file_is_reported_and_skipped(tmp_path):

@@ -19,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoImageProcessor, AutoModel
 
-from modeling_vitp import ViTPImageProcessor, ViTPVisionModel, export_backbone
+from modeling_vitp import ViTPImageProcessor, ViTPVisionModel, export_backbone, spread_bands
 from modeling_vitp.metrics.resampling import Score, paired_difference, resample
 from modeling_vitp.probing.arguments import ProbeArguments
 from modeling_vitp.probing.backbones import load_backbone
@@ -226,6 +226,28 @@ def test_multi_band_images_use_input_spec(tmp_path, whose):
     if whose == "data":
         with pytest.raises(ValueError, match=r"train/a/0.tif: .*5 bands"):
             main([*arguments, "--backbones", str(save_backbone(tmp_path / "vit", "vit"))])
+
+
+def test_multi_band_backbone_gets_its_bands(tmp_path):
+    """Compare the features of an image with those of the model and its image processor."""
+    make_bands(tmp_path / "data", 4, (24, 30))
+    names = ["B02", "B03", "B04", "B08"]
+    vit = spread_bands(dense_data.tiny_backbone(), names)
+    processor = ViTPImageProcessor(**SQUARE, input_spec={"band_names": names, "window": [0, 3000]})
+    folder = export_backbone(vit, tmp_path / "b", processor)
+    arguments = ["--backbones", str(folder), "--dataset_name", str(tmp_path / "data")]
+    assert main([*arguments, "--output_dir", str(tmp_path)]) == 0
+    inputs = AutoImageProcessor.from_pretrained(folder)(str(tmp_path / "data/test/b/1.tif"), return_tensors="pt")
+    with torch.no_grad():
+        mean = vit.eval()(**inputs).last_hidden_state[0, 1:].mean(0)
+    np.testing.assert_allclose(features_of_test_images(tmp_path)[3], mean, atol=5e-3)
+    assert read_metrics(tmp_path)["results"][1]["scores"]["accuracy"]["mean"] == 1.0
+    other = [*arguments, "--output_dir", str(tmp_path / "other")]
+    with pytest.raises(ValueError, match=r"4 bands \(B02, .*2 bands \(VV, VH\)"):
+        main([*other, "--input_spec", json.dumps({"band_names": ["VV", "VH"]})])
+    write_bands(tmp_path / "data/train/a/1.tif", np.zeros((3, 24, 30), np.uint16))
+    with pytest.raises(ValueError, match=r"1\.tif: .*4 bands .* 3"):
+        main(other)
 
 
 @pytest.mark.parametrize(

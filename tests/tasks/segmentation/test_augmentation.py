@@ -51,6 +51,13 @@ def test_crops_of_images_and_mask_agree(height, width, size, scale, seed):
         assert len({*zip(rows.tolist(), columns.tolist())}) == kept.sum()
 
 
+def test_crop_at_scale_two_is_enlarged():
+    images, mask = sample(64, 64)
+    (image,), cropped = augmentation(32, (2.0, 2.0), photometric=False, flip=(0, 0))(images, mask, 3)
+    assert image[0].max().int() - image[0].min().int() in (15, 16)
+    assert (image[2].float() / 60 - cropped).abs().median() < 0.05
+
+
 @pytest.mark.parametrize("factor", [0.6, 1.7])
 def test_scaled_mask_is_aligned_with_image(factor):
     """Check the position of a vertical edge in image and mask, to a fraction of a pixel."""
@@ -90,6 +97,14 @@ def test_crops_limit_the_share_of_a_class():
     # A crop starts at one of 49 columns. At 9 of them each class has at least a quarter. Up to ten crops are drawn.
     assert shares[1.0] == pytest.approx(9 / 49, abs=0.08)
     assert shares[0.75] == pytest.approx(1 - (40 / 49) ** 10, abs=0.08)
+
+
+@given(st.lists(st.sampled_from([0, 1, 2, 255]), min_size=1, max_size=30))
+@settings(max_examples=50, deadline=None)
+def test_class_share_counts_labeled_pixels(values):
+    labeled = [value for value in values if value != 255]
+    expected = max(map(labeled.count, labeled)) / len(labeled) if labeled else 1.0
+    assert class_share(torch.tensor(values, dtype=torch.uint8)) == pytest.approx(expected)
 
 
 def test_pairs_are_swapped_and_distorted():
@@ -136,6 +151,13 @@ def test_bands_are_jittered_one_by_one():
         changed = len({*slopes}) > 1
         kinds.add((changed, changed and any(abs(base) > 1e-3 for base in rests)))
     assert kinds == {(False, False), (True, False), (True, True)}
+
+
+def test_bands_are_filled_with_their_mean():
+    image, fill = torch.full((4, 8, 8), 0.5), [0.1, 0.2, 0.3, 0.4]
+    augment = augmentation(16, (1.0, 1.0), flip=(0, 0), photometric=False, fill=fill, of_colors=False)
+    (found,), mask = augment([tv_tensors.Image(image)], tv_tensors.Mask(torch.zeros(8, 8, dtype=torch.uint8)), 0)
+    assert torch.allclose(found[:, -1, -1], torch.tensor(fill)) and mask[-1, -1] == 255
 
 
 def test_rotation_turns_both_images_and_mask_alike():
