@@ -19,7 +19,6 @@ from modeling_vitp import (
     ViTPConfig,
     ViTPForConditionalGeneration,
     ViTPModel,
-    ViTPProcessor,
     ViTPTrainer,
     ViTPTrainingConfig,
     ViTPVisionConfig,
@@ -78,21 +77,6 @@ def test_internvl_folder_is_refused_with_command(tmp_path, model, model_class):
     # Saved names are those in memory, so that a trainer can resume.
     opened.save_pretrained(tmp_path / "again")
     assert load_file(tmp_path / "again" / "model.safetensors").keys() == wanted.state_dict().keys()
-
-
-def test_foreign_chat_template_is_replaced_with_warning(tmp_path, model, processor, caplog):
-    model.save_pretrained(tmp_path / "vitp")
-    processor.save_pretrained(tmp_path / "vitp")
-    native = convert_checkpoint(tmp_path / "vitp", tmp_path / "native", "internvl")
-    question = [{"role": "user", "content": "How many trees are there?"}]
-    plain = ViTPProcessor.from_pretrained(convert_checkpoint(native, tmp_path / "plain"))
-    assert "chat template" not in caplog.text
-    template = native / "chat_template.jinja"
-    template.write_text("{{ '<|im_start|>system\\nYou are a radiologist.<|im_end|>\\n' }}" + template.read_text())
-    of_another = ViTPProcessor.from_pretrained(convert_checkpoint(native, tmp_path / "again"))
-    assert f"The chat template of {native} is replaced" in caplog.text
-    rendered = {one.apply_chat_template(question, add_generation_prompt=True) for one in (processor, plain, of_another)}
-    assert rendered == {"<|im_start|>user\nHow many trees are there?<|im_end|>\n<|im_start|>assistant\n"}
 
 
 @torch.no_grad()

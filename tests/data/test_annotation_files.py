@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from modeling_vitp.data.layouts.coco import check_coco, coco_object
+from modeling_vitp.data.layouts.coco import check_coco
 from modeling_vitp.data.layouts.dota import dota_objects
 from modeling_vitp.data.layouts.voc import voc_objects
 
@@ -22,25 +22,10 @@ def test_dior_r_box_has_corners():
         voc_objects(ElementTree.fromstring(broken), "00001.xml")
 
 
-def test_dota_header_is_skipped():
-    numbers = " ".join(str(value) for point in CORNERS for value in point)
-    text = f"imagesource:GoogleEarth\ngsd:0.3\n{numbers} ship 1\n\n{numbers} plane\n"
-    first, second = dota_objects(text, "P0001.txt")
-    assert (first.label, first.is_difficult, first.where) == ("ship", True, "P0001.txt, line 3")
-    assert (second.label, second.is_difficult, second.corners) == ("plane", False, tuple(CORNERS))
-
-
 @pytest.mark.parametrize("end", ["storage tank 0", "ship easy", "ship 0 1"])
 def test_dota_class_with_space_is_refused(end):
     with pytest.raises(ValueError, match="P1.txt, line 2: .*" + end):
         dota_objects(f"1 1 9 1 9 9 1 9 ship 2\n1 1 9 1 9 9 1 9 {end}", "P1.txt")
-
-
-def test_coco_annotation_keeps_segmentation():
-    annotation = {"id": 4, "category_id": 7, "bbox": [1, 2, 3, 4], "iscrowd": 1, "segmentation": [[1, 2, 4, 2, 4, 6]]}
-    found = coco_object(annotation, {7: "ship"}, "instances.json")
-    assert (found.box, found.label, found.is_crowd) == ((1, 2, 4, 6), "ship", True)
-    assert found.segmentation == [[1, 2, 4, 2, 4, 6]] and found.where == "instances.json, annotation 4"
 
 
 def test_duplicate_category_id_raises_error():

@@ -187,10 +187,3 @@ def test_scores_do_not_depend_on_memory(monkeypatch, processor, rows, are_indepe
     scores = [score_pretraining(model, processor, rows, trained, 0, are_independent) for _ in range(3)]
     assert scores[0] == scores[1] == scores[2]
     assert scores[0]["count"]["mean_error"]["questions"] == 8  # The same question about the same image is asked once.
-
-
-def test_questions_are_limited_by_kind(monkeypatch, processor, rows):
-    Answers(monkeypatch)
-    monkeypatch.setattr(pretraining, "MOST_QUESTIONS", 5)
-    scores = score_pretraining(SimpleNamespace(eval=lambda: None), processor, rows, [], 0)
-    assert scores["count"]["mean_error"]["questions"] == scores["vqa"]["accuracy"]["questions"] == 5

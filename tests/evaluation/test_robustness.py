@@ -102,14 +102,6 @@ def test_stopped_evaluation_resumes(ask, tmp_path, stops_after):
     assert ask()[1] == []
 
 
-def test_conditions_can_be_added(ask):
-    _, asked = ask(names="a", corruptions=["haze"], severities=[3])
-    assert asked == [("a", None, 0), ("a", "haze", 3)]
-    _, asked = ask(corruptions=["haze", "rotation"], severities=[3, 5])
-    added = [("haze", 5), ("rotation", 3), ("rotation", 5)]
-    assert asked == [("a", *how) for how in added] + [("b", None, 0), ("b", "haze", 3), *(("b", *how) for how in added)]
-
-
 def test_changed_images_or_weights_raise_error(ask, monkeypatch):
     ask(corruptions=["haze"])
     with pytest.raises(ValueError, match="settings.json .*different seed"):

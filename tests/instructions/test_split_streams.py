@@ -128,14 +128,6 @@ def test_parts_depend_on_seed(folder, monkeypatch):
     assert first == again != other
 
 
-def test_parts_of_one_stream_differ(folder):
-    stream = opened(folder)
-    parts = [stream.of_process(2, process) for process in range(2)]
-    ids = [{row["id"] for row in itertools.islice(part, 30)} for part in parts]
-    assert not ids[0] & ids[1]
-    assert [row["id"] for row in stream] == [row["id"] for row in opened(folder, split_streams=False)]
-
-
 def of_rate(folder, rate, seed=0, **fields):
     """Return a mixture of the Parquet source only."""
     entry = {"name": "parquet", "folder": "parquet", "rate": rate, "rows": FILES * ROWS, "streaming": True}

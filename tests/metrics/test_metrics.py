@@ -167,14 +167,6 @@ def test_metric_resets_and_keeps_no_maps():
         metric.compute()
 
 
-def test_metrics_can_be_combined():
-    metrics = evaluate.combine([load("mean_iou", num_labels=2), load("change_detection")])
-    metrics.add_batch(predictions=[[[0, 1]]], references=[[[1, 1]]])
-    result = metrics.compute()
-    assert result["mean_iou"] == 0.25
-    assert result["recall"] == 0.5
-
-
 @pytest.mark.parametrize(
     "options, prediction, reference, message",
     [

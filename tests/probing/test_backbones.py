@@ -14,7 +14,6 @@ from transformers import (
     AutoModel,
     BertConfig,
     BertModel,
-    SamImageProcessor,
     SamVisionConfig,
     SamVisionModel,
     ViTImageProcessor,
@@ -63,13 +62,6 @@ def test_tokens_match_patch_positions(tmp_path, kind, prefix, grid):
     resized = np.array(image.resize((32, 32), Image.Resampling.BICUBIC)).transpose(2, 0, 1) / 255
     np.testing.assert_allclose(whole * std + mean, resized, atol=2 / 255)
     assert backbone.tokens(whole[None])[1].shape[1:3] == (grid // 2, grid // 2)
-
-
-def test_resized_image_is_not_padded():
-    processor = SamImageProcessor(size={"longest_edge": 64}, pad_size={"height": 64, "width": 64})
-    image = torch.randint(0, 256, (3, 48, 80), dtype=torch.uint8)
-    assert Preprocessing(processor, None)(image).shape == (3, 64, 64)
-    assert Preprocessing(processor, 32)(image).shape == (3, 32, 32)
 
 
 def test_checkpoint_uses_its_vision_tower(model_and_processor, tmp_path):

@@ -214,21 +214,6 @@ def test_cancel_reaches_zerogpu(zero_gpu, model):
     assert ended.wait(5)
 
 
-def test_worker_of_zerogpu_does_not_wait_in_line(zero_gpu):
-    """Its copy of the line has visitors who never leave it."""
-
-    @answering
-    def run():
-        with turn():
-            return "here"
-
-    LINE.enter(task := computing.Task())
-    try:
-        assert steps_of(run) == ["here"]
-    finally:
-        LINE.leave(task)
-
-
 def test_worker_of_zerogpu_opens_models_that_are_loading(zero_gpu, monkeypatch):
     """The thread that loads a model does not exist in a worker that is forked meanwhile."""
     models, released = Models(TINY), threading.Event()

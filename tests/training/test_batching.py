@@ -54,14 +54,6 @@ def collator(tokenizer):
     return ViTPDataCollator(processor, vrl_drop_ratio=0.75)
 
 
-def test_named_template_has_the_same_lengths(collator, mixed_rows, monkeypatch):
-    rows = list(mixed_rows)[:4]
-    expected = [SampleLength.of(collator)(row) for row in rows]
-    named = {"default": collator.processor.chat_template, "other": ""}
-    monkeypatch.setattr(collator.processor, "chat_template", named)
-    assert min(expected) > 0 and [SampleLength.of(collator)(row) for row in rows] == expected
-
-
 def test_batches_by_length_have_little_padding(collator, mixed_rows):
     """The second shares are of batches that are encoded without the drop, as during VRL's warm-up."""
     with_drop = [SampleLength.of(collator)(row) for row in mixed_rows]
