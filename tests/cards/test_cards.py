@@ -30,8 +30,7 @@ from modeling_vitp import (
     export_timm,
     spread_bands,
 )
-from modeling_vitp.auto.registry import find_model
-from modeling_vitp.cards.model_card import describe_training, headlines
+from modeling_vitp.cards.model_card import describe_training
 from modeling_vitp.cards.record import (
     copy_record,
     forget_sources,
@@ -129,20 +128,6 @@ def test_card_has_recorded_values(hub, logged_in, folder):
     card.validate()
     assert card.data.license == "cc-by-nc-4.0" and card.data.pipeline_tag == "image-feature-extraction"
     assert card.data.eval_results is None and "Of the whole model that this is a part of" in card.text
-
-
-@pytest.mark.parametrize(
-    ("model_type", "names", "expected"),
-    [
-        ("vitp_segmentation", ["mean_iou", "iou/a", "own"], ["Mean IoU"]),
-        ("vitp_segmentation", ["own", "own/a", "runtime"], ["own"]),
-        ("vitp_object_detection", ["mar_10", "map_50", "map", "swapped_map"], ["mAP@50", "mAP"]),
-        ("vitp_vision", [f"score_{number}" for number in range(20)], [f"score_{number}" for number in range(10)]),
-    ],
-)
-def test_headlines_are_declared_with_the_model_type(model_type, names, expected):
-    metrics = {"test": {f"test_{name}": 0.5 for name in names}}
-    assert [title for _, _, title, _ in headlines(find_model(model_type), metrics, {})] == expected
 
 
 def test_user_text_is_kept(hub, logged_in, folder):

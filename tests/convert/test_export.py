@@ -245,15 +245,6 @@ def test_auto_backbone_gives_requested_maps(exported):
     torch.testing.assert_close(exported.tensors["last_0"], maps[1], atol=1e-4, rtol=0)
 
 
-def test_auto_backbone_asks_for_trust_and_is_saved_as_ours(exported):
-    assert "Repo id must" in exported.facts["refused_folder"]
-    assert "trust_remote_code=True" in exported.facts["refused_backbone"]
-    folder = exported.folder / "saved_backbone"
-    assert "auto_map" not in json.loads((folder / "config.json").read_text())
-    model, loading = ViTPBackbone.from_pretrained(folder, output_loading_info=True)
-    assert model.out_features == ["stage1", "stage3"] and not any(loading.values())
-
-
 def test_folder_opens_without_warning(exported, tower):
     folder, found = exported.folder / "backbone", {}
 

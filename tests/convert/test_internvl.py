@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from datasets import load_dataset
 from internvl_checkpoints import assert_same, load_weights
 from internvl_oracle import build_native
 from safetensors.torch import load_file
@@ -19,14 +18,11 @@ from modeling_vitp import (
     ViTPConfig,
     ViTPForConditionalGeneration,
     ViTPModel,
-    ViTPTrainer,
-    ViTPTrainingConfig,
     ViTPVisionConfig,
     ViTPVisionModel,
     convert_checkpoint,
 )
 from modeling_vitp.convert.internvl import from_internvl, internvl_processor, rope_of_version_4
-from modeling_vitp.pretraining.loading import load_checkpoint
 
 
 def test_image_seq_length_is_computed(tmp_path, model, processor):
@@ -41,22 +37,6 @@ def test_image_seq_length_is_computed(tmp_path, model, processor):
     converted = from_internvl(native)
     assert internvl_processor(tmp_path / "native").image_seq_length == converted.config.image_seq_length == 4
     assert all(torch.equal(value, converted.state_dict()[name]) for name, value in model.state_dict().items())
-
-
-def test_training_starts_from_internvl_conversion(tmp_path, model, processor, data_folder):
-    """The processor of transformers needs a video token, for which the model has no embedding."""
-    model.save_pretrained(tmp_path / "vitp")
-    processor.save_pretrained(tmp_path / "vitp")
-    assert len(processor.tokenizer) == model.config.text_config.vocab_size
-    convert_checkpoint(tmp_path / "vitp", tmp_path / "native", "internvl")
-    started, found = load_checkpoint(str(tmp_path / "native"))
-    assert len(found.tokenizer) == started.get_input_embeddings().num_embeddings
-    text = "How many <IMG_CONTEXT> trees? <video> 12<|im_end|>"
-    assert found.tokenizer(text)["input_ids"] == processor.tokenizer(text)["input_ids"]
-    settings = {"max_steps": 1, "per_device_train_batch_size": 1, "save_strategy": "no", "report_to": "none"}
-    config = ViTPTrainingConfig(tmp_path / "run", use_cpu=True, bf16=False, **settings)
-    rows = load_dataset(str(data_folder), split="train")
-    ViTPTrainer(started, config, train_dataset=rows, processing_class=found).train()
 
 
 @pytest.mark.parametrize("model_class", [ViTPForConditionalGeneration, ViTPModel, ViTPVisionModel])

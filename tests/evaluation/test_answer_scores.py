@@ -65,18 +65,6 @@ def test_choice_by_letter_or_similarity(chosen):
         assert scores["accuracy"].tolist() == [float(chosen == "B")] * 2
 
 
-def test_choices_may_begin_like_letter():
-    organisms = ["C. albicans", "E. coli", "S. aureus", "B. cereus"]
-    question = "\n".join(["Which?", *(f"{letter}. {text}" for letter, text in zip("ABCD", organisms))])
-    choices = read_choices(question)
-    for letter, text in zip("ABCD", organisms):
-        said = [letter, f"{letter}.", f"({letter})", text, f"{letter}. {text}", f"{letter}: {text.lower()}"]
-        said += [f"{text} is shown", f"The answer is {text}", f"The answer is {letter}."]
-        assert [choose_option(one, choices) for one in said] == [letter] * len(said)
-        scores = score_answers("choice", [question] * len(said), said, [[text]] * len(said))
-        assert scores["accuracy"].tolist() == [1] * len(said)
-
-
 def test_best_reference_counts():
     other = "<box>[[500, 500, 600, 600]]</box>"
     answers = [BOX, other, "[0, 0, 9, 9]"]

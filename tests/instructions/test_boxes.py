@@ -5,7 +5,7 @@ from annotated_images import same_place
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_vitp.instructions.boxes import GridBox, grid_box, is_box, read_boxes, write_boxes, wrong_boxes
+from modeling_vitp.instructions.boxes import GridBox, grid_box, read_boxes, write_boxes, wrong_boxes
 
 
 @settings(max_examples=100, deadline=None)
@@ -21,17 +21,6 @@ def test_grid_boxes_have_an_area(x, y, w, h, width, height):
     left, top = min(x, width - 1e-3), min(y, height - 1e-3)
     box = (left, top, min(left + w, width), min(top + h, height))
     assert same_place(grid_box(box, (height, width)), box, width, height)
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(-50, 1050), min_size=4, max_size=4))
-def test_box_needs_grid_and_area(corners):
-    left, top, right, bottom = corners
-    expected = all(corner in range(1001) for corner in corners) and right - left > 0 and bottom - top > 0
-    assert is_box(tuple(map(str, corners))) == expected
-    for text in (f"<ref>a</ref><box>[{corners}]</box>", f"<box>[[1, 2, 3, 4], {corners}]</box>"):
-        assert (wrong_boxes(text) == ([], [])) == expected
-    assert (wrong_boxes(f"It is at {corners}.") == ([], [])) == expected
 
 
 @pytest.mark.parametrize(

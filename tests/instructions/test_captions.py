@@ -14,7 +14,6 @@ from modeling_vitp.instructions.sources import open_splits
 from modeling_vitp.recipes import validate_data
 
 CAPTIONS = ["a green field", "two ships, a harbor", "a road"]
-MESSAGES = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "3"}]
 
 
 def save_images(folder):
@@ -116,13 +115,6 @@ def test_columns_and_prompt_are_given(tmp_path):
     found = train_rows(folder, columns={"image": "0", "caption": "2"}, prompt="What is there?")
     assert [texts_of(row) for row in found] == [["What is there?", text] for text in CAPTIONS]
     assert train_rows(folder / "train.csv", columns={"image": "0", "caption": "2"})[1]["images"]
-
-
-@pytest.mark.parametrize("name", "image_path filename Image".split())
-def test_common_names_of_images_are_read(name, tmp_path):
-    rows = save_images(tmp_path)
-    write_lines(tmp_path / "train.jsonl", [{name: image, "messages": MESSAGES} for image, _ in rows])
-    assert [row["images"][0]["path"] for row in train_rows(tmp_path)] == [str(tmp_path / name) for name, _ in rows]
 
 
 def test_training_without_images_is_refused(tmp_path, capsys):

@@ -98,17 +98,6 @@ def test_schema_is_recognized_by_its_columns(schema):
     assert {found.name, schema.name} in ({schema.name}, {"LLaVA conversations", "ShareGPT conversations"})
 
 
-def test_mapped_columns_take_precedence():
-    names = ["messages", "conversations", "instruction", "output", "picture", "label"]
-    assert recognize(names, {"messages": "conversations"})[0].name == "messages"
-    schema, columns = recognize(names, {"prompt": "instruction", "completion": "output", "images": "picture"})
-    assert schema.name == "prompts and completions"
-    assert columns == {"prompt": "instruction", "completion": "output", "images": "picture"}
-    assert recognize(names, {"answer": "label"}, prompt="What is it?")[0].name == "questions and answers"
-    row = made({"label": "a ship", "messages": []}, {"answer": "label"}, prompt="What is it?")
-    assert row["messages"][0]["content"] == [text("What is it?")]
-
-
 def test_registered_schema_is_recognized_and_read(monkeypatch, tmp_path):
     monkeypatch.setattr(schemas, "SCHEMAS", list(SCHEMAS))
 

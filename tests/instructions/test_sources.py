@@ -1,6 +1,5 @@
 """Sources of all file types, local and on a Hub, as sources of a mixture and by `dataset_name`."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -415,21 +414,6 @@ def test_image_root_follows_the_image_column(tmp_path, file, streaming):
     rows = list(read_source(source))
     assert [row["images"][0]["path"] for row in rows] == [str(tmp_path / "images" / name)] * 2
     assert spoken(rows) == [(question(0), answer(0), 1)] * 2
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_csv_beside_images_is_read(tmp_path, streaming):
-    names = save_images(tmp_path / "images", PICTURES)
-    file = tmp_path / "train.csv"
-    with open(file, "w", newline="") as opened:
-        rows = [(name, question(number), answer(number)) for number, name in enumerate(names)]
-        csv.writer(opened).writerows([("image", "question", "answer"), *rows])
-    for place in (tmp_path, file):
-        found = train_rows(place, dataset_streaming=streaming)
-        assert spoken(found) == [(question(number), answer(number), 1) for number in range(4)]
-        assert next(iter(found))["images"][0]["path"] == str(tmp_path / "images" / names[0])
-    (source,) = load_sources(str(file)).sources
-    assert len(spoken(read_source(source))) == 4
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -179,19 +179,6 @@ def test_part_continues_after_broken_connection(folder, monkeypatch, parts):
     assert len(pauses) == 2
 
 
-def test_damaged_part_names_the_source(folder, monkeypatch):
-    source = of_rate(folder, 1).mixture.sources[0]
-
-    def damaged(*_):
-        raise ValueError("line 3 is not valid JSON")
-        yield
-
-    monkeypatch.setattr(sources, "stored_rows", damaged)
-    monkeypatch.setattr(sources, "download_line_files", lambda _: pytest.fail("the rows of others would be read, too"))
-    with pytest.raises(ValueError, match="Source 'parquet', row 0: .*line 3 is not valid JSON"):
-        list(sources.stream_rows(source, 2, 1))
-
-
 @pytest.mark.slow
 def test_resumed_run_reads_the_remaining_rows(folder, tmp_path, model, processor):
     def train(output, resume=None, **options):

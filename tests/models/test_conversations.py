@@ -141,16 +141,6 @@ def test_truncation_of_tokenizer_is_ignored(processor):
     assert torch.equal(found["input_ids"], expected["input_ids"])
 
 
-@pytest.mark.parametrize("token", ["<IMG_CONTEXT>", "<img>", "</img>"])
-def test_literal_image_token_is_named(processor, token):
-    text = f"what is {token}?"
-    for content in (text, [{"type": "text", "text": text}]):
-        conversations = [[QUESTION], [QUESTION, ANSWER, {"role": "user", "content": content}]]
-        for tokenize in (False, True):
-            with pytest.raises(ValueError, match=f"Conversation 1: message 2 .*{token}"):
-                processor.apply_chat_template(conversations, tokenize=tokenize)
-
-
 @pytest.mark.parametrize(
     "conversation, message",
     [

@@ -207,14 +207,6 @@ def test_model_on_vit_is_not_exported(folders, tmp_path):
         assert not (tmp_path / "vit").exists()
 
 
-def test_layer_backbone_starts_models(folders):
-    root, weights = folders
-    for start in (root / "backbone", ViTPBackbone.from_pretrained(root / "backbone")):
-        adapter = ViTPAdapter.from_backbone(start, **ADAPTER)
-        check_vit(adapter, weights)
-        assert adapter.out_features == ["stride4", "stride8", "stride16", "stride32"]
-
-
 EXTRAS = ["accelerate", "cv2", "datasets", "evaluate", "faster_coco_eval", "gradio", "httpx", "matplotlib", "nibabel"]
 EXTRAS += ["openai", "pandas", "peft", "pycocotools", "pydicom", "rasterio", "scipy", "sklearn", "trl"]
 PROGRAM = """

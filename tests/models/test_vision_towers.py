@@ -193,6 +193,15 @@ def test_export_stays_in_its_family(folder, vlm, composed, tmp_path):
         )
 
 
+def test_export_is_replaced_by_the_next(vlm, composed, tmp_path):
+    for factor in (1.0, 2.0):
+        with torch.no_grad():
+            vlm.model.vision_tower.get_parameter(tower_of(vlm.config.vision_config).patch_kernel).mul_(factor)
+        export_backbone(vlm, tmp_path, composed[1].image_processor)
+    kernel = tower_of(vlm.config.vision_config).patch_kernel
+    assert torch.equal(open_vit(tmp_path).get_parameter(kernel), vlm.model.vision_tower.get_parameter(kernel))
+
+
 def test_folder_that_timm_writes_is_opened(tmp_path, language_model):
     torch.manual_seed(0)
     vit = timm.create_model("vit_tiny_patch16_224", img_size=64, embed_dim=32, depth=4, num_heads=2).eval()
@@ -246,18 +255,6 @@ def test_multi_scale_maps_start_from_vit(folder, neck, tmp_path):
             assert torch.equal(actual, wanted)
     large = resize_backbone(backbone, image_size=128)
     assert pair(large.vit.config.image_size) == pair(large.config.image_size) == (128, 128)
-
-
-def test_neck_keeps_stochastic_depth_of_vit(folder):
-    vit = open_vit(folder)
-    tower = tower_of(vit.config)
-    assert ViTPFeaturePyramid.from_backbone(vit).config.drop_path_rate == 0.0
-    if not tower.has_stochastic_depth(vit.config):
-        return
-    tower.set_drop_path_rate(vit.config, 0.3)
-    for settings, rate in (({}, 0.3), ({"drop_path_rate": 0.1}, 0.1)):
-        config = ViTPFeaturePyramid.from_backbone(vit, **settings).config
-        assert config.drop_path_rate == tower.drop_path_rate(config.vit_config) == rate
 
 
 @pytest.mark.parametrize("model_class", [ViTPForSemanticSegmentation, ViTPForObjectDetection])

@@ -31,7 +31,6 @@ from modeling_vitp import (
     ViTPForSemanticSegmentation,
     ViTPImageProcessor,
     ViTPProcessor,
-    ViTPVisionModel,
     convert_checkpoint,
 )
 from modeling_vitp.command.errors import MISTAKE, explain_error
@@ -82,13 +81,6 @@ def test_internvl_checkpoint_is_loaded(tmp_path):
     with torch.no_grad():
         assert torch.equal(model.eval()(**inputs).logits, native(**inputs).logits)
     assert not any(parameter.is_meta for parameter in model.parameters())
-
-
-def test_model_from_scratch_has_requested_attention():
-    for implementation in ("eager", "sdpa"):
-        model, _ = load(ModelConfig(attn_implementation=implementation), ["How many?"], from_scratch=FROM_SCRATCH)
-        configs = (model.config, model.config.vision_config, model.config.text_config)
-        assert {config._attn_implementation for config in configs} == {implementation}
 
 
 def test_unsuitable_checkpoint_is_refused(model_and_processor, tmp_path):
@@ -292,15 +284,6 @@ def test_tiling_equals_composed_image_processor(vision_folder, tmp_path):
     planned, tokens = tiling(None, None, str(vision_folder))
     assert planned.to_dict() == processor.image_processor.to_dict() and tokens == processor.image_seq_length
     assert planned.size != ViTPImageProcessor().size
-
-
-def test_composed_weights_are_float32(vision_folder, tmp_path):
-    save_language_model(tmp_path / "lm")
-    for folder, model_class in ((vision_folder, ViTPVisionModel), (tmp_path / "lm", AutoModelForCausalLM)):
-        model_class.from_pretrained(folder).bfloat16().save_pretrained(folder)
-    for options, dtype in (({}, torch.float32), ({"dtype": "bfloat16"}, torch.bfloat16)):
-        model, _ = compose(str(vision_folder), str(tmp_path / "lm"), **options)
-        assert {weight.dtype for weight in model.parameters()} == {dtype}
 
 
 def test_incompatible_starts_are_refused(vision_folder, tmp_path):

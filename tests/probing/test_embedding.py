@@ -144,16 +144,6 @@ def test_geometries_of_several_crs_are_longitude_and_latitude(folder, tmp_path):
     assert table["ymax"][2] == 4977000 and np.isnan(table["ymax"][3])
 
 
-def test_crs_of_files_with_and_without_crs_is_kept(folder, tmp_path):
-    unknown = write_bands(tmp_path / "unknown.tif", colors(60, 60), transform=UTM["transform"])
-    for images, crs in ((["scene.tif", unknown], 32612), ([unknown], None)):
-        output = tmp_path / f"{crs}.parquet"
-        table = embed(folder, output, images=images)
-        stored = json.loads(pq.read_schema(output).metadata[b"geo"])["columns"]["geometry"]["crs"]
-        assert (stored and stored["id"]["code"]) == crs
-        assert table["geometry"].isna().tolist() == ([False, True] if crs else [False])
-
-
 @pytest.mark.parametrize("with_points", [False, True])
 def test_rotated_images_have_rotated_polygons(folder, tmp_path, with_points):
     """Check an affine transform, and ground control points of the same transform."""

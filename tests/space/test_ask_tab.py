@@ -106,14 +106,6 @@ def test_learned_questions_beat_constants_and_swapped_images(packed):
     assert all(answer.endswith("most trees in the top left.") for answer in answers("Describe the image.", 20))
 
 
-def test_api_streams_the_same_answer(models, scene):
-    steps = [answer for answer, *_ in ask(models, scene, None, TINY, QUESTION, 8)]
-    full = models.full()
-    inputs = encode(full.processor, [picture(336, 224)], QUESTION)
-    ids = full.model.generate(**inputs, **greedy(full.model, 8))[0, inputs["input_ids"].shape[1] :]
-    assert steps[-1].strip() == decode(full.processor, ids) and len(steps) > 3
-
-
 def test_answer_boxes_are_drawn_and_counted(models, page, scene, monkeypatch):
     answer = "<ref>ship</ref><box>[[250, 250, 750, 750]]</box> and [0, 0, 1001, 5]"
     monkeypatch.setattr(ask_tab, "stream_answer", lambda *arguments: iter([answer[:9], answer]))

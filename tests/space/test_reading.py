@@ -200,14 +200,6 @@ def test_bands_are_found_by_name(tmp_path):
         assert_shows(reading, stretched(array[bands]))
 
 
-def test_bands_are_found_by_color(tmp_path):
-    array = values(6)
-    colors = [rasterio.enums.ColorInterp[name] for name in ("gray", "blue", "green", "undefined", "red", "undefined")]
-    reading = read_image(geotiff(tmp_path / "colors.tif", array, colors=colors, photometric="minisblack"))
-    assert "bands 5, 3, 2 of 6" in reading.note
-    assert_shows(reading, stretched(array[[4, 2, 1]]))
-
-
 def test_input_spec_overrides_defaults(tmp_path):
     array = values(5)
     path = geotiff(tmp_path / "five.tif", array, photometric="minisblack")

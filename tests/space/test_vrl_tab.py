@@ -7,14 +7,12 @@ import vrl_tab
 from answers import answers_by_drop_ratio, decode, encode, greedy
 from loading import TINY, FullModel
 from pictures import picture
-from PIL import Image
 from tiny_models import TEXT, TOKENS_PER_TILE
 from vrl_tab import (
     DIMMED,
     MAX_NEW_TOKENS,
     answers_at,
     costs,
-    draw_tokens,
     explain,
     kept_tokens,
     token_maps,
@@ -60,20 +58,6 @@ def test_model_orders_tokens_by_row(model):
             patches[0, row, column] = 1
             tokens = model.model.pixel_shuffle(patches, scale_factor=0.5).flatten(1, 2)[0]
             assert tokens.any(-1).nonzero().flatten().tolist() == [row // 2 * SIDE + column // 2]
-
-
-def test_processor_orders_tiles_by_row(processor):
-    """The bright sixth of an image is the tile at that position of the map."""
-    for row in range(2):
-        for column in range(3):
-            pixels = np.zeros((112, 168, 3), dtype=np.uint8)
-            pixels[row * 56 : (row + 1) * 56, column * 56 : (column + 1) * 56] = 255
-            tiles = encode(processor, [Image.fromarray(pixels)], QUESTION)["pixel_values"]
-            assert tiles[:6].mean((1, 2, 3)).argmax() == 3 * row + column
-            kept = torch.arange(TOKENS_PER_TILE) + TOKENS_PER_TILE * (3 * row + column)
-            maps = token_maps(processor, (168, 112), len(tiles), kept)
-            shown = np.array(draw_tokens(Image.fromarray(pixels), maps.tiles))
-            assert (shown == pixels).all()
 
 
 def test_tokens_are_shown_over_tiles_and_thumbnail(models, scene):

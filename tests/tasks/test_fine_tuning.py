@@ -1,7 +1,6 @@
 """Base trainer of fine-tuning: arguments, pictures, evaluation, and learning rates."""
 
 from functools import partial
-from unittest.mock import MagicMock
 
 import dense_data
 import numpy as np
@@ -19,11 +18,9 @@ from modeling_vitp import (
     ViTPForSemanticSegmentation,
     ViTPSegmentationImageProcessor,
 )
-from modeling_vitp.cards.record import read_json
 from modeling_vitp.metrics.resampling import resample
 from modeling_vitp.tasks import fine_tuning
 from modeling_vitp.tasks.arguments import BackboneArguments
-from modeling_vitp.tasks.base import FineTuningOptions
 from modeling_vitp.tasks.loading import load_image_processor, load_on_backbone
 from modeling_vitp.tasks.segmentation.arguments import DenseArguments
 from modeling_vitp.tasks.segmentation.data import DenseData
@@ -120,28 +117,6 @@ def test_scoring_does_not_replace_the_metrics_of_a_model(tmp_path):
     settings = ViTPSegmentationTrainingConfig(str(tmp_path), bf16=False, do_train=False)
     with pytest.raises(ValueError, match=f"{tmp_path}.*metrics.json.*output_dir"):
         fine_tuning.check_splits(settings, DenseArguments(data={"a": 1}, test_split="test"))
-
-
-def test_card_is_written_from_all_metrics(tmp_path, monkeypatch):
-    trainer = make_trainer(tmp_path)
-    trainer.train_dataset = []
-    found = {}
-    monkeypatch.setattr(trainer, "evaluate", lambda *_, metric_key_prefix: {f"{metric_key_prefix}_mean_iou": 0.5})
-    monkeypatch.setattr(trainer, "share", lambda: found.update(read_json(tmp_path / "metrics.json")) or 0)
-    monkeypatch.setattr(trainer, "record", lambda *_: None)
-    monkeypatch.setattr(fine_tuning, "train", lambda trainer: {"seed": 0})
-    monkeypatch.setattr(fine_tuning, "check_free", lambda folder: None)
-    task = MagicMock()
-    task.load_model.return_value = trainer.model
-    task.create_trainer.return_value = trainer
-    task.check_samples.return_value = {}
-    task.open_split.return_value = []
-    task.score_controls.return_value = {"test_swapped": 0.25}
-    task.open_data.return_value.describe.return_value = ([], None)
-    args = DenseArguments(data={"a": 1}, test_split="test", num_pictures=0)
-    fine_tuning.fine_tune(task, FineTuningOptions(args, trainer.args, BackboneArguments()))
-    assert found["test"] == {"test_mean_iou": 0.5, "test_swapped": 0.25}
-    assert found["main_score"] == "mean_iou" and found["greater_is_better"]
 
 
 LAYERS = 4

@@ -12,7 +12,6 @@ from modeling_vitp.tasks.detection.arguments import DetectionArguments
 from modeling_vitp.tasks.detection.trainer import ViTPDetectionTrainingConfig
 from modeling_vitp.tasks.segmentation.arguments import DenseArguments
 from modeling_vitp.tasks.segmentation.trainer import ViTPSegmentationTrainingConfig
-from modeling_vitp.training.config import default_device
 
 
 def test_one_process_uses_one_gpu(tmp_path, monkeypatch, caplog):
@@ -21,15 +20,6 @@ def test_one_process_uses_one_gpu(tmp_path, monkeypatch, caplog):
     args = ViTPTrainingConfig(str(tmp_path), bf16=False, per_device_train_batch_size=3, global_batch_size=6)
     assert (args.n_gpu, args.train_batch_size, args.gradient_accumulation_steps) == (1, 3, 2)
     assert "4 GPUs are visible" in caplog.text
-
-
-def test_device_without_a_gpu_is_the_cpu(monkeypatch):
-    # as of a CUDA build
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    assert default_device() == torch.device("cpu")
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    assert default_device() == torch.device("cuda")
 
 
 @pytest.mark.parametrize(

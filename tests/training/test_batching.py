@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pushed_runs import train
 from sample_rows import sized_row
 from tiny_models import FROM_SCRATCH, TEXT, VISION
-from training_run import FEATURES, OPTIONS, make_rows, make_trainer, run
+from training_run import FEATURES, make_rows, make_trainer, run
 
-from modeling_vitp import ViTPDataCollator, ViTPTrainingConfig
+from modeling_vitp import ViTPDataCollator
 from modeling_vitp.instructions.collator import STEP
 from modeling_vitp.instructions.raw_tiles import normalize_tiles
 from modeling_vitp.instructions.rows import prepare_rows
@@ -27,8 +27,7 @@ from modeling_vitp.training.batching import (
     StepSampler,
 )
 from modeling_vitp.training.callbacks import take_names
-from modeling_vitp.training.checkpointing import last_checkpoint, publish_checkpoint
-from modeling_vitp.training.resuming import default_warmup
+from modeling_vitp.training.checkpointing import last_checkpoint
 
 RATIO = 0.75  # drop ratio of `training_run`
 PERSISTENT = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
@@ -275,18 +274,3 @@ def test_default_warmup_is_half_from_scratch(data_folder, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| first optimizer steps, without VRL | 1 |" in card
     assert "without VRL" not in (tmp_path / "next" / "out" / "README.md").read_text()
-
-
-def test_default_warmup_counts_epochs(tmp_path):
-    args = ViTPTrainingConfig(str(tmp_path), **OPTIONS | {"max_steps": -1, "num_train_epochs": 2.5})
-    rows = make_rows()  # three steps per epoch; the Trainer counts 8 in 2.5 epochs
-    assert default_warmup(args, rows) == 4
-    assert make_trainer(tmp_path, max_steps=-1, num_train_epochs=2.5, **ONCE).train().global_step == 8
-    args.max_steps = 9
-    assert default_warmup(args, rows.to_iterable_dataset()) == 4
-    args.max_steps, args.dataloader_drop_last = -1, True  # two steps per epoch, 5 in total
-    assert default_warmup(args, rows) == 2
-    for step, recorded in ((1, {"vrl_warmup_steps": 7}), (2, {})):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        publish_checkpoint(tmp_path / f"checkpoint-{step}", {"fixed": recorded, "free": {}})
-        assert default_warmup(args, rows) == recorded.get("vrl_warmup_steps", 0)

@@ -53,15 +53,6 @@ def test_answer_without_a_letter_is_unusable(tmp_path):
         assert len(conversion.unused) == 1
 
 
-def test_report_has_findings_impression_and_view(tmp_path):
-    open_i(tmp_path / "open_i")
-    _, rows = make("open_i", tmp_path / "open_i")
-    report = 'Findings: The heart is "normal" in size, the lungs are clear.\nImpression: No acute disease.'
-    assert [said(row)[1] for row in rows] == [report] * 2 + ["Impression: Mild XXXX.\nNo effusion."] * 3
-    assert ["frontal chest" in said(row)[0] for row in rows] == [True, False, True, False, True]
-    assert ["lateral chest" in said(row)[0] for row in rows] == [False, True, False, True, False]
-
-
 def test_test_split_is_excluded_by_default(tmp_path):
     for name, write, kept in (("pmc_vqa", pmc_vqa, 4), ("omnimedvqa", omnimedvqa, 3), ("pmc_oa", pmc_oa, 5)):
         rows = write(tmp_path / name)

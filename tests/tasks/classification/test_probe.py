@@ -101,35 +101,6 @@ def test_folder_is_probed_with_two_backbones(tmp_path, capsys):
     assert rows[4][1:] == ["0.375"] * 4
 
 
-def test_features_are_extracted_once(tmp_path, monkeypatch):
-    """Extract features again only if weights, images or settings change."""
-    make_classes(tmp_path / "data", {"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}})
-    folder = save_backbone(tmp_path / "b", "vitp")
-    arguments = ["--backbones", str(folder), "--dataset_name", str(tmp_path / "data"), "--output_dir", str(tmp_path)]
-    seen = []
-    pool = load_backbone(str(folder)).pool.__func__
-    monkeypatch.setattr(
-        "modeling_vitp.probing.backbones.Backbone.pool", lambda *args: seen.append(len(args[1])) or pool(*args)
-    )
-
-    def extracted(*more: str) -> list[int]:
-        seen.clear()
-        main([*arguments, *more])
-        return list(seen)
-
-    assert extracted() == [4, 2]
-    first = read_metrics(tmp_path)["results"]
-    assert extracted() == [] and read_metrics(tmp_path)["results"] == first
-    assert extracted("--shots", "1", "--num_neighbours", "1", "--l2", "1") == []
-    assert extracted("--pooling", "cls") == [4, 2]
-    assert extracted("--image_size", "32") == [4, 2]
-    assert extracted("--random_control", "true") == [4, 2]
-    dense_data.save(Image.new("RGB", (40, 36)), tmp_path / "data" / "test" / "b" / "01.png")
-    assert extracted()[-1] == 3
-    ViTPVisionModel(dense_data.tiny_backbone().config).save_pretrained(folder)
-    assert extracted() == [4, 3]
-
-
 def test_held_out_share_is_tested(tmp_path):
     """Use data without a test split, with another class column."""
     rng = np.random.default_rng(0)
@@ -303,24 +274,6 @@ def test_non_finite_features_raise_error(tmp_path):
     arguments = ["--backbones", str(tmp_path / "b"), "--dataset_name", str(tmp_path / "data")]
     with pytest.raises(ValueError, match="b are not finite"):
         main([*arguments, "--output_dir", str(tmp_path / "out")])
-
-
-def write_pictures(root, paths) -> None:
-    for number, path in enumerate(paths):
-        dense_data.save(picture(8, 8, number), root / path)
-
-
-def test_class_may_have_split_name(tmp_path):
-    numbers = {"train": 3, "test": 2}
-    classes = ["bridge", "test site", "train_station"]
-    paths = [f"{split}/{name}/{i}.png" for split, number in numbers.items() for name in classes for i in range(number)]
-    write_pictures(tmp_path, paths)
-    samples, names = open_samples(str(tmp_path), None, "train", "test")
-    assert names == classes
-    for role, number in numbers.items():
-        assert samples[role].labels.tolist() == [0] * number + [1] * number + [2] * number
-    assert not {*samples["train"].files_or_rows()} & {*samples["test"].files_or_rows()}
-    assert len(open_samples(str(tmp_path), None, "train", "test", 0.4)[0]["test"]) == 3
 
 
 def test_intervals_compare_backbones_with_the_first(tmp_path, capsys):
