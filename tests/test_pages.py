@@ -20,7 +20,6 @@ from paths import ROOT
 PAGES = find_pages()
 MAIN = [  # run by the default suite, but for their commands that begin as one of SLOW
     "README.md",
-    "modeling_vitp/README.md",
     "recipes/configs/README.md",
     "recipes/make_instructions.md",
 ]

@@ -110,6 +110,13 @@ def written(request, tmp_path_factory):
         return request.param, folder, write(folder)
 
 
+@pytest.fixture
+def output(written, tmp_path):
+    """Copy of the output folder of an adaptation."""
+    shutil.copytree(written[1], tmp_path / "run")
+    return tmp_path / "run"
+
+
 @torch.no_grad()
 def states_of(folder: Path | str, pixels: torch.Tensor) -> torch.Tensor:
     return AutoModel.from_pretrained(folder, dtype=torch.float32).eval()(pixels).last_hidden_state
