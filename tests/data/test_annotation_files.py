@@ -4,8 +4,6 @@ from xml.etree import ElementTree
 
 import pytest
 
-from modeling_vitp.data.layouts.coco import check_coco
-from modeling_vitp.data.layouts.dota import dota_objects
 from modeling_vitp.data.layouts.voc import voc_objects
 
 CORNERS = [(10.0, 20.0), (30.0, 22.0), (29.0, 32.0), (9.0, 30.0)]
@@ -20,14 +18,3 @@ def test_dior_r_box_has_corners():
     broken = document.replace("<y_right_top>22.0</y_right_top>", "")
     with pytest.raises(ValueError, match="00001.xml, object 0 "):
         voc_objects(ElementTree.fromstring(broken), "00001.xml")
-
-
-@pytest.mark.parametrize("end", ["storage tank 0", "ship easy", "ship 0 1"])
-def test_dota_class_with_space_is_refused(end):
-    with pytest.raises(ValueError, match="P1.txt, line 2: .*" + end):
-        dota_objects(f"1 1 9 1 9 9 1 9 ship 2\n1 1 9 1 9 9 1 9 {end}", "P1.txt")
-
-
-def test_duplicate_category_id_raises_error():
-    with pytest.raises(ValueError, match="two entries of `categories` have the id 1"):
-        check_coco({"images": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "instances.json")

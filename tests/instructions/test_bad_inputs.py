@@ -9,8 +9,7 @@ from sample_rows import ANSWER, PLACE, USER, make_rows, text
 from trl import ScriptArguments
 
 from modeling_vitp import ViTPDataCollator
-from modeling_vitp.instructions.mixture import load_mixture, load_sources
-from modeling_vitp.instructions.schemas import recognize
+from modeling_vitp.instructions.mixture import load_mixture
 from modeling_vitp.instructions.sources import Source, open_splits, read_source
 
 LATER = [USER, ANSWER, USER]
@@ -69,20 +68,6 @@ def test_invalid_collator_option_is_named(processor, options, named):
         ViTPDataCollator(processor, **options)
 
 
-@pytest.mark.parametrize(
-    ("names", "named"),
-    [
-        (["label", "width"], r"\['label', 'width'\]"),
-        (["img", "body"], r"\['img', 'body'\].*{\"image\": \"img\", \"caption\": \"body\"}"),
-        ([], "found none"),
-        (["messages", "prompt", "completion"], "messages and prompts and completions"),
-    ],
-)
-def test_ambiguous_columns_are_listed(names, named):
-    with pytest.raises(ValueError, match=named):
-        recognize(names)
-
-
 SOURCE = {"name": "s", "annotation": "a.jsonl"}
 MIXTURES = [
     ({"name": "s", "anotation": "a.jsonl"}, "'s': .*'anotation'"),
@@ -136,13 +121,6 @@ def test_nested_mixture_file_is_missing_or_a_cycle(tmp_path):
     (tmp_path / "b.yaml").write_text(f"mixture: {path}")
     with pytest.raises(ValueError, match=f"b.yaml .* {path}"):
         load_mixture(path)
-
-
-@pytest.mark.parametrize("name", ["none.yaml", "no name"])
-def test_missing_mixture_is_named(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=name):
-        load_sources(name)
 
 
 @pytest.fixture

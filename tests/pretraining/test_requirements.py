@@ -1,7 +1,5 @@
 """Scores that a run must reach."""
 
-import pytest
-
 from modeling_vitp.pretraining.requirements import Requirement, check_requirements
 
 METRICS = {"probe": {"least_gain": {"linear": 0.03, "nonlinear": -0.01}}, "answers": {"count": 2}, "seed": 0}
@@ -20,12 +18,6 @@ def test_requirement_is_parsed():
         for value, is_passed in zip((1, 2, 3), passed):
             (result,) = check_requirements({"answers.count": f"{relation} 2"}, {"answers": {"count": value}})
             assert result["passed"] is bool(is_passed) and result["reached"] == value
-
-
-@pytest.mark.parametrize("text", ["0.02", "> high", "== 1", "> nan", 0.02])
-def test_text_without_relation_is_refused(text):
-    with pytest.raises(ValueError, match=r"'probe\.least_gain\.linear'"):
-        Requirement.parse("probe.least_gain.linear", text)
 
 
 def test_unknown_score_lists_known_keys():

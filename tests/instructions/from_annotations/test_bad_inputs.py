@@ -6,7 +6,7 @@ import os
 import nibabel
 import numpy as np
 import pytest
-from annotated_images import LAYOUTS, NAMES, make, noise, write_voc
+from annotated_images import LAYOUTS, NAMES, noise, write_voc
 from PIL import Image
 
 from modeling_vitp.data import layouts
@@ -199,13 +199,6 @@ def test_output_folder_of_other_files_is_refused(output, named, tmp_path, monkey
     with pytest.raises(ValueError, match=f"--output_dir.*{named}"):
         make_instructions.main(["voc", "data", "--output_dir", output])
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_class_that_does_not_occur_is_named(tmp_path):
-    write_voc(tmp_path / "data", "train", NAMES["train"][:12])
-    (tmp_path / "names.json").write_text(json.dumps({"shpi": None, "ship": "boat"}))
-    with pytest.raises(ValueError, match="--names.*'shpi'"):
-        make("voc", tmp_path / "data", tmp_path / "out", "--names", tmp_path / "names.json")
 
 
 def deep_collage(root):
