@@ -146,7 +146,7 @@ def test_part_draws_fractional_rate(folder, monkeypatch, resample):
 
 @pytest.mark.slow
 def test_parts_round_tiny_rates_at_random(folder):
-    seeds, parts, rate = 40, FILES, 0.03  # A pass has 0.3 rows of a part, and 1.8 rows of all parts.
+    seeds, parts, rate = 20, FILES, 0.03  # A pass has 0.3 rows of a part, and 1.8 rows of all parts.
     found = [
         sum(1 for row in rows._shuffled(0, parts, part, 0))
         for rows in (of_rate(folder, rate, seed) for seed in range(seeds))
