@@ -205,6 +205,7 @@ def test_private_names_stay_in_their_folder():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_no_module_is_imported_by_its_bare_name():
     """`space/` and `tests/helpers/` are on the path in tests only, and no test file imports another."""
     names = {path.stem for folder in (ROOT / "space", ROOT / "recipes", HELPERS) for path in folder.rglob("*.py")}
@@ -227,6 +228,7 @@ def test_import_loads_no_extra():
     assert json.loads(done.stdout.splitlines()[-1]) == []
 
 
+@pytest.mark.slow
 def test_installed_packages_are_the_folders():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")

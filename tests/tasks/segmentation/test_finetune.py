@@ -92,12 +92,11 @@ def test_loveda_trains_scores_and_submits(tmp_path):
     total = sum(counted.values())
     assert config["class_weights"] == pytest.approx([total / 7 / count for count in counted.values()])
 
+@pytest.mark.slow
     with zipfile.ZipFile(tmp_path / "out" / "submission.zip") as archive:
         assert sorted(name for name in archive.namelist() if not name.endswith("/")) == ["0.png", "10.png"]
     mask = np.array(Image.open(tmp_path / "out/submission/10.png"))
     assert mask.shape == (64, 64) and mask.max() <= 6
-
-
 def test_uavid_submission_has_mask_colors(tmp_path):
     """Check oblong images, color masks, six scales and mirrored images."""
     dense_data.make_uavid(tmp_path / "data")
@@ -109,6 +108,7 @@ def test_uavid_submission_has_mask_colors(tmp_path):
         assert {*map(tuple, mask.reshape(-1, 3).tolist())} <= colors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_levir_cd_trains_and_scores(tmp_path, change):
     """Check the recipe also with change as the first class."""
