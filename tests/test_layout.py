@@ -205,7 +205,6 @@ def test_private_names_stay_in_their_folder():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_no_module_is_imported_by_its_bare_name():
     """`space/` and `tests/helpers/` are on the path in tests only, and no test file imports another."""
     names = {path.stem for folder in (ROOT / "space", ROOT / "recipes", HELPERS) for path in folder.rglob("*.py")}
@@ -221,6 +220,7 @@ def test_no_module_is_imported_by_its_bare_name():
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.slow
 def test_import_loads_no_extra():
     program = f"import json, sys, {PACKAGE}; print(json.dumps([name for name in {HEAVY} if name in sys.modules]))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
@@ -228,7 +228,6 @@ def test_import_loads_no_extra():
     assert json.loads(done.stdout.splitlines()[-1]) == []
 
 
-@pytest.mark.slow
 def test_installed_packages_are_the_folders():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
@@ -240,6 +239,7 @@ def test_installed_packages_are_the_folders():
     assert without_init == [ROOT / "recipes" / "datasets"]  # see the next test
 
 
+@pytest.mark.slow
 def test_recipes_run_as_files_import_the_library_datasets():
     """`python recipes/NAME.py` puts `recipes/` on the path, where a folder with an `__init__.py` would come first."""
     program = "import datasets; print(datasets.Dataset.__name__)"

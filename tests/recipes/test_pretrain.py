@@ -61,7 +61,6 @@ def test_run_leaves_results_and_is_start_for_next(data_folder, tmp_path, caplog)
     assert len(losses) == 3
     assert json.loads((output / "metrics.json").read_text())["train"]["train_loss"] == pytest.approx(sum(losses) / 3)
 
-@pytest.mark.slow
     settings = {"output_dir": str(tmp_path / "next"), "from_scratch": None, "model_name_or_path": str(output)}
     options = {"dataset_name": str(data_folder), "drop_path_rate": 0.2, "max_patches": 5}
     assert run(tmp_path, max_steps=1, **options, **settings) == 0
@@ -71,6 +70,9 @@ def test_run_leaves_results_and_is_start_for_next(data_folder, tmp_path, caplog)
     settings["model_name_or_path"] = str(output / "checkpoint-1")
     with pytest.raises(ValueError, match="weights that it starts from was '.*' and is "):
         run(tmp_path, max_steps=3, **options, **settings)
+
+
+@pytest.mark.slow
 def test_run_on_mixture_counts_skipped_rows(data_folder, tmp_path, caplog):
     lines = (tmp_path / "text.jsonl", '{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt"\n' * 3)
     lines[0].write_text(lines[1])

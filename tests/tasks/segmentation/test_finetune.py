@@ -92,11 +92,13 @@ def test_loveda_trains_scores_and_submits(tmp_path):
     total = sum(counted.values())
     assert config["class_weights"] == pytest.approx([total / 7 / count for count in counted.values()])
 
-@pytest.mark.slow
     with zipfile.ZipFile(tmp_path / "out" / "submission.zip") as archive:
         assert sorted(name for name in archive.namelist() if not name.endswith("/")) == ["0.png", "10.png"]
     mask = np.array(Image.open(tmp_path / "out/submission/10.png"))
     assert mask.shape == (64, 64) and mask.max() <= 6
+
+
+@pytest.mark.slow
 def test_uavid_submission_has_mask_colors(tmp_path):
     """Check oblong images, color masks, six scales and mirrored images."""
     dense_data.make_uavid(tmp_path / "data")
