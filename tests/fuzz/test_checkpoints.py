@@ -153,11 +153,11 @@ def test_damaged_checkpoint_is_named(way, sound, tmp_path):
     load(shutil.copytree(sound / source, tmp_path / "as it was"))
     results = []
     with limits():
-        for number in range(20):
+        for number in range(40):
             folder = tmp_path / "damaged"
             shutil.copytree(sound / source, folder)
             alter(random.Random(f"{way} {number}"), folder, names)
             kinds = (ValueError, OSError)
             results.append(outcome(lambda: load(folder), str(folder), kinds=kinds))  # noqa: B023 called at once
             shutil.rmtree(folder)
-    check_outcomes(results, 2)
+    check_outcomes(results, 5)
