@@ -1,6 +1,7 @@
 """Base trainer of fine-tuning: arguments, pictures, evaluation, and learning rates."""
 
 from functools import partial
+from unittest.mock import MagicMock
 
 import dense_data
 import numpy as np
@@ -18,15 +19,21 @@ from modeling_vitp import (
     ViTPForSemanticSegmentation,
     ViTPSegmentationImageProcessor,
 )
+from modeling_vitp.cards.record import read_json
 from modeling_vitp.metrics.resampling import resample
 from modeling_vitp.tasks import fine_tuning
 from modeling_vitp.tasks.arguments import BackboneArguments
-from modeling_vitp.tasks.loading import load_image_processor, load_on_backbone
+from modeling_vitp.tasks.base import FineTuningOptions
+from modeling_vitp.tasks.classification.arguments import ClassificationArguments
+from modeling_vitp.tasks.detection.arguments import DetectionArguments
+from modeling_vitp.tasks.detection.trainer import ViTPDetectionTrainingConfig
+from modeling_vitp.tasks.loading import check_start, load_image_processor, load_on_backbone
 from modeling_vitp.tasks.segmentation.arguments import DenseArguments
 from modeling_vitp.tasks.segmentation.data import DenseData
 from modeling_vitp.tasks.segmentation.trainer import ViTPSegmentationTrainer, ViTPSegmentationTrainingConfig
 from modeling_vitp.training import results
 from modeling_vitp.training.freezing import layer_decay_groups
+from modeling_vitp.training.resuming import check_resume_settings
 
 NECKS = {"adapter": dense_data.BACKBONE, "pyramid": {"pyramid_channels": 16}}
 
@@ -83,11 +90,27 @@ def test_uncounted_scores_are_named(tmp_path, monkeypatch, caplog, prefix, is_te
     assert "iou/river" in caplog.text and "road" not in caplog.text
 
 
+@pytest.mark.parametrize(("number", "shown"), [(0, []), (2, [0, 2]), (9, [0, 1, 2, 3])])
+def test_pictures_spread_over_samples(tmp_path, monkeypatch, number, shown):
+    drawn = []
+    monkeypatch.setattr(ViTPSegmentationTrainer, "draw", lambda self, samples, path, is_test: drawn.extend(samples))
+    assert results.finish(make_trainer(tmp_path), [0, 1, 2, 3], number) == 0
+    assert drawn == shown
+
+
 def test_failing_submission_sets_exit_status(tmp_path):
     trainer = make_trainer(tmp_path)
     assert results.finish(trainer, None, 4, lambda: (tmp_path / "masks.zip").touch()) == 0
     assert (tmp_path / "masks.zip").is_file()
     assert results.finish(trainer, None, 4, lambda: 1 / 0) == 1
+
+
+@pytest.mark.parametrize("arguments", [DenseArguments, DetectionArguments, ClassificationArguments])
+def test_split_arguments_are_alike(arguments):
+    args = arguments(data={"a": 1}, data_root="there", eval_split="", test_split="")
+    assert (args.eval_split, args.test_split, args.data) == (None, None, {"a": 1, "root": "there"})
+    with pytest.raises(ValueError, match="data"):
+        arguments()
 
 
 @pytest.mark.parametrize(
@@ -117,6 +140,43 @@ def test_scoring_does_not_replace_the_metrics_of_a_model(tmp_path):
     settings = ViTPSegmentationTrainingConfig(str(tmp_path), bf16=False, do_train=False)
     with pytest.raises(ValueError, match=f"{tmp_path}.*metrics.json.*output_dir"):
         fine_tuning.check_splits(settings, DenseArguments(data={"a": 1}, test_split="test"))
+
+
+def test_card_is_written_from_all_metrics(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path)
+    trainer.train_dataset = []
+    found = {}
+    monkeypatch.setattr(trainer, "evaluate", lambda *_, metric_key_prefix: {f"{metric_key_prefix}_mean_iou": 0.5})
+    monkeypatch.setattr(trainer, "share", lambda: found.update(read_json(tmp_path / "metrics.json")) or 0)
+    monkeypatch.setattr(trainer, "record", lambda *_: None)
+    monkeypatch.setattr(fine_tuning, "train", lambda trainer: {"seed": 0})
+    monkeypatch.setattr(fine_tuning, "check_free", lambda folder: None)
+    task = MagicMock()
+    task.load_model.return_value = trainer.model
+    task.create_trainer.return_value = trainer
+    task.check_samples.return_value = {}
+    task.open_split.return_value = []
+    task.score_controls.return_value = {"test_swapped": 0.25}
+    task.open_data.return_value.describe.return_value = ([], None)
+    args = DenseArguments(data={"a": 1}, test_split="test", num_pictures=0)
+    fine_tuning.fine_tune(task, FineTuningOptions(args, trainer.args, BackboneArguments()))
+    assert found["test"] == {"test_mean_iou": 0.5, "test_swapped": 0.25}
+    assert found["main_score"] == "mean_iou" and found["greater_is_better"]
+
+
+def test_changed_layer_decay_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.train_dataset = []
+    settings = trainer.run_settings()
+    trainer.args.layer_decay, trainer.args.learning_rate = 0.25, 0.5
+    with pytest.raises(ValueError, match="learning_rate .*0.5; .*layer_decay .*0.25"):
+        check_resume_settings("checkpoint-1", settings, trainer.run_settings())
+
+
+@pytest.mark.parametrize("arguments", [ViTPSegmentationTrainingConfig, ViTPDetectionTrainingConfig])
+def test_label_smoothing_is_for_classification(arguments, tmp_path):
+    with pytest.raises(ValueError, match="label_smoothing_factor"):
+        arguments(output_dir=str(tmp_path), label_smoothing_factor=0.1)
 
 
 LAYERS = 4
@@ -172,6 +232,11 @@ def test_layer_decay_options_of_the_release(model, at_input, positions):
     assert found.keys() == before.keys() and changed == expected
 
 
+def test_layer_decay_of_one_has_one_rate(model):
+    groups = layer_decay_groups(model, learning_rate=1.0, weight_decay=0.1, layer_decay=1.0, num_layers=LAYERS)
+    assert {group["lr"] for group in groups} == {1.0}
+
+
 def test_split_is_scored_over_resamples(tmp_path):
     """Check scores over resamples against evaluations of the repeated samples."""
     trainer, random = make_trainer(tmp_path), torch.Generator().manual_seed(0)
@@ -219,6 +284,16 @@ def test_settings_of_the_head_are_applied_to_a_fine_tuned_model(fine_tuned):
             load(**wrong)
 
 
+def test_default_neck_that_is_set_is_not_ignored(tmp_path):
+    """Check a start with the other neck, which keeps its neck only if none is set."""
+    head = {**dense_data.HEAD, "id2label": dict(enumerate("ab")), "backbone_kwargs": {"pyramid_channels": 16}}
+    ViTPForSemanticSegmentation.from_backbone(dense_data.tiny_backbone(), "pyramid", **head).save_pretrained(tmp_path)
+    start = partial(BackboneArguments, model_name_or_path=str(tmp_path))
+    assert load_on_backbone(ViTPForSemanticSegmentation, start(), ["a", "b"]).backbone.config.pyramid_channels == 16
+    with pytest.raises(ValueError, match="neck: adapter"):
+        load_on_backbone(ViTPForSemanticSegmentation, start(neck="adapter"), ["a", "b"])
+
+
 def test_fine_tuned_start_is_loaded_in_float32(tmp_path, fine_tuned):
     ViTPForObjectDetection.from_pretrained(fine_tuned, dtype=torch.bfloat16).save_pretrained(tmp_path)
     model = load_on_backbone(ViTPForObjectDetection, BackboneArguments(model_name_or_path=str(tmp_path)), ["ship"])
@@ -230,3 +305,10 @@ def test_trained_model_is_scored_at_its_own_size(fine_tuned, caplog):
     load = partial(load_image_processor, ViTPDetectionImageProcessor, args, do_resize=True, size=size)
     assert dict(load().size) == size and not caplog.messages
     assert dict(load(do_train=False).size) == {"height": 96, "width": 128} and "size" in caplog.text
+
+
+def test_backbone_is_not_scored(tmp_path, fine_tuned):
+    dense_data.tiny_backbone().save_pretrained(tmp_path)
+    check_start(ViTPForObjectDetection, BackboneArguments(model_name_or_path=fine_tuned), do_train=False)
+    with pytest.raises(ValueError, match="vitp_vision.*vitp_object_detection|do_train"):
+        check_start(ViTPForObjectDetection, BackboneArguments(model_name_or_path=str(tmp_path)), do_train=False)

@@ -254,6 +254,33 @@ def test_part_of_a_volume_has_no_surfaces(runs, tmp_path):
     assert measured[0] < measured[1] and "mean_hausdorff_95" in measured[1] - measured[0]
 
 
+def test_changed_image_raises_error(runs, tmp_path):
+    shutil.copytree(runs / "loveda", tmp_path / "data")
+    settings = one(output_dir=tmp_path / "out", data_root=tmp_path / "data")
+    evaluate(runs / "first", **settings)
+    image = next((tmp_path / "data/Val").glob("*/images_png/*.png"))
+    image.write_bytes(image.read_bytes() + b"\0")
+    with pytest.raises(ValueError, match="different files"):
+        evaluate(runs / "first", **settings)
+
+
+def test_invalid_data_raise_one_line(runs, tmp_path):
+    def says(message, *names, **settings):
+        with pytest.raises(ValueError, match=message):
+            evaluate(*(runs / name for name in names), **one(output_dir=tmp_path / "out", **settings))
+        assert not (tmp_path / "out").exists()
+
+    says("Split 'test' needs masks", "first", split="test")
+    says("'tset'", "first", split="tset")
+    says("change and .*first differ", "first", "change")
+    says("2 classes .*7 classes of .*first", "first", data="levir_cd", data_root=runs / "levir_cd")
+    two = dense_data.read_config("levir_cd")["data"] | {"root": str(runs / "levir_cd")}
+    two["splits"] = {"test": {"image": "test/A/{name}.png", "mask": "test/label/{name}.png"}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": two, "test_split": "test"}))
+    says("change takes 2 image.s.", "change", data=tmp_path / "config.yaml")
+    says("stride=64", "first", stride=64)
+
+
 CONDITIONS = ["--corruptions", "rotation", "gaussian_noise", "--severities", "5"]
 
 

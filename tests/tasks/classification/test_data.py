@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pandas as pd
+import PIL.Image
 import pytest
 import rasterio
 import torch
@@ -14,7 +15,9 @@ from dense_data import read_config, save
 from pictures import picture, write_bands
 from volumes_on_disk import write_series
 
-from modeling_vitp.tasks.classification.data import ClassificationData, check_trained, count
+from modeling_vitp.data.files import FileSample
+from modeling_vitp.data.tables import LabelTable
+from modeling_vitp.tasks.classification.data import ClassificationData, check_trained, count, names_of
 
 
 def opened(settings: dict, split: str = "train"):
@@ -57,6 +60,12 @@ def test_named_labels_are_classes(tmp_path):
         opened({**stored, "classes": ["field", "water"]})
 
 
+def test_class_of_test_split_only_is_refused(folders):
+    save(picture(20, 20), folders / "test" / "swamp" / "9.png")
+    with pytest.raises(ValueError, match="test/swamp/9.png .*'swamp'.*field, forest"):
+        opened({"root": str(folders)}, "test")
+
+
 def test_class_without_training_images_is_refused(caplog):
     trained, scored = {"field": 3, "swamp": 0}, {"field": 1, "swamp": 2}
     with pytest.raises(ValueError, match="Split 'test' .*swamp"):
@@ -64,6 +73,12 @@ def test_class_without_training_images_is_refused(caplog):
     check_trained(trained, scored, "test", is_listed=True)
     assert "swamp" in caplog.text
     check_trained(trained, {"field": 1, "swamp": 0}, "test", is_listed=False)
+
+
+def test_empty_class_folder_is_refused(folders):
+    (folders / "train" / "swamp").mkdir()
+    with pytest.raises(ValueError, match="'swamp'.*train/swamp"):
+        opened({"root": str(folders)})
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "0.png"])
@@ -77,6 +92,15 @@ def test_bad_file_is_refused_or_skipped(folders, caplog, name):
     with caplog.at_level(logging.WARNING):
         assert len(opened({"root": str(folders), "bad_images": "skip"})) == number_of_images
     assert name in caplog.text
+
+
+def test_truncated_image_raises_error_on_reading(folders):
+    path = folders / "train" / "field" / "0.bmp"
+    PIL.Image.open(folders / "train" / "field" / "0.png").save(path)
+    (folders / "train" / "field" / "0.png").unlink()
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(ValueError, match="train/field/0.bmp"):
+        opened({"root": str(folders)})[0]
 
 
 def rows(labels, feature, name: str = "label") -> Dataset:
@@ -217,6 +241,14 @@ def test_table_keeps_leading_zeros_and_none(tmp_path, suffix):
     assert found == {"0001": [0], "0002": [1], "0003": [2], "0010": []}
 
 
+def test_copied_image_in_two_splits_is_refused(folders):
+    shutil.copyfile(folders / "train/field/1.png", folders / "test/field/renamed.png")
+    for settings in ({"root": str(folders)}, {"dataset_name": str(folders)}):
+        with pytest.raises(ValueError, match="'test' .*'train'"):
+            ClassificationData.from_dict(settings).check_disjoint(["train", "test"])
+    ClassificationData.from_dict({"root": str(folders), "allow_shared_images": True}).check_disjoint(["train", "test"])
+
+
 def test_dicom_is_windowed_and_patients_are_checked(tmp_path):
     values = np.random.default_rng(0).integers(-300, 400, (1, 20, 24))
     for split, patient in (("train", "ann"), ("test", "bob")):
@@ -241,6 +273,16 @@ def test_recorded_data_opens_without_training_split(folders):
     assert trained_on == [{"name": folders.name, "split": "train"}] and evaluated_on["test"] == "test"
     shutil.rmtree(folders / "train")
     assert ClassificationData.from_dict(evaluated_on["data"]).open(["test"]).labels.tolist() == [0, 0, 1, 1]
+
+
+def test_file_names_may_have_dots(tmp_path):
+    """Check names with dots, as in DICOM, and that the files which GDAL writes beside an image are ignored."""
+    files = ("1.2.840.0", "1.2.840.1", "S2A.tile0.2020", "S2A.tile0.2021")
+    names = [f"{name}/{file}" for name in "ab" for file in files]
+    write_pictures(tmp_path / "train", *(f"{name}.png" for name in names))
+    for name in "ab":
+        (tmp_path / "train" / name / "S2A.tile0.2020.png.aux.xml").write_text("<PAMDataset/>")
+    assert opened({"root": str(tmp_path)}).ids == names
 
 
 def write_pictures(root, *paths):
@@ -301,6 +343,47 @@ def test_patient_column_of_a_table_is_the_case(tmp_path):
     assert all(parts) and sorted(sum(parts, [])) == ["0", "0", "1", "1", "2", "p2_0"]
 
 
+def test_ambiguous_name_in_folders_is_refused(tmp_path):
+    write_pictures(tmp_path, "north/0.png", "north/1.png", "south/0.png")
+
+    def labels(pattern, rows):
+        write_table(tmp_path, rows)
+        return [*labels_of_table(tmp_path, {"train": pattern})[0].values()]
+
+    for rows in (["0.png,forest", "1.png,water"], ["0,forest", "1,water"]):
+        with pytest.raises(ValueError, match="t.csv, row 0: .*north.0.png .*south.0.png"):
+            labels("{area}/{name}.png", rows)
+    assert labels("{area}/{name}.png", ["north,forest", "south,water"]) == ["forest", "forest", "water"]
+    paths = ["north/0.png,forest", "1.png,water", "south/0.png,water"]
+    assert labels("{area}/{name}.png", paths) == ["forest", "water", "water"]
+    assert labels("{plane}/{patient}.png", ["0,forest", "1,water"]) == ["forest", "water", "forest"]
+
+
+def test_ambiguous_name_in_splits_is_refused(tmp_path):
+    write_pictures(tmp_path, "train/0.png", "train/1.png", "test/0.png")
+
+    def labels(rows, **where):
+        write_table(tmp_path, rows, "file_name,label,part")
+        splits = {name: {"image": f"{name}/{{name}}.png"} for name in ("train", "test")}
+        for name, part in where.items():
+            splits[name]["where"] = {"part": part}
+        return [[*of_split.values()] for of_split in labels_of_table(tmp_path, splits)]
+
+    with pytest.raises(ValueError, match="t.csv, row 0: '0.png' .*train.0.png .*test.0.png"):
+        labels(["0.png,forest,a", "1.png,water,a"])
+    paths = ["train/0.png,forest,a", "train/1.png,water,a", "test/0.png,water,a"]
+    assert labels(paths) == [["forest", "water"], ["water"]]
+    named = ["0.png,forest,a", "1.png,water,a", "0.png,water,b"]
+    assert labels(named, train="a", test="b") == [["forest", "water"], ["water"]]
+
+
+def test_patient_field_precedes_file_name(tmp_path):
+    write_pictures(tmp_path, "1/1.png", "1/2.png", "2/1.png")
+    write_table(tmp_path, ["1,ill", "2,well"], "pid,label")
+    (labels,) = labels_of_table(tmp_path, {"train": "{patient}/{number}.png"}, "pid")
+    assert [*labels.values()] == ["ill", "ill", "well"]
+
+
 @pytest.mark.parametrize(
     ("rows", "where", "message"),
     [
@@ -316,6 +399,20 @@ def test_bad_tables_are_refused(tmp_path, rows, where, message):
     split = {"image": PATIENT_PATTERN} | ({"where": where} if where else {})
     with pytest.raises(ValueError, match=message):
         labels_of_table(tmp_path, {"train": split}, "pid")
+
+
+def test_unknown_cells_are_refused(tmp_path):
+    """Check that an empty label is no class only if the settings say so: the image may not have been annotated."""
+    write_pictures(tmp_path, "0.png")
+    samples = [FileSample("0", {}, (tmp_path / "0.png",), None)]
+    write_table(tmp_path, ["0.png,"])
+    assert LabelTable("t.csv").labels_of(samples, tmp_path, None, "train", {})[1] == [[]]
+    with pytest.raises(ValueError, match="row 0: 'label' .*'none'"):
+        LabelTable("t.csv", no_class="none").labels_of(samples, tmp_path, None, "train", {})
+    for cell, value in (("", "nan"), ("-1", "-1")):
+        write_table(tmp_path, [f"0.png,1,{cell}"], "file_name,mass,edema")
+        with pytest.raises(ValueError, match=f"row 0: .*'edema', got {value}"):
+            LabelTable("t.csv", label=["mass", "edema"]).labels_of(samples, tmp_path, None, "train", {})
 
 
 @pytest.mark.parametrize(
@@ -335,3 +432,19 @@ def test_cells_have_the_meaning_of_label_values(tmp_path, values, expected):
     for change in ({"multi_label": False}, {"table": {"file": "t.csv"}}, {"label_values": {"": 2}}):
         with pytest.raises(ValueError, match="label_values"):
             ClassificationData.from_dict(settings | change)
+
+
+def test_each_split_may_have_a_table(tmp_path):
+    write_pictures(tmp_path, "train/0.png", "valid/0.png")
+    splits = {}
+    for split in ("train", "valid"):
+        splits[split] = {"image": f"{split}/{{name}}.png"}
+        (tmp_path / f"{split}.csv").write_text(f"file_name,label\n{split}/0.png,{split}\n")
+    settings = {"root": str(tmp_path), "table": {"file": "{split}.csv"}, "classes": ["train", "valid"]}
+    data = ClassificationData.from_dict(settings | {"splits": splits})
+    assert [data.open([split]).labels.tolist() for split in splits] == [[0], [1]]
+
+
+def test_date_as_label_is_refused():
+    with pytest.raises(ValueError, match="20230101"):
+        names_of([[3], [20230101]])

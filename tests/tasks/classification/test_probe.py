@@ -101,6 +101,35 @@ def test_folder_is_probed_with_two_backbones(tmp_path, capsys):
     assert rows[4][1:] == ["0.375"] * 4
 
 
+def test_features_are_extracted_once(tmp_path, monkeypatch):
+    """Extract features again only if weights, images or settings change."""
+    make_classes(tmp_path / "data", {"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}})
+    folder = save_backbone(tmp_path / "b", "vitp")
+    arguments = ["--backbones", str(folder), "--dataset_name", str(tmp_path / "data"), "--output_dir", str(tmp_path)]
+    seen = []
+    pool = load_backbone(str(folder)).pool.__func__
+    monkeypatch.setattr(
+        "modeling_vitp.probing.backbones.Backbone.pool", lambda *args: seen.append(len(args[1])) or pool(*args)
+    )
+
+    def extracted(*more: str) -> list[int]:
+        seen.clear()
+        main([*arguments, *more])
+        return list(seen)
+
+    assert extracted() == [4, 2]
+    first = read_metrics(tmp_path)["results"]
+    assert extracted() == [] and read_metrics(tmp_path)["results"] == first
+    assert extracted("--shots", "1", "--num_neighbours", "1", "--l2", "1") == []
+    assert extracted("--pooling", "cls") == [4, 2]
+    assert extracted("--image_size", "32") == [4, 2]
+    assert extracted("--random_control", "true") == [4, 2]
+    dense_data.save(Image.new("RGB", (40, 36)), tmp_path / "data" / "test" / "b" / "01.png")
+    assert extracted()[-1] == 3
+    ViTPVisionModel(dense_data.tiny_backbone().config).save_pretrained(folder)
+    assert extracted() == [4, 3]
+
+
 def test_held_out_share_is_tested(tmp_path):
     """Use data without a test split, with another class column."""
     rng = np.random.default_rng(0)
@@ -274,6 +303,82 @@ def test_non_finite_features_raise_error(tmp_path):
     arguments = ["--backbones", str(tmp_path / "b"), "--dataset_name", str(tmp_path / "data")]
     with pytest.raises(ValueError, match="b are not finite"):
         main([*arguments, "--output_dir", str(tmp_path / "out")])
+
+
+def write_rows(folder, values, feature) -> str:
+    features = Features({"image": ImageFeature(), "label": feature})
+    rows = {"image": [Image.new("RGB", (4, 4), (place, 0, 0)) for place in range(len(values))], "label": values}
+    Dataset.from_dict(rows, features=features).to_parquet(folder / "train.parquet")
+    return str(folder)
+
+
+def test_classes_without_images_are_removed(tmp_path):
+    """Check that labels and names match after classes without images are removed."""
+    for feature, names in ((Value("int64"), ["1", "4"]), (ClassLabel(names=list("abcdef")), ["b", "e"])):
+        samples, found = open_samples(write_rows(tmp_path, [4, 1] * 4, feature), None, "train", "test", 0.5)
+        assert found == names
+        for part in samples.values():
+            assert part.labels.tolist() == [int(row["label"] == 4) for row in part.rows] and len(part) == 4
+
+
+def write_pictures(root, paths) -> None:
+    for number, path in enumerate(paths):
+        dense_data.save(picture(8, 8, number), root / path)
+
+
+def test_class_may_have_split_name(tmp_path):
+    numbers = {"train": 3, "test": 2}
+    classes = ["bridge", "test site", "train_station"]
+    paths = [f"{split}/{name}/{i}.png" for split, number in numbers.items() for name in classes for i in range(number)]
+    write_pictures(tmp_path, paths)
+    samples, names = open_samples(str(tmp_path), None, "train", "test")
+    assert names == classes
+    for role, number in numbers.items():
+        assert samples[role].labels.tolist() == [0] * number + [1] * number + [2] * number
+    assert not {*samples["train"].files_or_rows()} & {*samples["test"].files_or_rows()}
+    assert len(open_samples(str(tmp_path), None, "train", "test", 0.4)[0]["test"]) == 3
+
+
+CLASSES_OF_SPLITS = ("train/a/0.png", "train/b/0.png", "test/a/0.png", "test/b/0.png")
+
+
+def test_shared_images_are_logged(tmp_path, caplog):
+    write_pictures(tmp_path, CLASSES_OF_SPLITS)
+    (tmp_path / "test/a/0.png").write_bytes((tmp_path / "train/a/0.png").read_bytes())
+    open_samples(str(tmp_path), None, "train", "test")
+    assert "test/a/0.png" in caplog.text and "test/b/0.png" not in caplog.text
+
+
+def test_held_out_copies_are_logged(tmp_path, caplog):
+    make_classes(tmp_path, {"train": {"a": 4, "b": 4}})
+    open_samples(str(tmp_path), None, "train", "test", 0.5)
+    assert not caplog.text
+    for index in (1, 2, 3):
+        (tmp_path / "train" / "a" / f"{index:02d}.png").write_bytes((tmp_path / "train/a/00.png").read_bytes())
+    open_samples(str(tmp_path), None, "train", "test", 0.5)
+    assert "train/a/0" in caplog.text and "'held out'" in caplog.text and "train/b" not in caplog.text
+    caplog.clear()
+    samples = {"image": [str(path) for path in sorted(tmp_path.rglob("*.png"))], "label": [0] * 4 + [1] * 4}
+    rows = Dataset.from_dict(samples).cast_column("image", ImageFeature())
+    rows.cast_column("label", ClassLabel(names=["a", "b"])).to_parquet(tmp_path / "rows" / "train.parquet")
+    open_samples(str(tmp_path / "rows"), None, "train", "test", 0.5)
+    assert "'held out'" in caplog.text
+
+
+def test_multi_label_data_are_refused(tmp_path):
+    make_classes(tmp_path / "data", {"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}})
+    data = {"root": str(tmp_path / "data"), "multi_label": True}
+    with pytest.raises(ValueError, match="multi_label"):
+        ClassificationProbe.open(ProbeArguments(backbones=["b"], data=data, task="classification"))
+
+
+@pytest.mark.parametrize("place", ["train/overview.png", "test/a/2019/x.png"])
+def test_misplaced_image_is_named(tmp_path, place):
+    write_pictures(tmp_path, CLASSES_OF_SPLITS)
+    open_samples(str(tmp_path), None, "train", "test")
+    write_pictures(tmp_path, [*CLASSES_OF_SPLITS, place])
+    with pytest.raises(ValueError, match=place):
+        open_samples(str(tmp_path), None, "train", "test")
 
 
 def test_intervals_compare_backbones_with_the_first(tmp_path, capsys):

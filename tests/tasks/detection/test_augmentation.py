@@ -126,6 +126,15 @@ def test_some_classes_rotate_by_right_angles():
     assert min(abs(first_side("7"))) > 0.1
 
 
+def test_rotation_that_removes_all_is_skipped():
+    sample = black_image(corners(torch.tensor([[3.0, 3, 5.5, 5.5, 0]])), 80, 80)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        assert len(build_augmentation(80, rotation=1.0)(sample, generator).labels) == 1
+    nothing = black_image(torch.zeros(0, 4, 2), 80, 80)
+    assert build_augmentation(40, rotation=1.0)(nothing, generator).corners.shape == (0, 4, 2)
+
+
 @pytest.mark.parametrize("angle", [30, 90])
 def test_rotated_box_of_disc_fits_its_mask(angle):
     y, x = torch.meshgrid(torch.arange(200) + 0.5, torch.arange(200) + 0.5, indexing="ij")

@@ -116,3 +116,9 @@ def test_best_grid_is_reported(task):
     trainer = trainer_of(task, test)
     scores = blind_scores(trainer, test, train)
     assert all(scores[f"constant_{begin}map_50"] == pytest.approx(1) for begin in trainer.metrics)
+
+
+def test_single_image_is_refused():
+    items = [sample("b0", (40, 40), [[0.1, 0.1, 0.4, 0.4]])]
+    with pytest.raises(ValueError, match="blind_controls"):
+        blind_scores(trainer_of("horizontal", items), items)

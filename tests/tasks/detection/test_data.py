@@ -44,7 +44,7 @@ from modeling_vitp.data.annotations import AnnotatedObject
 from modeling_vitp.data.classes import ClassNames
 from modeling_vitp.data.files import hashed_position
 from modeling_vitp.metrics.report import METRICS_FOLDER
-from modeling_vitp.tasks.detection.annotations import AnnotatedFile, ImageObjects, ObjectTiles, collect
+from modeling_vitp.tasks.detection.annotations import AnnotatedFile, ImageObjects, ObjectTiles, collect, row_objects
 from modeling_vitp.tasks.detection.arguments import DetectionArguments
 from modeling_vitp.tasks.detection.data import DetectionData, ObjectImages, cut_into_windows, with_few_empty
 from modeling_vitp.tasks.detection.trainer import reference
@@ -146,6 +146,16 @@ def test_splits_and_classes_are_inferred(tmp_path, layout):
         labels, boxes, _ = zip(*read(tmp_path, place.id)) if list(read(tmp_path, place.id)) else ((), (), ())
         assert [data.names.names[label] for label in place.objects.labels] == list(labels)
         np.testing.assert_allclose(place.objects.boxes(), np.array(boxes).reshape(-1, 4), atol=1e-3)
+
+
+def test_voc_folders_are_splits(tmp_path):
+    for split, name in (("train", "a_001"), ("valid", "b_002")):
+        ((name, objects),) = write_images(tmp_path / split, [name], [".jpg"]).items()
+        text = f"<annotation>{''.join(voc_object(*item, False) for item in objects)}</annotation>"
+        (tmp_path / split / f"{name}.xml").write_text(text)
+    splits = DetectionData.infer(tmp_path)["splits"]
+    folders = {"train": "train", "val": "valid"}
+    assert splits == {split: {"images": folder, "annotations": folder} for split, folder in folders.items()}
 
 
 def test_lists_and_exports_of_yolo_are_read(tmp_path):
@@ -313,6 +323,14 @@ def test_parts_and_windows_of_rows_are_read(rows):
             described_rows(folder, splits={"a": "train", "b": other}).check_disjoint("ab", "horizontal")
 
 
+def test_columns_and_format_of_boxes_are_options(rows):
+    columns = {"boxes": "objects.bbox", "labels": "objects.category"}
+    with pytest.raises(ValueError, match=r"row \d+ of split 'train', object \d+: the box .* has no area"):
+        described_rows(rows[0], columns=columns, box_format="xyxy").open(["train"], "horizontal")
+    with pytest.raises(ValueError, match="'objects.box'"):
+        described_rows(rows[0], columns={"boxes": "objects.box"}).open(["train"], "horizontal")
+
+
 def test_areas_of_rows_are_read(tmp_path):
     images = [Image.new("RGB", (32, 32), (seed, 0, 0)) for seed in range(3)]
     objects = [{"bbox": [[1.0, 1, 9, 9]], "category": [0], "area": area} for area in (None, [None], [5.0])]
@@ -330,6 +348,15 @@ def test_column_of_labels_is_needed_for_several_classes(tmp_path):
     assert named.open(["train"], "horizontal")[0]["labels"].tolist() == [0, 1]
     one_class = described_rows(tmp_path, classes=["ship"])
     assert one_class.open(["train"], "horizontal").count(["ship"]) == {"ship": 2}
+
+
+def test_unlabeled_row_is_refused(tmp_path):
+    """Check the label -1, which `datasets` uses for unlabeled rows."""
+    objects = {"bbox": [[4.0, 4.0, 20.0, 20.0]], "category": [-1]}
+    labels = datasets.ClassLabel(names=NAMES)
+    write_rows(tmp_path / "train.parquet", [Image.new("RGB", (32, 32))], [objects], labels)
+    with pytest.raises(ValueError, match="row 0 of split 'train': object 0: .*-1"):
+        described_rows(tmp_path).open(["train"], "horizontal")
 
 
 def test_windows_have_their_objects(tmp_path):
@@ -454,6 +481,41 @@ def test_bad_objects_can_be_skipped(tmp_path, caplog):
     assert "train" in caplog.text and "a_001.txt, line 3" in caplog.text
 
 
+def test_numbers_of_coco_may_be_text(tmp_path):
+    write_coco(tmp_path, IMAGES)
+    expected = describe(tmp_path, "coco").open(["train"], "instances")
+    with changed_coco(tmp_path) as contents:
+        for entry in contents["annotations"]:
+            entry |= {"bbox": [str(value) for value in entry["bbox"]], "iscrowd": "0", "area": "12.5"}
+            if isinstance(entry["segmentation"], list):
+                entry["segmentation"] = [[str(value) for value in polygon] for polygon in entry["segmentation"]]
+    found = describe(tmp_path, "coco", bad_objects="skip").open(["train"], "instances")
+    for one, other in zip(found, expected, strict=True):
+        for name in ("corners", "labels", "masks"):
+            assert torch.equal(one[name], other[name])
+        assert not one["crowd"].any() and (one["area"] == 12.5).all()
+
+
+def test_flags_of_rows_may_be_text():
+    objects = {
+        "boxes": [[1, 2, 3, 4]] * 5,
+        "crowd": ["0", "1", "false", "", None],
+        "difficult": ["1", "0", 0, 1.0, True],
+    }
+    found = list(row_objects({**objects, "labels": [0] * 5}, None, "xywh", "row 0"))
+    assert [one.is_crowd for one in found] == [False, True, False, False, False]
+    assert [one.is_difficult for one in found] == [True, False, False, True, True]
+    with pytest.raises(ValueError, match="difficult"):
+        list(row_objects({"boxes": [[1, 2, 3, 4]], "difficult": ["x"]}, None, "xywh", "row 0"))
+
+
+def test_small_objects_can_be_skipped(tmp_path):
+    written = write_dota(tmp_path, IMAGES)
+    sides = [np.linalg.norm(np.diff(corners, axis=0), axis=1).min() for _, corners in written["c_004"]]
+    samples = describe(tmp_path, "dota", min_side=float(np.mean(sides))).open(["train"], "oriented")
+    assert len(samples[2]["labels"]) == sum(np.array(sides) >= np.mean(sides))
+
+
 def drop_corner(root):
     """Remove a coordinate of an oriented box."""
     path = root / SPLITS["voc oriented"]["annotations"] / "b_002.xml"
@@ -568,6 +630,20 @@ def test_split_without_annotations_is_read(tmp_path):
         with_few_empty(samples, 0.0, seed=0)
 
 
+def test_dicom_patient_in_two_splits_is_refused(tmp_path, monkeypatch):
+    write_dota(tmp_path, IMAGES)
+    write_dota(tmp_path / "test", ["d_005"])
+    splits = {"train": SPLITS["dota"], "test": {"images": "test/images", "annotations": "test/annfiles"}}
+    monkeypatch.setattr("modeling_vitp.data.leaks.patient_of", lambda path: f"PatientID {path.stem[:1]}")
+    described = describe(tmp_path, "dota", splits=splits)
+    described.check_disjoint(["train", "test"], "oriented")
+    monkeypatch.setattr("modeling_vitp.data.leaks.patient_of", lambda path: "PatientID ann")
+    with pytest.raises(ValueError, match="PatientID ann .*'train'.*'test'"):
+        described.check_disjoint(["train", "test"], "oriented")
+    allowed = describe(tmp_path, "dota", splits=splits, allow_shared_images=True)
+    allowed.check_disjoint(["train", "test"], "oriented")
+
+
 def test_scene_is_in_one_split(tmp_path):
     names = [f"{letter}_{number:03}" for letter in "abcd" for number in range(4)]
     write_dota(tmp_path, names)
@@ -584,6 +660,13 @@ def test_scene_is_in_one_split(tmp_path):
     described = describe(tmp_path, "dota", splits={name: common | {"list": f"{name}.txt"} for name in splits})
     with pytest.raises(ValueError, match="case scene a .*'train' and 'test'"):
         described.check_disjoint(["train", "test"], "oriented")
+
+
+def test_rows_with_same_id_are_refused(tmp_path):
+    objects = [{"bbox": [[2.0, 2, 9, 9]]}] * 3
+    write_rows(tmp_path / "train.parquet", [Image.new("RGB", (20, 20))] * 3, objects, image_id=[4, 7, 4])
+    with pytest.raises(ValueError, match="'train': rows 0 and 2 .*'image_id', 4"):
+        described_rows(tmp_path, classes=["ship"]).open(["train"], "horizontal")
 
 
 @pytest.mark.parametrize("marks", [{"iscrowd": 1}, {"iscrowd": 0, "ignore": 1}])

@@ -155,3 +155,12 @@ def test_only_vit_layers_have_decayed_rates(detector):
 def test_bad_one_stage_settings_are_refused(tmp_path, more, message):
     with pytest.raises(ValueError, match=message):
         main(configure(tmp_path, "rt_detr_v2", **more))
+
+
+def test_model_of_other_detector_is_refused(tmp_path):
+    model_class, processor_class = DETECTORS["d_fine"]
+    model_class.config_class().save_pretrained(tmp_path / "other")
+    processor_class().save_pretrained(tmp_path / "other")
+    start = {"from_scratch": None, "model_name_or_path": str(tmp_path / "other")}
+    with pytest.raises(ValueError, match="'d_fine'"):
+        main(configure(tmp_path, "rt_detr_v2", **start))

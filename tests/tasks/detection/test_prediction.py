@@ -290,6 +290,17 @@ def test_small_image_has_scale_of_windows(written, tmp_path):
     np.testing.assert_allclose(sorted(boxes), sorted(alone["boxes"].tolist()), rtol=0, atol=2e-3)
 
 
+def test_image_without_objects_gives_empty_file(written, tmp_path):
+    folder, models, _ = written
+    for suffix, key in (("geojson", "features"), ("json", "annotations")):
+        output = tmp_path / f"none.{suffix}"
+        model = models["oriented_rcnn"]
+        detect_large(model, ViTPDetectionImageProcessor(), folder / "scene.tif", output, threshold=1.0, window=200)
+        assert json.loads(output.read_text())[key] == []
+    assert pyogrio.read_info(tmp_path / "none.geojson")["features"] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["none.geojson", "none.json"]
+
+
 def test_killed_run_resumes_to_same_file(written, tmp_path, monkeypatch):
     """Check two rows of three windows. The run is killed in the second row, of which a part is in the file."""
     folder, models, _ = written
@@ -453,6 +464,15 @@ def test_holes_are_kept_in_geojson_only(tmp_path):
     assert annotation["score"] == 0.123457 and annotation["category_id"] == 2
 
 
+def test_image_without_crs_keeps_its_coordinates(tmp_path):
+    found = geojson(tmp_path, BOX, transform=from_origin(500, 900, 2, 2))
+    assert "no CRS" in found["coordinate_system"]
+    ring = [[504, 894], [504, 885], [524, 885], [524, 894], [504, 894]]
+    (feature,) = found["features"]
+    assert feature["properties"] == {"class": "plane", "score": 0.123457}
+    assert feature["geometry"] == {"type": "Polygon", "coordinates": [ring]}
+
+
 @pytest.mark.parametrize("pixel", [5e-6, 3.0])
 def test_small_pixels_keep_precision(tmp_path, pixel):
     """Check an image whose world file is in degrees."""
@@ -509,3 +529,10 @@ def test_first_corner_equals_mmrotate():
     ordered = first_at_top_left(corners(fixture["convert.boxes"].double()).numpy())
     expected = fixture["submission.corners"][:, :8].reshape(-1, 4, 2).double()
     torch.testing.assert_close(torch.from_numpy(ordered), expected, rtol=0, atol=1e-4)
+
+
+def test_submission_without_detections(tmp_path):
+    nothing = {"corners": torch.zeros(0, 4, 2), "scores": torch.zeros(0), "labels": torch.zeros(0).long()}
+    write_task1({"P0001": nothing}, ["ship", "plane"], tmp_path / "Task1")
+    texts = {path.name: path.read_text() for path in (tmp_path / "Task1").iterdir()}
+    assert texts == {"Task1_ship.txt": "", "Task1_plane.txt": ""}

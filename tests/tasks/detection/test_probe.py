@@ -116,6 +116,20 @@ def test_crowds_are_ignored(tmp_path):
     assert halves.shape == (3, 1, 2, 3) and halves[..., :2].sum() == 9
 
 
+def test_invalid_box_data_are_named(tmp_path):
+    write_marks(tmp_path, "train", 3)
+    data = json.dumps(described(tmp_path, {"train": SPLITS["train"], "test": {"images": "train/images"}}))
+    words = ["--backbones", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    for wrong, named in (
+        (["--data", data], "'train' and 'test'"),  # The task is found by the format.
+        (["--task", "detection", "--data", data, "--test_split", "train"], "test_split"),
+        (["--task", "segmentation", "--data", data], "format"),
+        (["--task", "detection", "--dataset_name", "somewhere"], "`data`"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            main([*words, *wrong])
+
+
 def test_window_centers_are_of_whole_objects(tmp_path):
     """Count objects that are mostly outside of a window, which detection would exclude or clip."""
     rng, size = np.random.default_rng(0), (150, 200)

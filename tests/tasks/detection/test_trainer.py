@@ -137,6 +137,14 @@ def test_oriented_annotations_reach_the_metrics(tmp_path):
             assert torch.equal(found[name], item[name])
 
 
+def test_options_are_those_of_the_metric_of_boxes(tmp_path):
+    options = {"metric": "average_precision", "metric_options": {"interpolation": "area"}}
+    metrics = tiny_trainer(tmp_path, "instances", **options).metrics
+    assert metrics["box_"].interpolation == "area" and metrics["mask_"].masks
+    with pytest.raises(ValueError, match="metric_options.*interp"):
+        tiny_trainer(tmp_path, "oriented", metric_options={"interp": 1})
+
+
 @pytest.mark.parametrize("task", ["horizontal", "instances"])
 def test_annotated_area_determines_object_size(tmp_path, task):
     """Check that the annotated area, not that of the box, determines the object size, as in pycocotools."""

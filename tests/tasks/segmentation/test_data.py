@@ -1,5 +1,7 @@
 """Tests of the segmentation data sets: label encodings, files, rows, volumes and their errors."""
 
+import gzip
+
 import dense_data
 import nibabel
 import numpy as np
@@ -19,7 +21,9 @@ from modeling_vitp.data.files import find_samples
 from modeling_vitp.tasks.segmentation.arguments import DenseArguments
 from modeling_vitp.tasks.segmentation.data import (
     DenseData,
+    balanced_weights,
     count_pixels,
+    infer_classes,
     slice_volumes,
 )
 
@@ -68,6 +72,9 @@ def test_levir_cd_pairs_are_read(tmp_path):
     assert np.array_equal(sample["mask"], read(tmp_path / "train/label/train_2.png") == 255)
 
 
+PAIRS = {"before": "A", "after": "B", "mask": "label"}
+
+
 def test_patterns_and_values_are_inferred(tmp_path):
     dense_data.make_loveda(tmp_path / "data", size=16)
     inferred = DenseData.infer(tmp_path / "data")
@@ -93,6 +100,14 @@ def test_values_of_jpeg_masks_are_no_classes(tmp_path):
         DenseData.infer(tmp_path / "data")
     settings = {"root": str(tmp_path / "data"), "classes": TWO}
     assert DenseData.from_arguments(DenseArguments(data=settings), str(tmp_path)).classes == TWO
+
+
+def test_pairs_are_inferred(tmp_path):
+    dense_data.make_levir_cd(tmp_path / "data", size=16)
+    inferred = DenseData.infer(tmp_path / "data")
+    assert [item["value"] for item in inferred["classes"]] == [0, 255]
+    assert inferred["splits"]["val"] == {role: f"val/{folder}/{{name}}.png" for role, folder in PAIRS.items()}
+    assert len(DenseData.from_dict(inferred).open(["train"])[0]["images"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -122,6 +137,22 @@ def test_classes_are_values_of_masks(tmp_path, masks, values, ignored):
         expected = masks[int(item["id"]) % len(masks)]
         index = values.index(list(expected) if key == "color" else expected) if expected not in (ignored or ()) else 255
         assert (item["mask"] == index).all()
+
+
+def test_masks_that_give_no_counts_are_refused(tmp_path, caplog):
+    data = labelled_folder(tmp_path, {"a": small_mask(0, 1), "b": small_mask(0, 7, 7)})
+    with pytest.raises(ValueError, match="masks/b.png has 2 pixel.*: 7"):
+        count_pixels(data.open(["train"]), data.encoding.names)
+    data = labelled_folder(tmp_path / "absent", {"a": small_mask(0, 0)})
+    pixels = count_pixels(data.open(["train"]), data.encoding.names)
+    assert pixels == {"ground": 48, "tree": 0}
+    assert "tree" in caplog.text
+    with pytest.raises(ValueError, match="'tree'"):
+        balanced_weights(pixels)
+    data = labelled_folder(tmp_path / "ignored", {"a": small_mask(*[9] * 48)})
+    data.encoding = LabelEncoding(TWO, ignore=[9])
+    with pytest.raises(ValueError, match="ignore"):
+        count_pixels(data.open(["train"]), data.encoding.names)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +220,24 @@ def test_palette_is_read_by_index_or_color(tmp_path):
     assert by_color.open(["train"])[0]["mask"].tolist() == [[1, 0], [0, 1]]
 
 
+@pytest.mark.parametrize("bands", [2, 4])
+def test_transparency_of_tiff_mask_is_ignored(tmp_path, bands):
+    data = labelled_folder(tmp_path, {"a": None})
+    stored = np.stack([small_mask(0, 1)] * (bands - 1) + [small_mask(200)])
+    write_bands(tmp_path / "masks" / "a.tif", stored)
+    data.splits["train"]["mask"] = "masks/{name}.tif"
+    assert np.array_equal(data.open(["train"])[0]["mask"], small_mask(0, 1))
+    assert [item["value"] for item in infer_classes([tmp_path / "masks" / "a.tif"])["classes"]] == [0, 1]
+
+
+def test_submission_needs_whole_images(tmp_path):
+    data = labelled_folder(tmp_path, {"a": small_mask(0, 1)})
+    data.check_submission({"split": "train", "file": "{name}.png"})
+    data.splits["train"]["tile"] = {"size": 4, "overlap": 0}
+    with pytest.raises(ValueError, match="submission.*'train'.*tile"):
+        data.check_submission({"split": "train", "file": "{name}.png"})
+
+
 def test_rows_of_hub_data_set_are_read(tmp_path):
     """Check the usual columns of segmentation data sets on the Hub, and image pairs."""
     rng = np.random.default_rng(0)
@@ -234,6 +283,31 @@ def test_files_of_different_sizes_are_refused(tmp_path):
     dense_data.save(Image.new("RGB", (16, 15)), tmp_path / "pairs/train/B/train_1.png")
     with pytest.raises(ValueError, match="B/train_1.png .*16 x 15 pixels, .*A/train_1.png .*16 x 16"):
         benchmark("levir_cd", tmp_path / "pairs").open(["train"])
+
+
+@pytest.mark.parametrize("name", ["images/a.png", "masks/a.png"])
+def test_truncated_file_is_refused_before_training(tmp_path, name):
+    data = labelled_folder(tmp_path, {"a": small_mask(0, 1)})
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[:-24])
+    with pytest.raises(ValueError, match=f"{name} cannot be read"):
+        data.open(["train"])
+
+
+@pytest.mark.parametrize("kind", ["jpg", "tif"])
+def test_rotated_orientation_is_refused(tmp_path, kind):
+    """Check that a rotated image is refused, because its mask may have stored orientation."""
+    data = labelled_folder(tmp_path, {"a": small_mask(0, 1, shape=(8, 8))})
+    data.splits["train"]["image"] = f"images/{{name}}.{kind}"
+    exif = Image.Exif()
+    exif[274] = 3
+    turned = {"tiffinfo": {274: 3}} if kind == "tif" else {"exif": exif}
+    path = tmp_path / "images" / f"a.{kind}"
+    Image.new("RGB", (8, 8)).save(path, **turned)
+    with pytest.raises(ValueError, match=f"images/a.{kind} .*orientation 3"):
+        data.open(["train"])
+    Image.new("RGB", (8, 8)).save(path)
+    assert len(data.open(["train"])) == 1
 
 
 def write_volume(path, values, affine=None) -> None:
@@ -341,3 +415,24 @@ def test_dicom_series_have_spacing(tmp_path):
         assert np.array_equal(samples[index]["images"][0][0], expected[index])
         assert np.array_equal(samples[index]["mask"], labels[index])
         assert (samples[index]["place"], samples[index]["spacing"]) == (index, [2.0, 0.5, 0.75])
+
+
+def test_case_in_two_splits_is_refused(tmp_path):
+    def check(folder, name):
+        splits = {split: {"image": f"{split}/{name}"} for split in ("train", "test")}
+        data = DenseData(classes=TWO, splits=splits, root=str(tmp_path / folder), volumes=CUT)
+        data.check_disjoint(["train", "test"])
+
+    values = np.random.default_rng(0).integers(-300, 400, (3, 6, 5))
+    write_series(tmp_path / "tags" / "train" / "a", values, patient="ann")
+    write_series(tmp_path / "tags" / "test" / "b", values + 1, patient="ann")
+    with pytest.raises(ValueError, match="PatientID ann .*'train'.*'test'"):
+        check("tags", "{name}")
+    # The same volume, compressed in two ways.
+    content = nibabel.Nifti1Image(values.astype(np.int16), np.eye(4)).to_bytes()
+    for split, level in (("train", 1), ("test", 9)):
+        path = tmp_path / "packed" / split / f"{level}.nii.gz"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(gzip.compress(content, level, mtime=level))
+    with pytest.raises(ValueError, match="9.nii.gz .*1.nii.gz"):
+        check("packed", "{name}.nii.gz")

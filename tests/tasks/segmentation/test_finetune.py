@@ -241,6 +241,12 @@ def test_bad_mask_of_scored_split_is_refused_before_training(tmp_path, split):
     assert not list(tmp_path.glob("out/checkpoint-*"))
 
 
+def test_number_of_images_must_fit_the_model(tmp_path):
+    dense_data.make_loveda(tmp_path / "data", size=16)
+    with pytest.raises(ValueError, match="2 image.* got 1.*finetune_segmentation"):
+        train("loveda", tmp_path, recipe=finetune_change_detection.main, submission=None)
+
+
 @pytest.mark.slow
 def test_two_processes_score_like_one(tmp_path):
     """Train in two processes, and score the model in one and in two processes."""

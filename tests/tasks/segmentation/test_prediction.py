@@ -27,7 +27,7 @@ from modeling_vitp import (
     predict_large,
 )
 from modeling_vitp.recipes import predict_large as script
-from modeling_vitp.tasks.segmentation.prediction import augmented, predict_bands, sliding_window
+from modeling_vitp.tasks.segmentation.prediction import augmented, default_stride, predict_bands, sliding_window
 
 SHAPES = {
     "height": st.integers(1, 40),
@@ -241,6 +241,11 @@ def test_geotiff_equals_prediction_in_memory(model, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["classes.tif", "probabilities.tif", "scene.tif"]
 
 
+def test_default_stride_is_three_quarters():
+    windows = (1, 30, (40, 64))
+    assert [default_stride(window) for window in windows] == [(1, 1), (22, 22), (30, 48)]
+
+
 def test_pair_equals_prediction_in_memory(change_model, tmp_path):
     """Check a pair, in which pixels without data in the later image have no class."""
     before, after = scene(seed=0), scene(seed=1)
@@ -316,6 +321,14 @@ def test_image_with_orientation_is_refused(model, tmp_path, monkeypatch, name):
     save(1)
     classes_of_file(model, ViTPSegmentationImageProcessor(), path)
     assert Image.MAX_IMAGE_PIXELS == HEIGHT * WIDTH // 4
+
+
+def test_raster_that_may_name_other_files_is_refused(model, tmp_path):
+    write_tiff(tmp_path / "scene.tif", scene())
+    with rasterio.open(tmp_path / "scene.tif") as file:
+        rasterio.shutil.copy(file, tmp_path / "scene.img", driver="HFA")
+    with pytest.raises(ValueError, match=r"scene\.img.*TIFF"):
+        classes_of_file(model, ViTPSegmentationImageProcessor(), tmp_path / "scene.img")
 
 
 @pytest.mark.parametrize("name", ["scene.png", "scene.tif"])
@@ -434,6 +447,22 @@ def test_bad_images_are_refused(model, change_model, tmp_path):
         with pytest.raises(ValueError, match=message):
             classes_of_file(chosen_model, ViTPSegmentationImageProcessor(input_spec=spec), paths)
     assert not list(tmp_path.glob("*.part*"))
+
+
+def test_bad_outputs_are_refused(model, tmp_path):
+    source = write_tiff(tmp_path / "scene.tif", scene())
+    output = tmp_path / "classes.tif"
+    for paths, message in (
+        ([tmp_path / "classes"], ".tif.*classes"),
+        ([output, tmp_path / "p.png"], ".tif.*p.png"),
+        ([output, output], "classes.tif"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            probabilities = paths[1] if len(paths) > 1 else None
+            predict_large(model, ViTPSegmentationImageProcessor(), source, paths[0], probabilities=probabilities)
+    output.touch()
+    with pytest.raises(FileExistsError, match="classes.tif"):
+        classes_of_file(model, ViTPSegmentationImageProcessor(), source)
 
 
 def script_words(folder, *paths):

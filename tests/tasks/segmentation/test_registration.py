@@ -6,10 +6,11 @@ import dense_data
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from modeling_vitp import ViTPForSemanticSegmentation, ViTPSegmentationImageProcessor
 from modeling_vitp.images.pixels import normalized
-from modeling_vitp.modeling_vitp_dense import HEADS
+from modeling_vitp.modeling_vitp_dense import HEADS, register_head
 from modeling_vitp.recipes.evaluate_robustness import main as evaluate_robustness
 from modeling_vitp.recipes.finetune_segmentation import main
 from modeling_vitp.tasks.segmentation.data import DenseData
@@ -134,3 +135,11 @@ def test_named_score_selects_lowest_error_rate(files):
 def test_bad_plugin_settings_are_refused(files, changes, message):
     with pytest.raises(ValueError, match=message):
         main(arguments(files, **changes))
+
+
+def test_duplicate_head_name_is_refused():
+    class Other(nn.Module):
+        pass
+
+    with pytest.raises(ValueError, match="upernet"):
+        register_head("upernet")(Other)
