@@ -1,13 +1,18 @@
 """Tables of classes as a layout: images, splits and classes as written, recognition, and errors."""
 
+import re
+
+import numpy as np
 import pandas as pd
 import pytest
-from annotated_images import LAYOUTS, NAMES, noise
+from annotated_images import LAYOUTS, NAMES, make, noise, turns_of
 
 from modeling_vitp.adaptation.labels import read_labels, with_label_fraction
+from modeling_vitp.data import layouts
 from modeling_vitp.data.layouts import ClassTable, recognize_layout
 from modeling_vitp.data.splits import choose_split
 from modeling_vitp.instructions.from_annotations.labels import annotate_all
+from modeling_vitp.instructions.from_annotations.pipeline import make_instructions_command
 from modeling_vitp.tasks.classification.data import ClassificationData
 
 CLASSES = ("AnnualCrop", "River", "sea_lake")
@@ -173,6 +178,17 @@ def test_classification_and_adapt_read_table(case, tmp_path):
     assert len(part.open(["train"])) == round(0.5 * len(found.images["train"]))
 
 
+def test_adapt_draws_missing_splits_of_table(tmp_path):
+    """Check that rows of images that are drawn for another split are not missing."""
+    labels = write_images(tmp_path / "data", lambda index: "")
+    rows = [{"file_name": path, "label": label, "split": "train"} for path, label in labels.items()]
+    write_rows(tmp_path / "data", "labels.csv", rows)
+    found = read_labels(tmp_path / "data", tmp_path / "lists")
+    data = ClassificationData.from_dict(found.data)
+    read = [path for split in found.images for path in data.open([split]).files_or_rows()]
+    assert len(read) == len(set(read)) == NUMBER and all(map(len, found.images.values()))
+
+
 def test_patients_of_table_are_in_one_split(tmp_path):
     labels = write_images(tmp_path / "data", lambda index: "")
     rows = []
@@ -200,6 +216,26 @@ def test_numbers_are_classes(tmp_path):
         assert int(label) == int(path.removesuffix(".png")) % 3
 
 
+def test_instructions_ask_for_classes_of_table(tmp_path, monkeypatch):
+    labels = write_split_column(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    assert make_instructions_command("data").split()[:4] == ["vitp", "make_instructions", "table", "data"]
+    rows = make("table", tmp_path / "data", tmp_path / "out")["train"]
+    assert sorted(row["id"] for row in rows) == expected_splits("split column", labels)["train"]
+    answers = {"yes": 0, "no": 0, "class": 0}
+    for row in rows:
+        word = WORDS[labels[row["id"]]]
+        for question, answer in turns_of(row):
+            if answer in ("yes", "no"):
+                asked = [other for other in WORDS.values() if re.search(rf"\b{other}\b", question)]
+                assert len(asked) == 1 and answer == ("yes" if asked == [word] else "no")
+                answers[answer] += 1
+            else:
+                assert answer == word
+                answers["class"] += 1
+    assert answers["class"] == len(rows) == NUMBER // 2 and answers["yes"] == answers["no"] > 0
+
+
 def add_table_of_other_layout(root):
     paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.*") if path.suffix in (".png", ".tif"))
     rows = [{"file_name": path, "label": CLASSES[index % 2]} for index, path in enumerate(paths)]
@@ -219,6 +255,41 @@ def test_other_layout_with_table_is_recognized(layout, tmp_path):
     if layout not in LAYOUTS:
         with pytest.raises(ValueError, match="masks"):
             ClassificationData.from_dict({"root": str(tmp_path)}).find_classes(["train"])
+
+
+@pytest.mark.parametrize("split", ["", "train/"])
+@pytest.mark.parametrize("label", ["folder", "number", "incomplete"])
+def test_index_of_class_folders_is_ignored(split, label, tmp_path):
+    """Check that folders of classes are recognized with an index of their images, also by other names or incomplete."""
+    rows = []
+    for index in range(9):
+        name = CLASSES[index % 3]
+        path = f"{split}{name}/{index}.png"
+        noise(tmp_path / path, index, SIZE)
+        rows.append({"file_name": path, "label": index % 3 if label == "number" else name})
+    write_rows(tmp_path, "index.csv", rows[: 8 if label == "incomplete" else None])
+    assert recognize_layout(tmp_path) == "folders"
+    if split:
+        data = ClassificationData.from_dict({"root": str(tmp_path)})
+        assert data.table is None and data.find_classes(["train"]) == sorted(CLASSES)
+
+
+def test_other_tables_are_not_recognized(tmp_path):
+    for number in range(3):
+        noise(tmp_path / f"{number}.png", number, SIZE)
+    tables = {
+        "objects.csv": "filename,width,height,class,xmin,ymin,xmax,ymax\n0.png,16,16,ship,1,1,5,5\n",
+        "captions.csv": "file_name,caption\n0.png,a ship\n",
+        "other.csv": "file_name,label\nx.png,ship\n",
+        "semicolons.csv": "file_name;label\n0.png;ship\n",
+        "empty.csv": "",
+        "binary.csv": "\0\xff\0",
+    }
+    for name, text in tables.items():
+        (tmp_path / name).write_text(text, encoding="latin-1")
+    pd.DataFrame({"image": [{"bytes": b"0", "path": "0.png"}], "label": ["ship"]}).to_parquet(tmp_path / "a.parquet")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    assert recognize_layout(tmp_path) is None
 
 
 def rows_of(*rows, header="file_name,label"):
@@ -262,6 +333,22 @@ def test_wrong_table_is_refused(case, tmp_path):
             read()
 
 
+def test_list_of_classes_is_refused(tmp_path):
+    noise(tmp_path / "0.png", 0, SIZE)
+    pd.DataFrame({"image": ["0.png"], "label": [["a", "b"]]}).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match="t.parquet: .*0.png has several classes, 'a, b'"):
+        ClassTable(tmp_path).splits()
+
+
+def test_commas_in_names_are_kept(tmp_path):
+    for number in range(2):
+        noise(tmp_path / f"{number}.png", number, SIZE)
+    (tmp_path / "labels.csv").write_text('file_name,label\n0.png,"Shark, white"\n1.png,None\n')
+    files = ClassTable(tmp_path).splits()["all"]
+    labels = [ClassTable(tmp_path).annotate(image_id, paths)[0].label for image_id, paths in files.items()]
+    assert labels == ["shark, white", "none"]
+
+
 def test_ambiguous_folders_of_splits_are_refused(tmp_path):
     rows = []
     for number, place in enumerate(("a/train", "a/test", "b/train", "b/test")):
@@ -271,3 +358,13 @@ def test_ambiguous_folders_of_splits_are_refused(tmp_path):
     assert sorted(map(len, ClassTable(tmp_path).splits().values())) == [2, 2]
     with pytest.raises(ValueError, match="'test' .*train.*column `split`"):
         ClassificationData.infer(tmp_path)
+
+
+def test_one_table_is_chosen(tmp_path):
+    write_unsplit(tmp_path)
+    write_rows(tmp_path, "other.csv", [{"file_name": "north/00.png", "label": "a"}])
+    with pytest.raises(ValueError, match="labels.parquet.*other.csv|other.csv.*labels.parquet"):
+        ClassTable(tmp_path).splits()
+    layout = ClassTable(tmp_path, annotations=tmp_path / "labels.parquet")
+    assert len(layout.splits()["all"]) == NUMBER
+    assert layouts.LAYOUTS["table"] is ClassTable and np.all([path.is_file() for path in layout._file_of])

@@ -147,6 +147,15 @@ def test_clipped_polygon_equals_intersection(shape):
     assert (mask_of(item) != drawn).sum() <= inside.boundary.length + 4
 
 
+def test_polygon_around_the_image_is_only_where_it_enters():
+    around = shapely.box(-30, -30, WIDTH + 30, HEIGHT + 30) - shapely.box(-10, -10, WIDTH + 10, HEIGHT + 10)
+    shape = (around - shapely.box(-40, 40, -10, 50)) | shapely.box(-20, 20, 15, 30) | shapely.box(50, 70, 58, 100)
+    item = clipped_object("x", "wall", shape, SIZE)
+    assert item.box == (0, 20, 58, 80) and item.area == 15 * 10 + 8 * 10 and item.is_difficult
+    assert sorted(len(polygon) for polygon in item.segmentation) == [8, 8]
+    assert mask_of(item).sum() == item.area
+
+
 def test_narrow_parts_and_neighbors_are_left_out():
     for left, expected in ((WIDTH - 0.9, False), (WIDTH - 1.1, True), (WIDTH, False), (WIDTH + 5, False)):
         item = clipped_object("x", "ship", shapely.box(left, 10, left + 20, 30), SIZE)
@@ -169,6 +178,14 @@ def test_invalid_polygon_is_clipped(shape, area, pixels):
     assert not shape.is_valid and item.area == pytest.approx(area) and mask_of(item).sum() == pixels
 
 
+def test_outlines_of_whole_polygons_are_not_changed():
+    """Outlines that are not cut keep their points, also if they cross themselves or have no area."""
+    for points in ([(10, 10), (30, 30), (30, 10), (10, 30)], [(10, 10), (30, 30), (50, 50)]):
+        item = clipped_object("x", "ship", shapely.Polygon(points), SIZE)
+        (outline,) = item.segmentation
+        assert sorted(zip(outline[::2], outline[1::2])) == sorted(points)
+
+
 def label_names(root, **options):
     return GeoJson(root, **options).class_names()
 
@@ -188,6 +205,30 @@ def test_class_property_is_found(properties, expected, tmp_path):
     assert label_names(tmp_path) == expected
     if "id" in properties:
         assert label_names(tmp_path, class_property="id") == ["3"]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "expected"), [("INTEGER", 5, "5"), ("BOOLEAN", 1, "1"), ("DATE", "'2024-01-02'", "2024-01-02")]
+)
+def test_class_may_have_any_type_in_geopackage(column, value, expected, tmp_path):
+    save_geotiff(tmp_path / "a.tif", PIXELS)
+    geopackage(f"ALTER TABLE labels ADD COLUMN kind {column} DEFAULT {value}")(tmp_path)
+    assert [item.label for item in objects_of(tmp_path / "a.gpkg", tmp_path / "a.tif", "kind")] == [expected] * 2
+
+
+def test_all_features_are_read_if_their_stated_number_is_wrong(tmp_path):
+    save_geotiff(tmp_path / "a.tif", PIXELS)
+    geopackage("UPDATE gpkg_ogr_contents SET feature_count = 1")(tmp_path)
+    check_shapes(objects_of(tmp_path / "a.gpkg", tmp_path / "a.tif"), SHAPES[:2])
+
+
+def test_class_property_is_the_same_in_all_files(tmp_path):
+    for name, properties in (("a", {"name": "x", "class": "ship"}), ("b", {"name": "y"})):
+        save_geotiff(tmp_path / f"{name}.tif", PIXELS)
+        save_geojson(tmp_path / f"{name}.geojson", [feature(SHAPES[0], **properties)])
+    with pytest.raises(ValueError, match=r"b\.geojson, feature 0: .*'class'.*name"):
+        label_names(tmp_path)
+    assert label_names(tmp_path, class_property="name") == ["x", "y"]
 
 
 @pytest.mark.parametrize(
@@ -333,3 +374,15 @@ def test_missing_features_are_named(names, tmp_path):
     if len(names) == 1:
         with pytest.raises(ValueError, match=r"\.geojson or \.gpkg"):
             GeoJson(tmp_path).annotate("a.tif", (tmp_path / "a.tif",))
+
+
+def test_empty_file_of_an_image_has_no_objects(tmp_path):
+    for name, entries in (("a", []), ("b", [feature(SHAPES[0])])):
+        save_geotiff(tmp_path / f"{name}.tif", PIXELS)
+        save_geojson(tmp_path / f"{name}.geojson", entries)
+    save_geotiff(tmp_path / "c.tif", PIXELS)
+    layout = GeoJson(tmp_path)
+    numbers = [len(layout.annotate(f"{n}.tif", (tmp_path / f"{n}.tif",))[0].regions) for n in "ab"]
+    assert numbers == [0, 1]
+    with pytest.raises(ValueError, match=r"c\.tif .*c\.geojson"):
+        layout.annotate("c.tif", (tmp_path / "c.tif",))

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from annotated_images import (
     LABELS,
+    LAYOUTS,
+    NAMES,
     QUARTERS,
     boxes_in,
     check,
@@ -15,6 +17,7 @@ from annotated_images import (
     noise,
     same_place,
     turns_of,
+    write_coco,
 )
 from PIL import Image
 
@@ -229,3 +232,58 @@ def test_annotation_of_other_image_is_not_used(tmp_path, kind, folder, what):
         annotated()
     annotate((f"train/south/{folder}/0", "Bus"))
     assert annotated() == ["plane", "Bus", "ship"]
+
+
+def test_captions_without_masks_have_no_boxes(tmp_path):
+    images = []
+    for number in range(6):
+        for folder in "AB":
+            noise(tmp_path / "data" / "images" / "train" / folder / f"train_{number}.png", number, (64, 64))
+        sentences = [{"raw": f" a road {number} appears . "}, {"raw": " "}, {"raw": f"road {number}"}, {"raw": ""}]
+        images.append({"filename": f"train_{number}.png", "split": "train", "sentences": sentences})
+    (tmp_path / "data" / "LevirCCcaptions.json").write_text(json.dumps({"images": images}))
+    rows = make("changes", tmp_path / "data", tmp_path / "out")["train"]
+    assert len(rows) == 6
+    for row in rows:
+        number = row["id"][-1]
+        assert [answer for _, answer in turns_of(row)] in ([f"a road {number} appears ."], [f"road {number}"])
+
+
+def test_gif_images_and_masks_are_read(tmp_path):
+    noise(tmp_path / "data" / "train" / "images" / "21.gif", 0, (30, 20))
+    mask = np.zeros((20, 30), dtype=np.uint8)
+    mask[5:10, 10:25] = 1
+    (tmp_path / "data" / "train" / "masks").mkdir()
+    Image.fromarray(mask).save(tmp_path / "data" / "train" / "masks" / "21.gif")
+    (tmp_path / "names.json").write_text('{"0": null, "1": "vessel"}')
+    options = "--names", str(tmp_path / "names.json"), "--kinds", "grounding_one"
+    (row,) = make("masks", tmp_path / "data", tmp_path / "out", *options)["train"]
+    assert row["images"][0].size == (30, 20)
+    ((_, answer),) = turns_of(row)
+    assert answer == "<ref>vessel</ref><box>[[333, 250, 833, 500]]</box>"
+
+
+@pytest.mark.parametrize("place", ["train", "train2017/images", "annotations/images", "images/train/images"])
+def test_coco_images_are_found_by_their_split(tmp_path, place):
+    data = tmp_path / "data"
+    write_coco(data, "train", NAMES["train"][:2])
+    expected = make("coco", data, tmp_path / "expected")["train"]
+    (data / place).parent.mkdir(parents=True, exist_ok=True)
+    (data / "images" / "train2017").rename(data / "moved")
+    (data / "moved").rename(data / place)
+    found = make("coco", data, tmp_path / "found")["train"]
+    assert [row["messages"] for row in found] == [row["messages"] for row in expected]
+    assert [row["images"][0].tobytes() for row in found] == [row["images"][0].tobytes() for row in expected]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_hidden_files_are_ignored(layout, tmp_path):
+    LAYOUTS[layout][0](tmp_path, "train", NAMES["train"][:4])
+    for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+        copy = path.parent / ".ipynb_checkpoints" / path.name
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    assert layouts.recognize_layout(tmp_path) == layout
+    found = layouts.LAYOUTS[layout](tmp_path)
+    assert len(annotate_all(found, choose_split(found, "train")[0])) == 4

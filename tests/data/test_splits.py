@@ -1,5 +1,6 @@
 """Samples found by path patterns, and images shared by splits."""
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from dense_data import TWO, labelled_folder, small_mask
 from PIL import Image
 
 from modeling_vitp.data import leaks
-from modeling_vitp.data.files import fill, find_samples
+from modeling_vitp.data.files import SplitFiles, fill, find_samples
 from modeling_vitp.data.leaks import PIECE
 from modeling_vitp.tasks.classification.data import ClassificationData
 from modeling_vitp.tasks.detection.data import DetectionData
@@ -47,6 +48,21 @@ def test_parts_split_patients_without_overlap(tmp_path):
         data.check_disjoint(list(parts))
 
 
+def test_part_seed_draws_other_samples():
+    names = [f"image_{number}" for number in range(1000)]
+    drawn = {
+        (seed, share): {name for name in names if SplitFiles(part=(0.0, share), **seeds).has_case(name)}
+        for seed, seeds in (("none", {}), (1, {"part_seed": 1}), (2, {"part_seed": 2}))
+        for share in (0.02, 0.2)
+    }
+    assert all(drawn[seed, 0.02] < drawn[seed, 0.2] for seed in ("none", 1, 2))
+    assert all(150 < len(part) < 250 for (_, share), part in drawn.items() if share == 0.2)
+    for first, second in (("none", 1), ("none", 2), (1, 2)):
+        assert 20 < len(drawn[first, 0.2] & drawn[second, 0.2]) < 60  # 40 of 1000 by chance
+    digest = hashlib.sha256(b"1/image_7").digest()[:6]
+    assert (int.from_bytes(digest, "big") / 2**48 < 0.2) == ("image_7" in drawn[1, 0.2])
+
+
 def test_list_selects_samples(tmp_path):
     data = labelled_folder(tmp_path, {name: small_mask(0, 1) for name in "abcd"})
     (tmp_path / "train.txt").write_bytes("\ufeffb\nd.png\n".encode())
@@ -70,6 +86,12 @@ def test_file_of_cases_groups_samples(tmp_path):
         (tmp_path / "scenes.json").write_text(content)
         with pytest.raises(ValueError, match=name):
             find_samples(tmp_path, settings, "test")
+
+
+def test_empty_mask_folder_is_refused(tmp_path):
+    data = labelled_folder(tmp_path, {"a": None})
+    with pytest.raises(ValueError, match="'train' has no mask: .*masks/{name}.png"):
+        data.open(["train"])
 
 
 @pytest.mark.parametrize("place", ["A", "B", "label"])
@@ -164,6 +186,27 @@ def test_row_without_image_is_named(tmp_path, data_class):
         data.open(["train"], *TASKS[data_class])[1]
 
 
+@pytest.mark.parametrize("data_class", TASKS)
+def test_changed_rows_of_folder_with_card_are_read(tmp_path, data_class):
+    """Check a folder whose card names its files, of which `datasets` alone reads an outdated cache."""
+    files = "{config_name: default, data_files: [{split: train, path: train.parquet}]}"
+    (tmp_path / "README.md").write_text(f"---\nconfigs: [{files}]\n---\n")
+    for number in (2, 3):
+        data = data_class(**rows_of(data_class, tmp_path, [noise(index) for index in range(number)]))
+        assert len(data.open(["train"], *TASKS[data_class])) == number
+
+
+@pytest.mark.parametrize("data_class", TASKS)
+def test_dot_in_name_of_image_column_is_no_field(tmp_path, data_class):
+    """Check a column as those of WebDataset, whose names are suffixes of files such as `seg.png`."""
+    described, task = rows_of(data_class, tmp_path, [noise(0), noise(1)], "rgb.png"), TASKS[data_class]
+    item = data_class(**described, columns={"image": "rgb.png"}).open(["train"], *task)[1]
+    (image,) = item["images"] if "images" in item else [item["image"]]
+    assert np.array_equal(image.permute(1, 2, 0), noise(1))
+    with pytest.raises(ValueError, match="'train'.*'objects.bbox'"):
+        data_class(**described, columns={"image": "objects.bbox"}).open(["train"], *task)
+
+
 SPLITS = {name: {"image": f"{name}/{{n}}.png"} for name in ("train", "val", "test")}
 
 
@@ -190,6 +233,31 @@ def test_copied_image_is_named_with_its_source(data, tmp_path, caplog):
     data.allow_shared_images = True
     data.check_disjoint(list(SPLITS))
     assert "test/renamed.png in split 'test' is the same image as" in caplog.text
+
+
+def test_copies_within_a_split_are_allowed(data, tmp_path):
+    shutil.copyfile(tmp_path / "train/2.png", tmp_path / "train/again.png")
+    for split in SPLITS:
+        dense_data.save(Image.new("RGB", (8, 6), (10, 20, 30)), tmp_path / split / "blank.png")
+        for index, (mode, color) in enumerate((("L", 7), ("1", 0), ("I;16", 700), ("RGBA", (1, 2, 3, 4)))):
+            dense_data.save(Image.new(mode, (8, 6), color), tmp_path / split / f"blank{index}.png")
+    data.check_disjoint(list(SPLITS))
+    Image.new("RGB", (8, 6), (10, 20, 30)).save(tmp_path / "train/odd.png", compress_level=0)
+    almost = Image.new("RGB", (8, 6), (10, 20, 30))
+    almost.putpixel((3, 3), (10, 20, 31))
+    for split in ("val", "test"):
+        almost.save(tmp_path / split / "almost.png")
+    with pytest.raises(ValueError, match="test/almost.png in split 'test' is the same image as .*val/almost.png"):
+        data.check_disjoint(list(SPLITS))
+
+
+def test_shared_image_of_pair_is_refused(tmp_path):
+    dense_data.make_levir_cd(tmp_path, size=16)
+    data = DenseData.from_dict(dense_data.read_config("levir_cd")["data"] | {"root": str(tmp_path)})
+    data.check_disjoint(["train", "val", "test"])
+    shutil.copyfile(tmp_path / "train/A/train_1.png", tmp_path / "test/B/test_2.png")
+    with pytest.raises(ValueError, match="test/B/test_2.png in split 'test' is the same image as .*train/A/train_1"):
+        data.check_disjoint(["train", "test"])
 
 
 @pytest.fixture
@@ -232,3 +300,21 @@ def test_only_equal_sizes_are_read(data, tmp_path, opened):
     (tmp_path / "val/large.png").write_bytes(content)
     with pytest.raises(ValueError, match="val/large.png in split 'val' is the same image as .*train/large.png"):
         data.check_disjoint(["train", "val"])
+
+
+@pytest.mark.parametrize("is_embedded", [True, False])
+def test_rows_are_compared_by_size_first(data, tmp_path, opened, is_embedded):
+    shutil.copyfile(tmp_path / "train/2.png", tmp_path / "test/renamed.png")
+    features = Features({"image": ImageFeature(), "id": Value("string")})
+    for split in ("train", "test"):
+        paths = sorted((tmp_path / split).iterdir())
+        images = [{"bytes": path.read_bytes() if is_embedded else None, "path": str(path)} for path in paths]
+        columns = {"image": images, "id": [path.stem for path in paths]}
+        Dataset.from_dict(columns, features=features).to_parquet(tmp_path / f"rows/{split}.parquet")
+    rows = DenseData(classes=TWO, splits={"train": "train", "test": "test"}, dataset_name=str(tmp_path / "rows"))
+    with pytest.raises(ValueError, match=r"row 4 \(image\) in split 'test' is the same image as row 2 \(image\)"):
+        rows.check_disjoint(["train", "test"])
+    assert set(opened["whole"]) == {"row 2 (image)", "row 4 (image)"}
+    columns = {key: value[:4] for key, value in columns.items()}
+    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "rows/test.parquet")
+    rows.check_disjoint(["train", "test"])
