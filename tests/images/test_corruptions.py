@@ -97,6 +97,13 @@ def test_blur_equals_opencv(severity):
     assert np.abs(corrupt(image, "motion_blur", severity) - expected).max() <= 0.5 + 1e-3
 
 
+def test_blur_may_be_wider_than_image():
+    image = noise_image(1, 3)
+    period = [0, 1, 2, 1]
+    expected = [np.mean([image[0, period[(x + tap) % 4]] for tap in range(-5, 5)], axis=0) for x in range(3)]
+    assert np.abs(corrupt(image, "motion_blur", 5)[0] - expected).max() <= 0.5 + 1e-3
+
+
 @pytest.mark.parametrize("severity", LEVELS)
 def test_noise_has_standard_deviation(severity):
     difference = corrupt(gray(128), "gaussian_noise", severity, seed=severity).astype(float) - 128

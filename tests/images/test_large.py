@@ -14,7 +14,7 @@ from PIL import Image
 from modeling_vitp import InputSpec, ViTPSegmentationImageProcessor
 from modeling_vitp.data.classes import LabelEncoding
 from modeling_vitp.data.files import FileSample
-from modeling_vitp.images.large import LineFile, RowFile, appears_whole, open_images, part_path, ranged
+from modeling_vitp.images.large import LineFile, RowFile, appears_whole, open_images, part_path, ranged, weights_digest
 from modeling_vitp.images.pixels import to_pixels
 from modeling_vitp.images.reading import read_image
 from modeling_vitp.tasks.detection.data import ObjectImages, Place
@@ -134,6 +134,14 @@ def test_gray_spans_black_to_white(tmp_path, bits, spec):
         np.testing.assert_allclose(seen, np.broadcast_to(255 / (2**bits - 1) * gray[..., 0], seen.shape), atol=1e-3)
 
 
+@pytest.mark.parametrize("bits", [1, 8])
+def test_palette_is_refused(tmp_path, bits):
+    palette = b"PLTE", RNG.integers(0, 256, 3 * 2**bits, dtype=np.uint8).tobytes()
+    write_png(tmp_path / "a.png", RNG.integers(0, 2**bits, (HEIGHT, WIDTH, 1)), bits, 3, [palette, (b"tRNS", b"\0")])
+    with pytest.raises(ValueError, match="a.png has a palette"):
+        in_rows(tmp_path / "a.png", None)
+
+
 def test_16_bit_colors_are_read_as_stored(tmp_path):
     """Check that 16-bit colors are read as stored, because training refuses them with transparency."""
     write_tiff(tmp_path / "a.tif", 257 * RGBA.astype(np.uint16), photometric="RGB", alpha="YES")
@@ -214,6 +222,17 @@ def test_incomplete_lines_and_rows_are_removed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_part_file_with_other_settings_is_refused(tmp_path):
+    with LineFile(tmp_path / "lines", {"of": [1, 2], "by": (2,)}):
+        pass
+    with LineFile(tmp_path / "lines", {"of": [1, 2], "by": (3,)}) as lines:  # The file has no results yet.
+        lines.append(0)
+    with LineFile(tmp_path / "lines", {"of": [1, 2], "by": [3]}):
+        pass
+    with pytest.raises(ValueError, match="lines .*different by"):
+        LineFile(tmp_path / "lines", {"of": [1, 2], "by": [4]}).__enter__()
+
+
 def test_failed_file_does_not_appear(tmp_path):
     path = tmp_path / "result"
     with pytest.raises(ZeroDivisionError), appears_whole(path) as unfinished:
@@ -226,3 +245,11 @@ def test_failed_file_does_not_appear(tmp_path):
     assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
     with pytest.raises(FileExistsError, match="result"):
         part_path([tmp_path / "other", path])
+
+
+def test_weights_digest_depends_on_weights():
+    torch.manual_seed(0)
+    one, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    assert weights_digest(one) != weights_digest(other)
+    other.load_state_dict(one.state_dict())
+    assert weights_digest(one) == weights_digest(other) != weights_digest(other.to(torch.bfloat16))

@@ -2,13 +2,16 @@
 
 import io
 import json
+import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import cv2
+import dense_data
 import huggingface_hub
 import numpy as np
 import PIL.Image
@@ -17,7 +20,7 @@ import pytest
 import rasterio
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
-from dense_data import TWO, small_mask
+from dense_data import TWO, labelled_folder, small_mask
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import picture, write_bands
@@ -195,6 +198,19 @@ def test_images_in_rows_keep_bits(tmp_path):
     assert np.array_equal(data[0]["images"][0].permute(1, 2, 0).numpy(), pixels - 20000)
 
 
+def test_float_mask_must_have_integers(tmp_path):
+    data = labelled_folder(tmp_path, {"a": None})
+    data.splits["train"]["mask"] = "masks/{name}.tiff"
+    mask = small_mask(0, 1, 1).astype(np.float32)
+    dense_data.save(PIL.Image.fromarray(mask), tmp_path / "masks/a.tiff")
+    assert np.array_equal(data.open(["train"])[0]["mask"], mask)
+    for value in (0.5, float("nan"), -1.0, 3e9):
+        mask[0, 1] = value
+        dense_data.save(PIL.Image.fromarray(mask), tmp_path / "masks/a.tiff")
+        with pytest.raises(ValueError, match="masks/a.tiff "):
+            data.open(["train"])[0]
+
+
 def save_in(kind, path):
     """Return an image as a TIFF may store it, and its colors."""
     image = picture(40, 30)
@@ -304,6 +320,18 @@ def test_processor_turns_deep_tiff_like_training(tmp_path, spec):
         assert np.allclose(found, turn(pixels, orientation) / 65535, atol=1e-6)
 
 
+def test_named_bands_use_spec_of_call(tmp_path):
+    bands = RNG.integers(0, 200, (3, 24, 32), dtype=np.uint16)
+    write_bands(tmp_path / "a.tif", bands)
+    mask = RNG.integers(0, 3, (24, 32), dtype=np.uint8)
+    PIL.Image.fromarray(mask).save(tmp_path / "m.png")
+    processor = ViTPSegmentationImageProcessor(input_spec={"band_names": ["VV", "VH"]}, do_normalize=False)
+    spec = {"bands": [0, 2], "window": [0, 200]}
+    found = processor(str(tmp_path / "a.tif"), str(tmp_path / "m.png"), input_spec=spec, return_tensors="pt")
+    assert np.allclose(found["pixel_values"][0], bands[[0, 2]] / 200, atol=1e-3)
+    assert np.array_equal(found["labels"][0], mask)
+
+
 def test_gdal_virtual_file_is_not_followed(tmp_path):
     write_bands(tmp_path / "a.tif", RNG.integers(0, 200, (1, 24, 32), dtype=np.uint8))
     source = f"<SourceFilename>{tmp_path / 'a.tif'}</SourceFilename><SourceBand>1</SourceBand>"
@@ -337,6 +365,28 @@ def test_overview_in_another_file_is_refused(tmp_path, overview):
     for source in (tmp_path / "image.tif", (tmp_path / "image.tif").read_bytes()):
         with pytest.raises(ValueError, match="another file"), open_raster(source):
             pass
+
+
+def test_too_many_bands_are_refused_before_decoding(tmp_path):
+    path, profile = tmp_path / "a.tif", {"driver": "GTiff", "dtype": "uint8", "sparse_ok": True}
+    with rasterio.open(path, "w", **profile, width=1000, height=1000, count=500):  # half a gigabyte
+        pass
+    assert path.stat().st_size < 30_000
+    readers = (lambda: read_image(path, None, InputSpec()), lambda: read_picture(path.read_bytes(), InputSpec()))
+    for read in (*readers, lambda: ViTPSegmentationImageProcessor()(str(path))):
+        start = time.process_time()
+        with pytest.raises(ValueError, match="500 bands"):
+            read()
+        assert time.process_time() - start < 0.5
+
+
+def test_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    pipe = {"path": str(tmp_path / "a.png"), "bytes": None}
+    readers = (lambda path: read_image(path, None), lambda _: load_images({"images": [pipe]}), check_file)
+    for read in readers:
+        with pytest.raises(ValueError, match="a.png.* pipe"):
+            read(tmp_path / "a.png")
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.data())
@@ -475,3 +525,21 @@ def test_image_path_in_part_is_refused(tmp_path, streaming):
     source = Source("s", annotation=str(tmp_path / "a.jsonl"), streaming=streaming, rows=4)
     errors = [row["error"] for row in read_source(source)]
     assert all("part" in error for error in errors[:3]) and "path or an HTTP URL" in errors[3]
+
+
+def test_threads_restore_the_limit_of_pillow(monkeypatch):
+    barrier, limit = threading.Barrier(2), PIL.Image.MAX_IMAGE_PIXELS
+
+    def wait(path):
+        with suppress(threading.BrokenBarrierError):
+            if barrier.wait(0.5) == 1:  # the thread that came last
+                time.sleep(0.2)
+        return True
+
+    monkeypatch.setattr(reading, "is_dicom_file", wait)
+    threads = [threading.Thread(target=reading.stored_orientation, args=["a.png"]) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert PIL.Image.MAX_IMAGE_PIXELS == limit
