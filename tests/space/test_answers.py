@@ -146,6 +146,21 @@ def test_closing_the_stream_ends_the_generation(vivid, processor, image):
     assert threading.active_count() == threads and time.perf_counter() - start < 10
 
 
+def test_generation_error_is_raised_by_the_stream(vivid, processor, image, monkeypatch):
+    def fail(**arguments):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(vivid, "generate", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(stream_answer(vivid, processor, encode(processor, [image], QUESTION)))
+
+
+def test_processor_input_spec_is_applied_once(processor, image):
+    wanted = encode(processor, [image], QUESTION)["pixel_values"]
+    processor.image_processor.input_spec = {"window": [0, 100]}
+    assert encode(processor, [image], QUESTION)["pixel_values"].equal(wanted)
+
+
 def test_long_prompt_raises(model, processor, image):
     inputs = encode(processor, [image], QUESTION)
     model.config.text_config.max_position_embeddings = inputs["input_ids"].shape[1] + 10

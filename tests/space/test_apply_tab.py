@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 from answers import COLORS
-from apply_tab import Classes, Objects, color_of, result_of
+from apply_tab import Classes, Objects, build_tab, color_of, result_of
+from handlers import run, start_of
 from loading import TINY, Models
 from original_detectors import DETECTORS, original_detector
 from pictures import picture
 from PIL import Image, ImageColor
 from tiny_models import HEAD, VISION_16, adapter_config
 from transformers import pipeline
+from uploading import CROWNS
 
 from modeling_vitp import (
     ViTPAdapterConfig,
@@ -52,6 +54,14 @@ def test_boxes_above_threshold_have_class_colors():
     for x, y in ((90, 50), (90, 70), (70, 70), (70, 50)):  # midpoints of the sides of the rotated square
         assert has_color(both, 0)[y - 1 : y + 2, x - 1 : x + 2].any() and not has_color(best, 0).any()
     assert (both[55:65, 20:40] == 100).all()  # nothing inside
+
+
+def test_object_corners_refer_to_returned_picture():
+    facts = objects().facts(0.5)
+    assert (facts["width"], facts["height"]) == (120, 90)
+    assert facts["objects"] == [
+        {"class": "<b>plane</b>", "score": 0.9, "corners": [[10, 40], [50, 40], [50, 80], [10, 80]]}
+    ]
 
 
 def test_masks_cover_their_pixels():
@@ -226,3 +236,11 @@ def test_invalid_model_or_image_shows_message(models, folder, scenes):
     ):
         with pytest.raises(gr.Error, match=message):
             result_of(models, image, None, name)
+
+
+def test_tab_opens_with_example(models):
+    ((handler, values),) = start_of(build_tab, models)
+    found, picture, legend, note = run(handler, values)
+    assert note.startswith(f"**{CROWNS}: JPEG") and note.endswith(next(iter(DETECTORS)))
+    assert picture.size == (672, 672) and legend == found.legend(0.3)
+    assert start_of(build_tab, Models(TINY)) == []

@@ -2,6 +2,7 @@
 
 import html
 import re
+import shutil
 from types import SimpleNamespace
 
 import ask_tab
@@ -11,7 +12,7 @@ from answers import COLORS, QUESTION, decode, encode, greedy
 from api import ask
 from datasets import load_dataset
 from handlers import run, start_of
-from loading import TINY
+from loading import PACKED, TINY, Models
 from paths import AERIAL_TREES
 from pictures import picture
 from PIL import Image, ImageColor
@@ -49,6 +50,21 @@ def test_later_questions_are_answered_as_if_asked_alone(packed):
     alone = {question: answer_to(packed.full(), question, image) for question in set(questions)}
     expected = [turn for one in questions for turn in (("user", one), ("assistant", alone[one]))]
     assert texts_of(said) == expected and len(set(alone.values())) > 1
+
+
+def test_unlearned_questions_of_packed_model_are_marked(models, packed):
+    choices, note = ask_tab.examples_for(packed, packed.default)
+    assert choices[0] == QUESTION and "3.2" in note
+    assert all(label == f"not learned: {question}" for label, question in choices[1:]) and len(choices) > 5
+    assert ask_tab.examples_for(models, TINY) == (ask_tab.PROMPTS, ask_tab.OTHER_NOTE)
+
+
+def test_figures_of_packed_model_are_not_shown_for_users_quickstart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(PACKED, tmp_path / "outputs" / "quickstart")
+    own = Models()
+    assert own.source(own.default) == "outputs/quickstart"
+    assert ask_tab.examples_for(own, own.default) == (ask_tab.PROMPTS, ask_tab.OTHER_NOTE)
 
 
 @pytest.mark.slow
@@ -104,6 +120,14 @@ def test_learned_questions_beat_constants_and_swapped_images(packed):
     assert np.abs(guesses - top_left).mean() >= np.abs(np.median(top_left) - top_left).mean()
     assert len(set(answers("Where is the largest tree?", 20))) == 1
     assert all(answer.endswith("most trees in the top left.") for answer in answers("Describe the image.", 20))
+
+
+def test_api_streams_the_same_answer(models, scene):
+    steps = [answer for answer, *_ in ask(models, scene, None, TINY, QUESTION, 8)]
+    full = models.full()
+    inputs = encode(full.processor, [picture(336, 224)], QUESTION)
+    ids = full.model.generate(**inputs, **greedy(full.model, 8))[0, inputs["input_ids"].shape[1] :]
+    assert steps[-1].strip() == decode(full.processor, ids) and len(steps) > 3
 
 
 def test_answer_boxes_are_drawn_and_counted(models, page, scene, monkeypatch):

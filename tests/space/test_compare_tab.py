@@ -4,14 +4,17 @@ import math
 
 import gradio as gr
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from compare_tab import (
+    COLUMNS,
     build_tab,
     compare,
     open_backbones,
     patch_features,
     similarity_map,
+    summary_of,
     two_images,
 )
 from handlers import button_of, cosine, normalized, run
@@ -171,3 +174,21 @@ def test_missing_or_differing_second_image_is_named(models, pair, tmp_path):
     picture(64, 64).save(tmp_path / "square.png")
     with pytest.raises(gr.Error, match="64 × 48 and 64 × 64"):
         run_pair(models, pair[0], str(tmp_path / "square.png"))
+
+
+def results():
+    """Return shares of two corruptions at five severities, for a backbone and its random twin."""
+    shares = {("haze", "vit"): -0.3, ("haze", "random"): 0.2, ("blur", "vit"): 0.1, ("blur", "random"): 0.15}
+    rows = [
+        (name, severity, backbone, severity * share, 0.0, 0.0, "", "100%")
+        for (name, backbone), share in shares.items()
+        for severity in range(1, 6)
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def test_summary_describes_the_numbers():
+    words = summary_of(results())
+    assert "**vit** keeps -0.30" in words and "**random** keeps 0.53" in words and "not more robust" in words
+    assert "most under blur (0.30) and least under haze (-0.90)" in words
+    assert "Under haze, the image is less similar" in words

@@ -214,6 +214,21 @@ def test_cancel_reaches_zerogpu(zero_gpu, model):
     assert ended.wait(5)
 
 
+def test_worker_of_zerogpu_does_not_wait_in_line(zero_gpu):
+    """Its copy of the line has visitors who never leave it."""
+
+    @answering
+    def run():
+        with turn():
+            return "here"
+
+    LINE.enter(task := computing.Task())
+    try:
+        assert steps_of(run) == ["here"]
+    finally:
+        LINE.leave(task)
+
+
 def test_worker_of_zerogpu_opens_models_that_are_loading(zero_gpu, monkeypatch):
     """The thread that loads a model does not exist in a worker that is forked meanwhile."""
     models, released = Models(TINY), threading.Event()
@@ -256,6 +271,13 @@ def test_every_handler_of_the_page_runs_on_zerogpu(zero_gpu, tmp_path, monkeypat
             arguments = special_args(function.fn, values, event_data=click)[0]
             assert steps_of(function.fn, *arguments), function.name
     assert set(zero_gpu.called) == set(zero_gpu.names)
+
+
+def test_device_of_zerogpu(monkeypatch):
+    assert computing.device() == (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
+    monkeypatch.setattr(computing, "spaces", ZeroGPU())
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    assert computing.device() == torch.device("cuda")
 
 
 def test_python_code_without_model_is_interrupted(monkeypatch):

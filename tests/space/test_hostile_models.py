@@ -6,11 +6,13 @@ import resource
 import shutil
 import threading
 import time
+import weakref
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import limits
 import loading
+import numpy as np
 import pytest
 import tokenizer_check
 import torch
@@ -238,6 +240,27 @@ def test_generation_settings_of_visitors_are_ignored(evil, pushed, saved):
     assert answers[0] == answers[1]
 
 
+def test_failed_model_is_freed(evil, named, monkeypatch):
+    """A model that was loaded and refused must not stay in memory, as it may be named again."""
+    tensors = load_file(evil / "model.safetensors")
+    wrong = next(name for name in tensors if "mlp.fc1.weight" in name)
+    tensors[wrong][0, 0] = np.nan
+    save_file(tensors, evil / "model.safetensors", {"format": "pt"})
+    models, load = [], PreTrainedModel.from_pretrained.__func__
+
+    def remembered(*arguments, **named):
+        model, info = load(*arguments, **named)
+        models.append(weakref.ref(model))
+        return model, info
+
+    monkeypatch.setattr(loading.ViTPForConditionalGeneration, "from_pretrained", classmethod(remembered))
+    with pytest.raises(UnavailableModel, match=f"NaN or infinite, such as {wrong}"):
+        try:
+            named()
+        finally:  # The error is still held here, as it is by a page that shows it.
+            assert [model() for model in models] == [None]
+
+
 def test_text_of_a_model_is_not_markdown():
     shown = plain("MIT ![](http://127.0.0.1/a.png) <img src=x>")
     assert not set("![]()<>:/`*_") & set(shown) and html.unescape(shown).startswith("MIT ![](http://127.0.0.1/a.png)")
@@ -284,6 +307,12 @@ def test_concurrent_loading_keeps_global_state(tmp_path):
         seen.add(torch.get_default_dtype())
     assert seen <= {torch.float32} and (PreTrainedModel.tie_weights, torch.linspace) == before
     assert torch.get_default_dtype() == torch.float32 and models.backbone(models.names[1]).model.dtype == torch.float32
+
+
+def test_trusted_package_model_keeps_its_kind(saved):
+    """Models of this package include code for users without the package."""
+    assert "auto_map" in json.loads((saved / "config.json").read_text())
+    assert Models(str(saved), trust_remote_code=True).full_names == [saved.name]
 
 
 def test_visitor_template_and_code_do_not_run(evil, pushed, saved, tmp_path):

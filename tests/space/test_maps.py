@@ -23,6 +23,7 @@ from maps import (
     draw_heads,
     foreground_scores,
     heat_of,
+    most_similar,
     pack_features,
     patch_features,
     rollout_map,
@@ -181,6 +182,12 @@ def test_segments_are_kmeans_of_normalized_features():
     np.testing.assert_array_equal(np.asarray(drawn)[32::64, 32::64].reshape(-1, 3), np.array(colors)[labels])
 
 
+def test_most_similar_patches_are_found():
+    values = torch.rand(6, 9, generator=torch.Generator().manual_seed(0))
+    order = [divmod(index, 9) for index in np.argsort(-values.numpy(), axis=None)]
+    assert most_similar(values, 4) == order[:4] and most_similar(values, 4, order[1]) == [order[0], *order[2:5]]
+
+
 def test_packed_features_keep_similarities():
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(24, 96))
@@ -206,6 +213,15 @@ def test_smooth_maps_interpolate_values():
     assert fine.shape == (2, 549, 768)
     for one, expected in zip(fine, values.numpy()):
         np.testing.assert_allclose(one, cv2.resize(expected, (768, 549), interpolation=cv2.INTER_CUBIC), atol=1e-4)
+
+
+def test_hooks_are_removed(backbone, image):
+    def hooks():
+        return sum(len(module._forward_hooks) for module in backbone.model.modules())
+
+    before = hooks()
+    rollout_map(backbone, image, 6)
+    assert hooks() == before
 
 
 def test_pca_colors_of_backbones_are_aligned():

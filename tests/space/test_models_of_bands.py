@@ -6,7 +6,7 @@ import rasterio
 import torch
 from compare_tab import open_backbones
 from loading import RANDOM, TINY, Models
-from maps import PCA, View, image_of, look
+from maps import PCA, View, grid_of, image_of, look
 from PIL import Image
 from tiny_models import HEAD, VISION, adapter_config
 from transformers import AutoModel
@@ -70,6 +70,12 @@ def test_image_with_wrong_bands_is_rejected(folder, scene, tmp_path):
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="bands takes 5 bands"):
         open_backbones(models, ["bands"])
+
+
+def test_backbones_read_their_own_bands(folder, scene):
+    _, path = scene
+    *_, seen = look(Models(str(folder), [TINY]), path, ["bands", TINY], VIEW)
+    assert [one.features.shape[1:] for one in seen] == [grid_of(56, 84, 6)] * 2
 
 
 def test_multiband_segmentation_is_applied(scene, tmp_path):

@@ -200,6 +200,21 @@ def test_bands_are_found_by_name(tmp_path):
         assert_shows(reading, stretched(array[bands]))
 
 
+def test_bands_are_found_by_color(tmp_path):
+    array = values(6)
+    colors = [rasterio.enums.ColorInterp[name] for name in ("gray", "blue", "green", "undefined", "red", "undefined")]
+    reading = read_image(geotiff(tmp_path / "colors.tif", array, colors=colors, photometric="minisblack"))
+    assert "bands 5, 3, 2 of 6" in reading.note
+    assert_shows(reading, stretched(array[[4, 2, 1]]))
+
+
+def test_model_bands_precede_names(tmp_path):
+    array = values(12)
+    spec = {"bands": [0, 1, 2], "window": [0, 1000]}
+    reading = open_upload(str(geotiff(tmp_path / "scene.tif", array, S2)), input_spec=spec)
+    np.testing.assert_array_equal(reading.image, array[:3])
+
+
 def test_input_spec_overrides_defaults(tmp_path):
     array = values(5)
     path = geotiff(tmp_path / "five.tif", array, photometric="minisblack")
@@ -314,6 +329,14 @@ def test_monochrome1_is_inverted(tmp_path):
     assert_shows(reading, 255 - windowed(pixels[None], *np.percentile(pixels, (1, 90))))
 
 
+def test_large_dicom_is_reduced_by_averaging(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 4000, (200, 400)).astype(np.uint16)
+    reading = read_image(dicom(tmp_path / "x.dcm", pixels), max_side=100)
+    means = pixels.reshape(50, 4, 100, 4).mean((1, 3))
+    np.testing.assert_allclose(reading.image[0], means)
+    assert "400 × 200 pixels, reduced to 100 × 50" in reading.note
+
+
 @pytest.mark.parametrize("name", ["SC_rgb_dcmtk_+eb+cy+np.dcm", "SC_rgb_rle_16bit.dcm"])
 def test_color_dicom(name):
     path = get_testdata_file(name)
@@ -359,6 +382,17 @@ def test_bad_files_raise_one_line(tmp_path, name):
     with pytest.raises(UnreadableImage, match=message) as error:
         read_image(path)
     assert "\n" not in str(error.value) and str(tmp_path) not in str(error.value)
+
+
+def test_dicom_that_cannot_be_shown(tmp_path):
+    report = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+    report.Modality = "SR"
+    del report.PixelData
+    report.save_as(tmp_path / "report.dcm")
+    with pytest.raises(UnreadableImage, match=r"report.dcm is DICOM without an image \(modality SR\)"):
+        read_image(tmp_path / "report.dcm")
+    with pytest.raises(UnreadableImage, match="MR_truncated.dcm is damaged"):
+        read_image(get_testdata_file("MR_truncated.dcm"))
 
 
 # Controls of the page

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from loading import TINY, Models
+from loading import RANDOM, TINY, Models
 from maps import attention_heads, patch_features
 from other_backbones import save_backbone
 from pictures import picture
@@ -21,6 +21,7 @@ from transformers import (
 from vision_families import library_features, save_vit
 
 from modeling_vitp import ViTPFeaturePyramid, ViTPImageProcessor
+from modeling_vitp.images.pixels import principal_scores
 
 KINDS = ("vit", "dinov2", "dinov3", "clip", "siglip", "vit_mae")
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
@@ -65,6 +66,16 @@ def test_reference_features_equal_transformers(models, kind):
     if kind == "siglip":
         with pytest.raises(ValueError, match="has no CLS token"):
             attention_heads(backbone, image, 6, 2)
+
+
+def test_references_share_a_grid(models):
+    _, models = models
+    image = np.asarray(picture(96, 64))
+    maps = [principal_scores(patch_features(models.backbone(kind), image, 12)) for kind in KINDS]
+    assert {one.shape for one in maps} == {(3, 8, 12)}
+    twin = models.backbone("dinov2" + RANDOM)
+    assert twin.name == "dinov2" + RANDOM and type(twin.model) is type(models.backbone("dinov2").model)
+    assert (patch_features(twin, image, 6) - patch_features(models.backbone("dinov2"), image, 6)).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("family", ["siglip2_vision_model", "timm_wrapper"])

@@ -19,8 +19,8 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from handlers import cosine, normalized
 from huggingface_hub import SpaceCard
-from loading import TINY, Models
-from maps import ATTENTION, FROM_CLS, FROM_POINT, PCA, ROLLOUT, SIMILARITY
+from loading import RANDOM, TINY, Models
+from maps import ATTENTION, FROM_CLS, FROM_POINT, PCA, ROLLOUT, SIMILARITY, TWIN
 from packaging.requirements import Requirement
 from paths import ROOT
 from pictures import picture, png_file
@@ -136,6 +136,18 @@ def test_maps_and_features_equal_transformers(client, folder, saved):
         assert (facts["rows"], facts["columns"]) == (4, 6) and facts["maps"][0]["depth"] == 3
 
 
+def test_backbone_is_compared_with_random_weights(client, saved):
+    a, b, npz, facts = client.predict(
+        saved(picture(40, 90)), second_backbone=TWIN, resolution=9, kind=PCA, api_name="/maps"
+    )
+    assert len({Image.open(path).size for path in (a, b)}) == 1
+    with np.load(npz) as arrays:
+        assert arrays["map_a"].shape == arrays["map_b"].shape == (3, 9, 4)
+        assert arrays["backbones"].tolist() == [TINY, TINY + RANDOM]
+        assert np.abs(arrays["features_a"] - arrays["features_b"]).max() > 0.1
+    assert [one["backbone"] for one in facts["maps"]] == [TINY, TINY + RANDOM]
+
+
 @pytest.mark.parametrize("size", [(61, 83), (1, 500)])
 def test_marked_patch_is_brightest_in_picture(client, saved, size):
     """The map has the aspect ratio of the image and is brightest in the marked patch."""
@@ -207,6 +219,14 @@ def test_only_uploads_are_readable(url, path):
     assert "event: error" in answer and "root:" not in answer and "event: complete" not in answer
     for address in (f"gradio_api/file={path}", f"file={path}", f"gradio_api/file={Path(path).resolve()}"):
         assert fetch(url + address)[0] in (403, 404)
+
+
+def test_unknown_model_shows_message(client, saved, tmp_path):
+    upload = saved(picture(20, 20))
+    for name in ("..", str(tmp_path), "<script>alert(1)</script>"):
+        with pytest.raises(AppError) as caught:
+            client.predict(upload, backbone=name, api_name="/maps")
+        assert "<" not in str(caught.value) and "Traceback" not in str(caught.value)
 
 
 def test_folder_names_do_not_expose_paths(folder, tmp_path):

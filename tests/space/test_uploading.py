@@ -1,12 +1,13 @@
 """Source of a handler's image: upload or example."""
 
 import asyncio
+import shutil
 
 import gradio as gr
 import pytest
 from computing import answering
 from gradio.helpers import special_args
-from uploading import image_input
+from uploading import CROWNS, EXAMPLES, image_input, name_of
 
 PROGRESS = gr.Progress()
 
@@ -32,3 +33,10 @@ def test_selected_example_precedes_upload(example, name):
     ((path, event, model, progress, settings),) = asyncio.run(answers())
     assert path.endswith(name) and isinstance(event, gr.EventData)
     assert model == "quickstart" and progress is PROGRESS and settings == (1, 2)
+
+
+def test_only_a_copy_has_the_name_of_an_example(tmp_path):
+    for name, example in EXAMPLES.items():
+        assert name_of(shutil.copy(example, tmp_path)) == name
+    other = shutil.copy(EXAMPLES["Trees, Florida"], tmp_path / EXAMPLES[CROWNS].name)
+    assert name_of(str(other)) == EXAMPLES[CROWNS].name

@@ -5,14 +5,19 @@ import pytest
 import torch
 import vrl_tab
 from answers import answers_by_drop_ratio, decode, encode, greedy
+from handlers import run, start_of
 from loading import TINY, FullModel
 from pictures import picture
+from PIL import Image
 from tiny_models import TEXT, TOKENS_PER_TILE
+from uploading import CROWNS
 from vrl_tab import (
     DIMMED,
     MAX_NEW_TOKENS,
     answers_at,
+    build_tab,
     costs,
+    draw_tokens,
     explain,
     kept_tokens,
     token_maps,
@@ -58,6 +63,28 @@ def test_model_orders_tokens_by_row(model):
             patches[0, row, column] = 1
             tokens = model.model.pixel_shuffle(patches, scale_factor=0.5).flatten(1, 2)[0]
             assert tokens.any(-1).nonzero().flatten().tolist() == [row // 2 * SIDE + column // 2]
+
+
+def test_processor_orders_tiles_by_row(processor):
+    """The bright sixth of an image is the tile at that position of the map."""
+    for row in range(2):
+        for column in range(3):
+            pixels = np.zeros((112, 168, 3), dtype=np.uint8)
+            pixels[row * 56 : (row + 1) * 56, column * 56 : (column + 1) * 56] = 255
+            tiles = encode(processor, [Image.fromarray(pixels)], QUESTION)["pixel_values"]
+            assert tiles[:6].mean((1, 2, 3)).argmax() == 3 * row + column
+            kept = torch.arange(TOKENS_PER_TILE) + TOKENS_PER_TILE * (3 * row + column)
+            maps = token_maps(processor, (168, 112), len(tiles), kept)
+            shown = np.array(draw_tokens(Image.fromarray(pixels), maps.tiles))
+            assert (shown == pixels).all()
+
+
+def test_draw_depends_on_the_seed_alone(processor):
+    draws = [
+        encode(processor, [picture(168, 112, seed)], QUESTION, 0.5, key)["visual_token_indices"]
+        for seed, key in ((0, 1), (1, 1), (0, 2))
+    ]
+    assert draws[0].equal(draws[1]) and not draws[0].equal(draws[2])
 
 
 def test_tokens_are_shown_over_tiles_and_thumbnail(models, scene):
@@ -145,3 +172,17 @@ def test_operations_equal_manual_sum(model, processor):
         answer = width * model.config.text_config.vocab_size  # the LM head, for one position
         assert cost.flops == 2 * (TEXT["num_hidden_layers"] * layer + answer)
         assert 0 < cost.language_seconds < 10 and 0 < cost.vision_seconds < 10
+
+
+def test_tab_opens_with_example(packed):
+    """The handlers at the start compute every result of the tab from its default inputs."""
+    (show_tokens, inputs), (run_all, (*others, _)) = start_of(build_tab, packed)
+    tiles, thumbnail, summary = run(show_tokens, inputs)
+    *both, cost_table, saved, table, curve = run(run_all, [*others, 2])  # draws
+    assert tiles.size == (224, 224) and not thumbnail.visible
+    assert summary.startswith(CROWNS) and "13 of 49 visual tokens are kept" in summary
+    assert both[0].startswith(f"{CROWNS}: ") and "from 49 visual tokens" in both[0] and "from 13" in both[2]
+    assert "fewer operations" in saved and len(cost_table) == 2 and len(table) == 11
+    for ratio, mean in curve.itertuples(index=False):
+        draws = table.loc[table["drop ratio"] == ratio, "probability of the full answer"]
+        assert len(draws) == (2 if ratio else 1) and mean == pytest.approx(sum(draws) / len(draws))
