@@ -245,3 +245,22 @@ def test_fine_tuned_model_opens_from_the_hub(hub, logged_in, written, tmp_path):
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0 and done.stdout.split() == ["field", "forest"], done.stderr[-3000:]
+
+
+WRONG_FILES = [
+    ("fine_tuned/notes.txt", b"hf_" + b"a" * 34, "fine_tuned/notes.txt (a Hugging Face token)"),
+    ("timm/Weights.PTH", b"weights", "timm/Weights.PTH is a pickle"),
+    ("adapt.yaml", b"data: /home/me/coco\n", "adapt.yaml has an absolute path"),
+    ("fine_tuned/config.json", b'{"backbone": "/home/me/vit"}', "config.json has an absolute path"),
+    ("README.md", b"---\nlicense: mit\n---\n# Mine\n", "different licenses"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "says"), WRONG_FILES)
+def test_bundle_is_refused_by_name(hub, logged_in, output, capsys, name, content, says):
+    (output / "bundle" / name).parent.mkdir(exist_ok=True)
+    (output / "bundle" / name).write_bytes(content)
+    if name == "README.md":
+        (output / "bundle/run.json").write_text('{"licenses": {"org/start": {"license": "apache-2.0"}}}')
+    assert push(output, "tester/adapted", "--what", "adaptation") == 1
+    assert says in capsys.readouterr().err and hub.repo("tester/adapted") is None

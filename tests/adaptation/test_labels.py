@@ -7,13 +7,15 @@ from pathlib import Path
 import detection_data
 import numpy as np
 import pytest
+import yaml
 from dense_data import save
 from georeferenced import NORTH_UP, feature, save_geojson, save_geotiff
+from paths import CONFIGS
 from PIL import Image
 from prepared_folders import write_rsar
 from rasterio import Affine
 
-from modeling_vitp.adaptation.labels import TaskData, labels_of, read_labels, with_label_fraction
+from modeling_vitp.adaptation.labels import TaskData, labels_of, median_size, read_labels, with_label_fraction
 from modeling_vitp.data.annotation_files import read_list
 from modeling_vitp.data.layouts import LAYOUTS
 from modeling_vitp.data.scenes import stem_of
@@ -26,6 +28,11 @@ SCENES = [f"s{scene}_{tile:03}" for scene in range(10) for tile in range(2 + sce
 def noise(path: Path) -> None:
     seed = [*"/".join(path.parts[-3:]).encode()]
     save(Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 10, 3), dtype=np.uint8)), path)
+
+
+def save_list(path: Path, names: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(names))
 
 
 def write_masks(root: Path, names: list[str], values: tuple[int, ...] = (0, 1)) -> None:
@@ -115,6 +122,17 @@ def cases_of(found: TaskData, split: str) -> dict[Path, str]:
     return {sample.images[0]: case for sample, case in zip(files, samples.cases)}
 
 
+def test_photos_of_classes_may_be_stored_turned(tmp_path):
+    write_folders(tmp_path / "data", SCENES)
+    for path in (tmp_path / "data").rglob("*.png"):
+        exif = Image.Exif()
+        exif[274] = 6
+        Image.open(path).save(path, exif=exif)
+    found = read_labels(tmp_path / "data", tmp_path / "splits")
+    assert sum(map(len, found.images.values())) == len(SCENES)
+    assert median_size(found.images["train"]) == (10, 8)  # upright, of a stored height of 8
+
+
 @pytest.mark.parametrize("layout", WRITERS)
 def test_splits_keep_scenes_whole(tmp_path, layout):
     root = tmp_path / "data"
@@ -164,6 +182,30 @@ def test_given_splits_are_kept(tmp_path, layout):
     assert "train, val and test are kept" in found.how
     with pytest.raises(ValueError, match="lists"):
         read_labels(root, tmp_path / "lists")
+
+
+def test_lists_of_voc_are_given_splits(tmp_path):
+    root = tmp_path / "data"
+    detection_data.write_voc(root, [*SCENES, "t_101", "t_102"], False)
+    for names, *splits in ((SCENES, "trainval", "train"), (["t_101", "t_102"], "test")):
+        for split in splits:
+            save_list(root / "ImageSets" / "Main" / f"{split}.txt", names)
+    found = read_labels(root, tmp_path / "lists")
+    check(found, len(SCENES) + 2)
+    assert [path.stem for path in found.images["test"]] == ["t_101", "t_102"]
+    (root / "ImageSets" / "Main" / "train.txt").unlink()
+    assert read_labels(root, tmp_path / "trainval").images == found.images
+
+
+def test_unlabeled_test_split_is_replaced(tmp_path):
+    root = tmp_path / "data"
+    write_masks(root / "train", SCENES)
+    write_masks(root / "val", ["v_001", "v_002"])
+    write_masks(root / "test", ["t_001", "t_002"])
+    shutil.rmtree(root / "test" / "masks")
+    found = read_labels(root, tmp_path / "lists")
+    check(found, len(SCENES) + 2)
+    assert all("train" in path.parts for path in found.images["test"])
 
 
 @pytest.mark.parametrize("layout", ["coco", "masks", "folders"])
@@ -229,6 +271,15 @@ def test_patients_stay_in_one_split(tmp_path, monkeypatch):
     assert sum(map(len, patients)) == 6 and "6 patients" in found.how
 
 
+def test_drawn_splits_have_two_scenes(tmp_path):
+    """One scene has 15% of the images."""
+    root = tmp_path / "data"
+    write_masks(root, [f"{scene}_{n}" for scene in "abcdefghi" for n in range(7 if scene == "a" else 5)])
+    for seed in range(3):
+        scenes = scenes_of(read_labels(root, tmp_path / f"{seed}", seed=seed))
+        assert [len(scenes[split]) for split in ("val", "test")] == [2, 2]
+
+
 def test_identical_images_stay_in_one_split(tmp_path):
     root = tmp_path / "data"
     write_folders(root, [f"{name}x" for name in "abcdefghijkl"])
@@ -241,6 +292,40 @@ def test_identical_images_stay_in_one_split(tmp_path):
         assert found.how.startswith("Split by image: ")
         split_of = {path.read_bytes(): split for split, part in found.images.items() for path in part}
         assert all(split_of[path.read_bytes()] == split for split, part in found.images.items() for path in part)
+
+
+def test_empty_tiles_join_no_scenes(tmp_path):
+    root = tmp_path / "data"
+    write_masks(root, SCENES)
+    for scene in range(10):
+        save(Image.new("RGB", (10, 8)), root / "images" / f"s{scene}_000.png")
+    assert "10 scenes" in read_labels(root, tmp_path / "lists").how
+
+
+def test_class_names_in_files_are_no_scenes(tmp_path):
+    root, classes = tmp_path / "data", tuple("abcdefg")
+    for index in range(70):
+        noise(root / classes[index % 7] / f"{classes[index % 7]}_{index}.png")
+    found = read_labels(root, tmp_path / "lists")
+    check(found, 70)
+    assert found.how.startswith("Split by image")
+    assert all({path.parent.name for path in part} == {*classes} for part in found.images.values())
+
+
+@pytest.mark.parametrize("is_split", [False, True])
+def test_class_may_have_word_of_a_split(tmp_path, is_split):
+    root, names = tmp_path / "data", {"train": SCENES, "val": ["v_1", "v_2"], "test": ["t_1", "t_2"]}
+    for split, part in names.items() if is_split else [("", SCENES)]:
+        write_folders(root / split, part, ("bridge", "train_station"))
+    found = read_labels(root, tmp_path / "lists")
+    assert found.data["classes"] == ["bridge", "train_station"]
+    assert sum(map(len, found.images.values())) == len(SCENES) + 4 * is_split
+
+
+def test_names_of_uneven_groups_are_no_scenes(tmp_path):
+    root = tmp_path / "data"
+    write_masks(root, [*(f"site_{n}" for n in range(20)), *(f"{other}_1" for other in "abcdef")])
+    assert read_labels(root, tmp_path / "lists").how.startswith("Split by image: 18 images for training, 4 for ")
 
 
 def test_every_class_is_in_training_images(tmp_path):
@@ -296,6 +381,23 @@ def test_configuration_names_the_labels(tmp_path, monkeypatch):
         read_labels("rsar", tmp_path / "splits", task="horizontal")
     with pytest.raises(ValueError, match="finetune_detection.*loveda"):
         read_labels("loveda", tmp_path / "other")
+
+
+def test_test_split_without_annotations_is_drawn(tmp_path, monkeypatch):
+    """The test images of DOTA have no annotations; a server scores their detections."""
+    monkeypatch.chdir(tmp_path)
+    write_rsar(tmp_path / "data")
+    config = yaml.safe_load((CONFIGS / "rsar.yaml").read_text()) | {"submission": {"split": "test"}}
+    splits = config["data"]["splits"]
+    del splits["test"]["annotations"]
+    Path("own.yaml").write_text(yaml.safe_dump(config))
+    found = read_labels("own.yaml", tmp_path / "splits")
+    assert [len(part) for part in found.images.values()] == [10, 4, 2] and "submission" not in found.settings
+    assert all("train" in path.parts for path in found.images["test"])
+    assert found.data["splits"]["test"]["annotations"] == splits["train"].pop("annotations")
+    Path("own.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match="'train' with `annotations`.*own.yaml"):
+        read_labels("own.yaml", tmp_path / "other")
 
 
 def test_task_is_chosen_where_labels_allow_it(tmp_path):

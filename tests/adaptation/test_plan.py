@@ -34,6 +34,16 @@ def test_bad_arguments_are_named(changes, name):
         AdaptArguments(**GIVEN | changes)
 
 
+def test_settings_of_a_configuration_exclude_data_and_steps():
+    settings = {"pretraining": "quickstart", "fine_tuning": "rsar", "label_fractions": [0.1]}
+    args = AdaptArguments(data="folder", output_dir="out", **settings)
+    assert args.pretraining["from_scratch"]["vision_config"]["hidden_size"] == 192
+    assert not {"task", "dataset_name", "max_steps", "output_dir"} & args.pretraining.keys()
+    assert args.label_fractions == [1.0, 0.1]
+    assert args.fine_tuning["layer_decay"] == 0.95
+    assert not {"test_split", "train_splits", "learning_rate"} & args.fine_tuning.keys()
+
+
 @pytest.mark.parametrize(
     ("size", "tokens", "expected"),
     [((112, 112), 49, (1, 0.75)), ((500, 460), 256, (12, 0.75)), ((224, 224), 16, (4, 0.5)), ((60, 60), 8, (1, 0.0))],
@@ -65,6 +75,13 @@ def test_seeds_are_fewer_before_steps_are_too_few():
     assert choose_steps(10**9, costs, 100, 40, False, runs)["steps"] == plan.MOST_EPOCHS * 100
     with pytest.raises(ValueError, match="budget: .*9 fine-tunings"):
         choose_steps(20, costs, 100, 40, False, runs)
+
+
+def test_given_seeds_share_the_budget():
+    chosen = choose_steps(10_000, Costs(2.0, 0.5, 10.0), 10**6, 20, True, runs, 6)
+    assert chosen["fine_tuning_steps"] == int((0.35 * 10_000 / 24 - 10) / 0.5)
+    with pytest.raises(ValueError, match="budget: .*24 fine-tunings"):
+        choose_steps(600, Costs(2.0, 0.5, 10.0), 10**6, 20, True, runs, 6)
 
 
 def test_finished_parts_are_not_run_again(tmp_path):

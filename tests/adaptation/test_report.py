@@ -88,6 +88,14 @@ def test_verdict_follows_the_rules(means, first, others, greater_is_better):
     assert all(name in sentence for name, sentence in zip(others, sentences))
 
 
+def test_verdict_has_the_interval_in_points():
+    report = make_report({ADAPTED: 0.60, START: 0.58, "mae": 0.70})
+    to_mae = report.differences()["mae"]
+    low, high = 100 * -to_mae.high, 100 * -to_mae.low
+    assert f"by 10.0 points of mIoU (95% interval {low:.1f} to {high:.1f})." in report.verdict
+    assert low < 10 < high
+
+
 def test_verdict_of_one_seed_is_not_decided():
     verdict = make_report({ADAPTED: 0.60, START: 0.30, "mae": 0.90}, seeds=1).verdict
     assert verdict.startswith("Not decided: with one seed, the interval covers test images only.")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from classification_data import write_folders
-from detection_data import write_dota, write_voc
+from detection_data import write_coco, write_dota, write_voc
 from paths import ROOT
 from pictures import write_bands
 from PIL import Image
@@ -21,7 +22,7 @@ from vision_families import MEAN, save_vit
 
 from modeling_vitp import adapt
 from modeling_vitp.adaptation import adapt as adapting
-from modeling_vitp.adaptation import comparison, controls, labels, probing, runs
+from modeling_vitp.adaptation import comparison, controls, labels, preparation, probing, runs
 from modeling_vitp.adaptation.adapt import run_adaptation
 from modeling_vitp.adaptation.arguments import AdaptArguments
 from modeling_vitp.adaptation.backbones import Backbones, Start, open_start
@@ -36,6 +37,7 @@ from modeling_vitp.adaptation.probing import Prober, probe_size
 from modeling_vitp.command.errors import TrainingDiverged
 from modeling_vitp.evaluation import vlm
 from modeling_vitp.evaluation.comparison import Progress
+from modeling_vitp.images.reading import has_8_bits
 from modeling_vitp.pretraining.plan import config_of_start
 from modeling_vitp.tasks import TASKS
 from modeling_vitp.tasks.detection.data import DetectionData
@@ -88,6 +90,27 @@ def test_wrong_setting_is_reported_before_the_labels(tmp_path, monkeypatch, sett
     with pytest.raises(ValueError, match=message):
         adapt("data", **{"output_dir": "out", "pretraining": {"from_scratch": FROM_SCRATCH}} | settings)
     assert os.listdir() == ["data"]
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_frozen_projector_has_no_learning_rate(tmp_path, is_frozen):
+    save_vit(tmp_path / "vit", "dinov2")
+    args = arguments(tmp_path, start=str(tmp_path / "vit"), pretraining={"freeze": ["projector"] if is_frozen else []})
+    assert ("part_learning_rates" in pretraining_of(args).settings()) != is_frozen
+
+
+@pytest.mark.parametrize(
+    ("rates", "merged"),
+    [
+        ({"vision": 1e-5}, {"projector": 1e-3, "vision": 1e-5}),
+        ({"vision": 1e-5, "projector": 2e-4}, {"projector": 2e-4, "vision": 1e-5}),
+        (None, None),
+    ],
+)
+def test_part_learning_rates_keep_that_of_a_new_projector(tmp_path, rates, merged):
+    save_vit(tmp_path / "vit", "dinov2")
+    args = arguments(tmp_path, start=str(tmp_path / "vit"), pretraining={"part_learning_rates": rates})
+    assert pretraining_of(args).settings()["part_learning_rates"] == merged
 
 
 @pytest.mark.parametrize(
@@ -161,6 +184,18 @@ def test_black_of_color_masks_is_background():
     assert TASKS["segmentation"].phrases({}, data) == {"0,0,0": None, "255,255,255": "roof"}
     with pytest.raises(ValueError, match="'wall'"):
         TASKS["segmentation"].phrases({"wall": "a wall"}, data)
+
+
+def test_deep_and_four_band_images_have_no_collages(tmp_path):
+    write_bands(tmp_path / "deep.png", np.zeros((3, 8, 8), np.uint16))
+    write_bands(tmp_path / "four.tif", np.zeros((4, 8, 8), np.uint8))
+    Image.new("RGB", (8, 8)).save(tmp_path / "colors.png")
+    assert [has_8_bits(tmp_path / name) for name in ("deep.png", "four.tif", "colors.png")] == [False, False, True]
+
+
+def test_model_as_start_replaces_from_scratch(tmp_path):
+    settings = pretraining_of(arguments(tmp_path, start=QUICKSTART)).settings()
+    assert settings["model_name_or_path"] == QUICKSTART and "from_scratch" not in settings
 
 
 def test_names_of_backbones_are_unique(tmp_path):
@@ -247,6 +282,25 @@ def test_settings_may_change_until_the_plan_is_kept(tmp_path, monkeypatch):
     progress_of(arguments(tmp_path, data="data/", learning_rates=[1e-3]))  # the same folder
 
 
+def test_labels_may_change_until_the_plan_is_kept(tmp_path):
+    write_coco(tmp_path / "data", [f"site{index:03}" for index in range(12)])
+    file = next((tmp_path / "data").rglob("*.json"))
+    args = arguments(tmp_path)
+    read_labels(args.data, tmp_path / "out" / "splits")
+    progress_of(args).result("instructions/train", int)
+    file.write_text(file.read_text().replace("plane", "tower"))
+    progress = progress_of(args)
+    assert not progress.parts and not (tmp_path / "out" / "splits").exists()
+    progress.result("plan", int)
+    progress_of(args)
+    next((tmp_path / "data").rglob("*.png")).unlink()
+    with pytest.raises(ValueError, match="different labels"):
+        progress_of(args)
+    shutil.rmtree(tmp_path / "data")
+    with pytest.raises(ValueError, match="data of the labels not found"):
+        progress_of(args)
+
+
 def test_instructions_may_change_until_the_plan_is_kept(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "images").mkdir()
@@ -331,6 +385,21 @@ def comparison_of(folder: Path, rates: list[float], images: int = 6, batch: int 
     return Comparison(labels, {"per_device_train_batch_size": batch}, 1, rates, folder / "runs", progress)
 
 
+def test_batch_is_not_larger_than_the_fraction_of_the_labels(tmp_path, monkeypatch):
+    runs = comparison_of(tmp_path, [1e-3], images=12, batch=8)
+    batches = []
+
+    def run_fine_tuning(task, settings, folder):
+        batches.append((settings["per_device_train_batch_size"], folder))
+        return {"main_score": "accuracy", "greater_is_better": True, "eval": {"eval_accuracy": 1.0}}
+
+    monkeypatch.setattr(comparison, "run_fine_tuning", run_fine_tuning)
+    for fraction in (1.0, 0.5, 0.2, 0.01, 0.012):
+        runs.fine_tune("a", "backbone", 1e-3, 0, fraction)
+    assert [batch for batch, _ in batches] == [8, 8, 3, 1, 1]
+    assert len({folder for _, folder in batches}) == 5
+
+
 def test_learning_rate_that_diverges_is_left_out(tmp_path, monkeypatch):
     runs = comparison_of(tmp_path, [1e-4, 3e-4, 9.0])
     tried = []
@@ -385,3 +454,10 @@ def test_seed_that_diverges_is_left_out():
     bad = [("a", 0, 1.0)]
     with pytest.raises(TrainingDiverged):
         fine_tune_backbones(found, backbones, [0, 1], [1.0, 0.1])
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, "PartialState", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(ValueError, match="one process, got 2.*accelerate launch"):
+        adapt(tmp_path / "data", start="vit", output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -10,6 +10,7 @@ from modeling_vitp.adaptation import pretraining, probing, runs
 from modeling_vitp.adaptation.backbones import Start
 from modeling_vitp.adaptation.pretraining import Pretraining, early_comparison, pretrain
 from modeling_vitp.adaptation.probing import Prober, compare_with_start
+from modeling_vitp.adaptation.report import untested
 from modeling_vitp.command.errors import RunStopped
 from modeling_vitp.evaluation.comparison import Progress
 
@@ -87,3 +88,9 @@ def test_backbone_is_compared_with_its_start(tmp_path, monkeypatch, score, is_wo
     comparison = compare_with_start(prober, "checkpoint", "start", tmp_path / "early")
     assert comparison["is_worse"] == is_worse and not (tmp_path / "early").exists()
     assert comparison["text"].startswith(f"mIoU {score:.3f} instead of 0.500 (95% interval")
+
+
+def test_missing_controls_are_noted():
+    plan = {"seeds": [0]}
+    assert len(untested(plan, {"answers": {}}, ["mae with seed 1 is left out"])) == 4
+    assert len(untested({"seeds": [0, 1]}, {"answers": {"count": {}}}, [])) == 1
