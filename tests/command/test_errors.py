@@ -12,7 +12,7 @@ from huggingface_hub import hf_hub_download
 import modeling_vitp
 from modeling_vitp import ViTPProcessor
 from modeling_vitp.command.errors import WrongPath, explain_error, run_program, write_log
-from modeling_vitp.command.paths import check_paths, expand_home, read_yaml
+from modeling_vitp.command.paths import check_paths, expand_home, looks_like_path, read_yaml
 
 
 class Given:
@@ -46,6 +46,11 @@ def test_silent_hub_is_reported_quickly(monkeypatch):
     check_paths([Given("org/model", dry_run=True), Given(None)])
     with pytest.raises(WrongPath, match="model_name_or_path='gpt2'.*HF_HUB_OFFLINE"):
         check_paths([Given("gpt2")])
+
+
+@pytest.mark.parametrize("place", ["./a", "/a/b", "~/a", "a/b/c", "a/", "weights.safetensors"])
+def test_path_is_not_treated_as_hub_id(place):
+    assert looks_like_path(place) and not looks_like_path("org/model-1.5@v1") and not looks_like_path("gpt2")
 
 
 @pytest.mark.parametrize(

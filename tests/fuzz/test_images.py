@@ -1,5 +1,6 @@
 """Damaged images and masks are read as they are, or raise an error that names the file."""
 
+import io
 import random
 from pathlib import Path
 
@@ -116,3 +117,16 @@ def test_damaged_mask_is_read_or_named(tmp_path):
                 assert found.shape == labels.shape and set(np.unique(found)) <= {0, 1}
             mask.unlink()
     check_outcomes(results, 25)
+
+
+def test_damaged_encoded_image_is_named(tmp_path):
+    """Read encoded bytes of any type, including empty bytes, an image without pixels and text."""
+    rng = random.Random(7)
+    file = io.BytesIO()
+    picture(40, 30).save(file, "PNG")
+    for content in (b"", b"\0", b"GIF89a", b"II*\0", b"MM\0*" + bytes(20), b"\x89PNG\r\n\x1a\n" + bytes(18), b"text"):
+        outcome(lambda: load_images({"images": [{"bytes": content, "path": None}]}), "image 0 ")  # noqa: B023
+        outcome(lambda: image_size({"bytes": content, "path": None}), "an image")  # noqa: B023
+    for _ in range(150):
+        content = damage(rng, file.getvalue())
+        outcome(lambda: load_images({"images": [{"bytes": content, "path": None}]}), "image 0 ")  # noqa: B023

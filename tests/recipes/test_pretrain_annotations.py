@@ -97,6 +97,14 @@ def test_quickstart_trains_on_labels_of_any_layout(tmp_path, quick_scores, layou
     assert (tmp_path / "run" / "backbone" / "config.json").is_file()
 
 
+def test_labels_without_test_split_are_not_scored(tmp_path, monkeypatch):
+    root = labels_of(tmp_path, "coco", ["train"])
+    monkeypatch.chdir(tmp_path)
+    assert pretrain.main(["--config", write_config(tmp_path, annotations=root.name)]) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert not {"probe", "answers", "eval"} & set(metrics)
+
+
 def test_missed_requirement_is_exit_status(tmp_path, quick_scores, capsys):
     root = labels_of(tmp_path, "folders")
     require = {"probe.least_gain.linear": "> 2", "train.train_loss": "> 0"}

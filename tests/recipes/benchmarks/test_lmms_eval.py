@@ -196,3 +196,11 @@ def test_medical_benchmarks(root):
     ]
     assert documents[0]["question"] == "Is it healthy?\nA. No\nB. Yes"
     assert documents[3]["question"] == "Is it healthy?\nA. No\nB. Yes\nC. Lung\nD. Skin"
+
+
+def test_omnimedvqa_answers_that_begin_like_a_letter(tmp_path):
+    options = {"option_A": "C. albicans", "option_B": "E. coli", "option_C": "S. aureus"}
+    entry = {"question_id": "1", "question": "Which?", "gt_answer": "C. albicans", "image_path": "1.png"}
+    (tmp_path / "one.json").write_text(json.dumps([entry | options]))
+    (one,) = benchmarks.omnimedvqa(tmp_path, annotations=".")
+    assert one["answers"] == ["A"]

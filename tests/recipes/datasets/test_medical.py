@@ -53,6 +53,22 @@ def test_answer_without_a_letter_is_unusable(tmp_path):
         assert len(conversion.unused) == 1
 
 
+def test_report_has_findings_impression_and_view(tmp_path):
+    open_i(tmp_path / "open_i")
+    _, rows = make("open_i", tmp_path / "open_i")
+    report = 'Findings: The heart is "normal" in size, the lungs are clear.\nImpression: No acute disease.'
+    assert [said(row)[1] for row in rows] == [report] * 2 + ["Impression: Mild XXXX.\nNo effusion."] * 3
+    assert ["frontal chest" in said(row)[0] for row in rows] == [True, False, True, False, True]
+    assert ["lateral chest" in said(row)[0] for row in rows] == [False, True, False, True, False]
+
+
+def test_images_of_a_figure_precede_the_question(tmp_path):
+    MINIATURES["huatuo_vqa"](tmp_path / "pubmedvision")
+    _, rows = make("huatuo_vqa", tmp_path / "pubmedvision")
+    assert [len(row["images"]) for row in rows] == [1, 4, 1] and [len(row["messages"]) for row in rows] == [2, 4, 2]
+    assert not any("<image>" in text for row in rows for text in said(row))
+
+
 def test_test_split_is_excluded_by_default(tmp_path):
     for name, write, kept in (("pmc_vqa", pmc_vqa, 4), ("omnimedvqa", omnimedvqa, 3), ("pmc_oa", pmc_oa, 5)):
         rows = write(tmp_path / name)
@@ -118,3 +134,13 @@ def test_broken_rows_and_files_are_named(tmp_path):
     save_text(reports, reports.read_text().replace('"Mild XXXX.\nNo effusion."', ""))
     made, _ = make("open_i", tmp_path / "open_i")
     assert made.rows == 2 and len(made.unused) == 3
+
+
+def test_long_image_field_in_table_is_read(tmp_path):
+    gmai_mmbench(tmp_path / "gmai")
+    table = tmp_path / "gmai/GMAI_mm_bench_VAL.tsv"
+    header, first, *_ = table.read_text().splitlines()
+    index, image, rest = first.split("\t", 2)
+    image = image.rstrip("=") + "A" * (-len(image.rstrip("=")) % 4) + "A" * 200_000
+    save_text(table, f"{header}\n{index}\t{image}\t{rest}\n")
+    assert make("gmai_mmbench", tmp_path / "gmai")[0].rows == 1

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from paths import CONFIGS
 from pictures import picture
-from public_set_data import MINIATURES, dior_rsvg, gaia, rsvqa, save_json, save_text, vrsbench
+from public_set_data import MINIATURES, dior_rsvg, gaia, levir_cc, rsvqa, save_json, save_text, vrsbench
 from row_formats import write_archive
 
 from modeling_vitp.command.errors import WrongArguments
@@ -16,7 +16,7 @@ from modeling_vitp.instructions.mixture import load_mixture
 from modeling_vitp.instructions.sources import read_source
 from modeling_vitp.instructions.validation import validate
 from modeling_vitp.recipes.datasets import make_public_set
-from modeling_vitp.recipes.datasets.public_set import load_public_set, load_public_sets, make_rows
+from modeling_vitp.recipes.datasets.public_set import HeldOut, PublicSet, load_public_set, load_public_sets, make_rows
 
 LEFT_OUT = {"test.txt", "test.jsonl", "valid.jsonl", "test.csv"}  # files that list held-out images
 LEFT_OUT |= {f"{part}_test.jsonl" for part in ("rsvg", "dior_rsvg", "vrsbench", "geochat")}
@@ -73,6 +73,16 @@ def test_miniature_becomes_valid_rows_without_test_split(name, tmp_path):
     assert report.passed and report.rows == expected and not any(report.counts.values()), report.examples
 
 
+def test_held_out_files_are_not_read(tmp_path):
+    dior_rsvg(tmp_path / "data")
+    save_text(tmp_path / "data/Annotations/test/00009.xml", "no XML")
+    public_set = load_public_set("dior_rsvg")(tmp_path / "data")
+    for name in ("test.txt", "val.txt", "RSVQA_LR_test.json", "a/evaluation/list.txt"):
+        with pytest.raises(HeldOut, match="is not read"):
+            public_set.lines(name)
+    assert len(public_set.files("Annotations/**/*.xml")) == 4
+
+
 def test_rows_on_test_images_are_excluded(tmp_path):
     dior_rsvg(tmp_path / "data")
     made, rows = make("dior_rsvg", tmp_path / "data", tmp_path)
@@ -82,6 +92,49 @@ def test_rows_on_test_images_are_excluded(tmp_path):
     assert "<ref>The ship 0 at the pier</ref>" in question
     made, rows = make("dior_rsvg", tmp_path / "data", tmp_path, keep_shared=True)
     assert made.held_out == 0 and [row["id"] for row in rows] == ["0", "1", "3", "6"]
+
+
+WITH_LISTS = [
+    name for name, kind in load_public_sets().items() if kind.held_out_images is not PublicSet.held_out_images
+]
+
+
+@pytest.mark.parametrize("name", WITH_LISTS)
+def test_unreadable_held_out_list_raises(name, tmp_path):
+    MINIATURES[name](tmp_path / "data")
+    lists = [path for path in (tmp_path / "data").rglob("*") if path.name in LEFT_OUT]
+    assert lists
+    for path in lists:
+        content = path.read_bytes()
+        path.write_text("nothing,that is\nread")
+        with pytest.raises(ValueError, match=path.name):
+            make(name, tmp_path / "data", tmp_path / "out")
+        path.write_text('{"a": 1}\n' if path.suffix == ".jsonl" else "a\n1\n")
+        with pytest.raises(ValueError, match=f"{path.name}|unexpected form: KeyError"):
+            make(name, tmp_path / "data", tmp_path / "out")
+        path.write_bytes(content)
+
+
+def test_object_without_expression_is_not_used(tmp_path):
+    dior_rsvg(tmp_path / "data")
+    path = tmp_path / "data/Annotations/00001.xml"
+    path.write_text(path.read_text().replace("The ship 0 at the pier", " "))
+    _, rows = make("dior_rsvg", tmp_path / "data", tmp_path)
+    assert len(rows) == 2 and "<ref></ref>" not in str(rows)
+
+
+def test_broken_image_is_reported_and_skipped(tmp_path, capsys):
+    folder = tmp_path / "data" / "dior_rsvg"
+    dior_rsvg(folder)
+    (folder / "JPEGImages/00001.jpg").write_bytes(b"no picture")
+    assert make_public_set.main(["dior_rsvg", str(folder)]) == 0
+    said = capsys.readouterr()
+    assert said.err.count("not used: ") == 2 and "00001.jpg" in said.err
+    assert "dior_rsvg.jsonl: 1 rows, 1 images\n" in said.out and "27,000" not in said.out
+    assert (tmp_path / "data/dior_rsvg.unused.txt").read_text().count("00001.jpg") == 2
+    picture(32, 24).save(folder / "JPEGImages/00001.jpg")
+    assert make_public_set.main(["dior_rsvg", str(folder)]) == 0
+    assert not (tmp_path / "data/dior_rsvg.unused.txt").exists()
 
 
 def test_broken_file_is_reported_and_skipped(tmp_path):
@@ -117,6 +170,15 @@ def test_draw_depends_on_content_alone(tmp_path, monkeypatch):
         save_json(tmp_path / "USGS_split_train_answers.json", {"answers": answers})
         drawn.append([row["id"] for row in make("rsvqa", tmp_path, tmp_path / "out")[1]])
     assert len(drawn[0]) == 7 and drawn[0] == drawn[1][::-1] and drawn[0] == sorted(drawn[0], key=int)
+
+
+def test_change_pairs_have_image_placeholders(tmp_path):
+    levir_cc(tmp_path)
+    made, rows = make("levir_cc", tmp_path, tmp_path / "out")
+    assert made.held_out == 2 and {row["id"].partition("_")[0] for row in rows} == {"train"}
+    for row in rows:
+        assert [image.split("/")[2] for image in row["images"]] == ["A", "B"]
+        assert row["messages"][0]["content"].count("<image>") == 2
 
 
 MY_SET = """
