@@ -155,6 +155,12 @@ def test_augmentation_flips_both_images_of_pair():
     torch.testing.assert_close(augmented(predict, flip=True)(before, after), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_scales_must_be_positive():
+    for scales in ((), (1.0, 0.0)):
+        with pytest.raises(ValueError, match="scales"):
+            augmented(with_context, scales)
+
+
 HEIGHT, WIDTH = 133, 101
 WINDOWS = {"window": 48, "stride": 32, "batch_size": 2}
 GROUND = {"crs": "EPSG:32612", "transform": from_origin(541000.0, 4977000.0, 0.1, 0.1)}
