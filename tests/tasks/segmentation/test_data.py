@@ -7,6 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+import yaml
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from dense_data import TWO, labelled_folder, small_mask
@@ -137,6 +138,13 @@ def test_classes_are_values_of_masks(tmp_path, masks, values, ignored):
         expected = masks[int(item["id"]) % len(masks)]
         index = values.index(list(expected) if key == "color" else expected) if expected not in (ignored or ()) else 255
         assert (item["mask"] == index).all()
+
+
+def test_unknown_folder_is_refused_with_template(tmp_path):
+    dense_data.save(Image.new("RGB", (8, 6)), tmp_path / "a.png")
+    with pytest.raises(ValueError, match="--config: data: {root") as caught:
+        DenseData.from_arguments(DenseArguments(data_root=str(tmp_path)), tmp_path / "out")
+    DenseData.from_dict(yaml.safe_load(str(caught.value).split("--config: ")[1])["data"])
 
 
 def test_masks_that_give_no_counts_are_refused(tmp_path, caplog):
