@@ -1,6 +1,5 @@
 """Errors of the Hub and of missing packages, each explained in one line."""
 
-import os
 import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -10,14 +9,12 @@ import pytest
 import yaml
 from huggingface_hub import hf_hub_download
 from paths import ROOT
-from trl import ScriptArguments
 
 import modeling_vitp
-from modeling_vitp import ViTPProcessor, ViTPTrainingConfig
+from modeling_vitp import ViTPProcessor
 from modeling_vitp.cards import record
-from modeling_vitp.command.errors import WrongPath, explain_error, nearest_name, run_program, take_debug, write_log
+from modeling_vitp.command.errors import WrongPath, explain_error, nearest_name, run_program, write_log
 from modeling_vitp.command.paths import check_paths, expand_home, looks_like_path, read_yaml
-from modeling_vitp.instructions.sources import load_rows
 
 
 class Given:
@@ -71,17 +68,6 @@ def test_path_is_not_treated_as_hub_id(place):
 def test_missing_package_or_device_needs_no_traceback(error, status):
     what, remedy, found = explain_error(error)
     assert error.args[0] in what and found == status and "traceback" not in str(remedy)
-
-
-def test_hub_id_similar_to_a_folder_is_searched(tmp_path, monkeypatch, caplog):
-    (tmp_path / "OpenGVLab" / "InternVL3-1B").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    searched = []
-    monkeypatch.setattr("modeling_vitp.command.paths.check_hub", searched.append)
-    for name in ("model_name_or_path", "dataset_name"):
-        check_paths([SimpleNamespace(**{name: "OpenGVLab/InternVL3-2B"})])
-    assert searched == 2 * ["OpenGVLab/InternVL3-2B"] and "did you mean 'OpenGVLab/InternVL3-1B'?" in caplog.text
 
 
 def test_old_versions_are_refused_at_import(monkeypatch):
@@ -171,24 +157,6 @@ def test_mistyped_path_names_the_nearest(tmp_path, monkeypatch, name, place, nea
     assert ("`mixture`" in line) == ("," in place)
 
 
-def test_offline_data_set_is_reported(monkeypatch, pauses):
-    """`datasets` keeps only the name of the client's error in its text."""
-
-    def load(*args, **options):
-        raise ConnectionError("Couldn't reach 'org/nothing' on the Hub (OfflineModeIsEnabled)") from None
-
-    monkeypatch.setattr("modeling_vitp.instructions.sources.load_dataset", load)
-    line, status = told(lambda: load_rows(ScriptArguments(dataset_name="org/nothing")))
-    assert status == 1 and "'org/nothing'" in line and "HF_HUB_OFFLINE is set" in line
-    assert pauses == []
-
-
-def test_debug_with_value_is_transformers_option():
-    words = ["vitp pretrain", "--debug", "underflow_overflow", "--debug"]
-    assert take_debug(words) and words == ["vitp pretrain", "--debug", "underflow_overflow"]
-    assert not take_debug(words)
-
-
 @pytest.mark.parametrize(
     ("error", "status"),
     [(ValueError("x"), 2), (FileNotFoundError(2, "gone", "a"), 2), (KeyError("x"), 1), (OSError(28, "full"), 1)],
@@ -208,28 +176,6 @@ def test_status_distinguishes_mistake_and_failure(error, status, monkeypatch, ca
     assert len(logs) == (status == 1) and all(type(error).__name__ in log for log in logs)
 
 
-@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), ConnectionResetError(104, "reset")])
-def test_broken_pipe_is_not_reported_as_the_hub(error):
-    worker = RuntimeError("DataLoader worker (pid 7) exited unexpectedly")
-    worker.__cause__ = error
-    for found in (error, worker):
-        what, _, status = explain_error(found)
-        assert "Hub" not in what and str(found) in what and status == 1
-
-
-@pytest.mark.parametrize("words", [["few"], 10_000 * ["many"]], ids=["few", "many"])
-def test_closed_output_ends_quietly(words, monkeypatch, capsys):
-    """The reader of the output has ended, as in `vitp … | head -1`."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    monkeypatch.setattr(sys, "argv", ["vitp probe"])
-    with open(writer, "w") as output, monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", output)
-        with pytest.raises(SystemExit):
-            run_program(lambda: print(*words))
-    assert capsys.readouterr().err == ""
-
-
 def test_log_has_no_token_and_one_reader(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     secret, other = "hf_" + 34 * "x", "hf_" + 34 * "y"
@@ -238,24 +184,6 @@ def test_log_has_no_token_and_one_reader(tmp_path, monkeypatch):
     log.chmod(0o644)
     assert write_log(KeyError(other)).stat().st_mode & 0o777 == 0o600
     assert not any(word in log.read_text() for word in ("private", "=own", secret, other))
-
-
-def test_log_is_kept_beside_those_of_other_processes(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = write_log(KeyError("first"))
-    old = first.with_name("error-20200101-000000-1.log")
-    old.touch()
-    os.utime(old, (0, 0))
-    second = write_log(KeyError("second"))
-    assert "first" in first.read_text() and "second" in second.read_text() and not old.exists()
-
-
-@pytest.mark.parametrize("options", [{"every_n_layers": 0}, {"every_n_layers": 1.5}, "every_n_layers=2"])
-def test_checkpointed_layers_are_counted(tmp_path, options):
-    assert ViTPTrainingConfig(tmp_path, bf16=False).activation_checkpointing is True
-    assert not ViTPTrainingConfig(tmp_path, bf16=False, gradient_checkpointing=False).activation_checkpointing
-    with pytest.raises(ValueError, match="every_n_layers"):
-        ViTPTrainingConfig(tmp_path, bf16=False, activation_checkpointing_kwargs=options)
 
 
 def test_unfinished_run_is_refused(tmp_path):

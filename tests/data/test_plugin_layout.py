@@ -60,16 +60,6 @@ def write_labels(root):
     return boxes
 
 
-def test_plugin_refuses_circle(tmp_path, plugin):
-    write_labels(tmp_path / "labels")
-    path = tmp_path / "labels" / "train" / "train0.json"
-    path.write_text(path.read_text().replace('"rectangle"', '"circle"'))
-    load_plugins([plugin])
-    layout = LAYOUTS["labelme"](tmp_path / "labels")
-    with pytest.raises(ValueError, match="train0.json, shape 0.*circle"):
-        layout.annotate("train/train0", layout.split_images["train"]["train/train0"])
-
-
 def test_image_of_sparse_layout_needs_no_file(tmp_path, plugin):
     write_labels(tmp_path / "labels")
     (tmp_path / "labels" / "train" / "train0.json").unlink()

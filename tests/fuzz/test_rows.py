@@ -55,7 +55,7 @@ def test_valid_rows_of_malformed_annotations_are_kept(folder, processor, streami
     rng, collator = random.Random(1), ViTPDataCollator(processor)
     length = SampleLength.of(collator)
     with limits():
-        for number in range(20):
+        for number in range(10):
             rows = [rng.choice(GOOD) for _ in range(25)]
             path, sound = written(rng, rows, folder, number)
             source = Source("s", annotation=str(path), image_root=str(folder / "images"), streaming=streaming, rows=25)
@@ -79,7 +79,7 @@ def test_malformed_python_row_is_named(processor):
     rows = [{**row, "images": [{"bytes": png, "path": None} for _ in row["images"]]} for row in make_rows()]
     results = []
     with limits():
-        for _ in range(600):
+        for _ in range(300):
             row = rng.choice(rows)
             if rng.random() < 0.2 and row["images"]:
                 row = {**row, "images": [{"bytes": damage(rng, png), "path": None}, *row["images"][1:]]}
@@ -87,8 +87,8 @@ def test_malformed_python_row_is_named(processor):
                 row = mutate(rng, row, rng.choice([1, 2, 3]))
             if isinstance(row, dict):
                 results.append(outcome(lambda: collator([row]), "Sample "))  # noqa: B023
-    check_outcomes(results, 25)
-    assert sum(isinstance(result, ValueError) for result in results) > 150
+    check_outcomes(results, 12)
+    assert sum(isinstance(result, ValueError) for result in results) > 75
 
 
 MIXTURE = {
@@ -116,7 +116,7 @@ def test_malformed_mixture_is_named(tmp_path, name, contents):
     rng, path = random.Random(3), tmp_path / name
     results = []
     with limits():
-        for number in range(600):
+        for number in range(300):
             changed = mutate(rng, contents, rng.choice([1, 1, 2]))
             is_json = name.endswith("json")
             text = json.dumps(changed) if is_json else yaml.safe_dump(changed, allow_unicode=True)
@@ -124,4 +124,4 @@ def test_malformed_mixture_is_named(tmp_path, name, contents):
             path.write_bytes(damage(rng, content) if number % 4 == 0 else content)
             results.append(outcome(lambda: load_mixture(path), str(path)))
             assert isinstance(results[-1], (Mixture, ValueError))
-    check_outcomes(results, 40)
+    check_outcomes(results, 20)

@@ -45,6 +45,7 @@ ONLY_PARSED = {
     "vitp finetune_detection --data_root my_labelme": "tests/data/test_plugin_layout.py, in small",
     "vitp finetune_segmentation --metric class_error.py": "tests/tasks/segmentation/test_registration.py, in small",
     "vitp adapt --config adapt_rsar": "tests/adaptation/test_configs.py, in small",
+    "vitp adapt --data my_coco": "the Python block of the page runs it",
     "vitp convert OpenGVLab/InternViT": "tests/convert/test_checkpoint.py, in small",
     "vitp finetune_detection --config lab/configs/nuclei_oriented.yaml": "what the command before makes",
     "vitp space": "it serves until it is stopped",

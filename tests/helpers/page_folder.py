@@ -130,14 +130,17 @@ def write_checkpoints(folder: Path) -> None:
         head_hidden_size=8,
         backbone_kwargs=small,
     )
-    detector.save_pretrained(folder / "my_detector")
-    ViTPDetectionImageProcessor().save_pretrained(folder / "my_detector")
-    convert_checkpoint(folder / "my_detector", folder / "detector", "original")
-    oriented = ViTPForOrientedObjectDetection.from_backbone(
-        folder / "outputs/quickstart/backbone", "pyramid", id2label=names, neck_channels=8, head_hidden_size=8
-    )
-    oriented.save_pretrained(folder / "my_oriented_detector")
-    ViTPDetectionImageProcessor().save_pretrained(folder / "my_oriented_detector")
+    detector.save_pretrained(folder / "adapter_detector")
+    convert_checkpoint(folder / "adapter_detector", folder / "detector", "original")
+    for name, model_class in {
+        "my_detector": ViTPForObjectDetection,
+        "my_oriented_detector": ViTPForOrientedObjectDetection,
+    }.items():
+        model = model_class.from_backbone(
+            folder / "outputs/quickstart/backbone", "pyramid", id2label=names, neck_channels=8, head_hidden_size=8
+        )
+        model.save_pretrained(folder / name)
+        ViTPDetectionImageProcessor().save_pretrained(folder / name)
 
     (folder / "ViTP_ViT").mkdir()
     shutil.copyfile(FIXTURES / "internvl_tiny_original" / "config.json", folder / "ViTP_ViT" / "config.json")

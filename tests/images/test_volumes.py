@@ -192,8 +192,3 @@ def test_bad_volume_is_refused_in_one_line(tmp_path, what):
     with pytest.raises(ValueError, match=message) as caught:
         open_volume(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_missing_volume_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="v.nii cannot be read"):
-        open_volume(tmp_path / "v.nii")

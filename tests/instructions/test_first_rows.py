@@ -17,7 +17,7 @@ from training_run import make_rows, make_trainer
 
 from modeling_vitp import ViTPDataCollator
 from modeling_vitp.instructions import mixture as mixtures
-from modeling_vitp.instructions.mixture import check_rows, describe_schemas, load_mixture, open_mixture
+from modeling_vitp.instructions.mixture import check_rows, load_mixture, open_mixture
 from modeling_vitp.instructions.rows import prepare_rows
 
 
@@ -41,13 +41,6 @@ def mixture(tmp_path):
         return open_mixture(load_mixture({"root": str(tmp_path), "sources": sources}), seed=0)
 
     return make
-
-
-def test_sources_are_described(mixture):
-    text, tars, asked = describe_schemas(mixture(streaming=True))
-    assert "text: ShareGPT conversations, 4 rows, no images" in text
-    assert "tars: ShareGPT conversations in a WebDataset, 2 rows" in tars
-    assert "asked: questions and answers, a stream, 1 image a row" in asked
 
 
 def check_of(processor, dataset, **options):

@@ -1,8 +1,6 @@
 """Conversations encoded by `apply_chat_template` and by `encode_conversation` are equal."""
 
 import copy
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import torch
@@ -143,16 +141,6 @@ def test_truncation_of_tokenizer_is_ignored(processor):
     assert torch.equal(found["input_ids"], expected["input_ids"])
 
 
-@pytest.mark.parametrize("token", ["<IMG_CONTEXT>", "<img>", "</img>"])
-def test_literal_image_token_is_named(processor, token):
-    text = f"what is {token}?"
-    for content in (text, [{"type": "text", "text": text}]):
-        conversations = [[QUESTION], [QUESTION, ANSWER, {"role": "user", "content": content}]]
-        for tokenize in (False, True):
-            with pytest.raises(ValueError, match=f"Conversation 1: message 2 .*{token}"):
-                processor.apply_chat_template(conversations, tokenize=tokenize)
-
-
 @pytest.mark.parametrize(
     "conversation, message",
     [
@@ -171,45 +159,3 @@ def test_unrenderable_conversation_is_named(processor, conversation, message):
     for tokenize in (False, True):
         with pytest.raises(ValueError, match=message):
             processor.apply_chat_template(conversation, tokenize=tokenize)
-
-
-def test_error_of_a_template_is_a_value_error(processor, monkeypatch):
-    monkeypatch.setattr(processor, "chat_template", "{{ raise_exception('roles must alternate') }}")
-    for encode in (processor.encode_conversation, processor.apply_chat_template):
-        with pytest.raises(ValueError, match="roles must alternate"):
-            encode([QUESTION])
-
-
-@dataclass
-class Message:
-    role: str
-    content: Any
-    tool_calls: list | None = None
-
-
-@dataclass
-class Part:
-    type: str
-    text: str | None = None
-
-
-@pytest.mark.parametrize("batched", [False, True])
-def test_messages_may_be_objects(processor, batched):
-    """A list as `content` must not be mistaken for a batch."""
-    objects = [Message("user", [Part("image"), {"type": "text", "text": "How many?"}]), Message("assistant", "12")]
-    parts = [{"type": "image"}, {"type": "text", "text": "How many?"}]
-    rows = [{"role": "user", "content": parts}, {"role": "assistant", "content": "12"}]
-    found, wanted = (processor.apply_chat_template([each] if batched else each) for each in (objects, rows))
-    assert found == wanted
-    assert "<IMG_CONTEXT>\nHow many?" in (found[0] if batched else found)
-    with pytest.raises(ValueError, match="Conversation 0: message 0 .*'robot'"):
-        processor.apply_chat_template([Message("robot", "x")])
-
-
-def test_tool_answers_have_a_role(processor):
-    rendered = processor.apply_chat_template([QUESTION, {"role": "tool", "content": "12"}], add_generation_prompt=True)
-    assert rendered.endswith("<|im_start|>tool\n12<|im_end|>\n<|im_start|>assistant\n")
-    call = "{% for call in m.tool_calls or [] %}:{{ call.function.name }}{% endfor %}"
-    template = "{% for m in messages %}{{ m.role }}" + call + "{% endfor %}"
-    calls = [QUESTION, {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "count"}}]}]
-    assert processor.apply_chat_template(calls, chat_template=template) == "userassistant:count"

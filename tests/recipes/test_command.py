@@ -147,6 +147,18 @@ evaluate.load(str(METRICS_FOLDER / "mean_iou"), num_labels=3)
 print(json.dumps([modeling_vitp.__file__, pretrain.__file__]))
 """
 
+OPENED_SPACE = """
+import sys
+from modeling_vitp.command.paths import SPACE
+sys.path.insert(0, str(SPACE))
+import app
+from loading import Models
+models = Models()
+app.build_app(models)
+app.launch_options()
+print(models.default, models.source(models.default), SPACE)
+"""
+
 
 @pytest.mark.slow
 def test_wheel_has_command_configs_and_sample(tmp_path):
@@ -172,11 +184,18 @@ def test_wheel_has_command_configs_and_sample(tmp_path):
     assert all(f"usage: vitp {name} " in said[str(path)][0] for name, path in recipes.items())
     dry = run(*vitp, "pretrain", "--config", "remote_sensing_paper", "--dry_run", cwd=work, **here)
     assert dry.returncode == 0 and "The four rules of a mixture:" in dry.stdout, dry.stderr
+    opened = run(sys.executable, "-c", OPENED_SPACE, cwd=work, **here)
+    space = site / "modeling_vitp" / "space"
+    assert opened.stdout.splitlines()[-1] == f"quickstart {space / 'quickstart'} {space}", opened.stderr
+    assert "usage: vitp space" in run(*vitp, "space", "--help", cwd=work, **here).stdout
+    # The control of the quickstart: a frozen ViT learns nothing, and fails the requirements.
     steps = "--max_steps 2 --eval_strategy no --save_strategy no --watch_samples 0 --dataloader_num_workers 0".split()
     steps += ["--dataloader_persistent_workers", "false", "--freeze", "vision"]
-    quick = run(*vitp, "pretrain", "--config", "quickstart", *steps, cwd=work, **here)
-    assert quick.returncode == 1 and "probe.least_gain.linear" in quick.stderr, quick.stderr  # a frozen ViT
+    frozen = run(*vitp, "pretrain", "--config", "quickstart", *steps, cwd=work, **here)
+    assert frozen.returncode == 1 and "probe.least_gain.linear" in frozen.stderr, frozen.stderr
     assert (work / "outputs/quickstart/backbone/model.safetensors").is_file()
+    gains = json.loads((work / "outputs/quickstart/metrics.json").read_text())["probe"]["gains"]
+    assert gains["linear"]["at the start"] == gains["nonlinear"]["at the start"] == 0
 
 
 SAME_NAMES = """

@@ -7,7 +7,6 @@ import pytest
 from modeling_vitp.__main__ import main as dispatch
 from modeling_vitp.command.settings import advanced_options, own_fields
 from modeling_vitp.pretraining import arguments as pretraining
-from modeling_vitp.pretraining.config import ViTPTrainingConfig
 from modeling_vitp.recipes import (
     finetune_change_detection,
     finetune_classification,

@@ -27,6 +27,8 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 KEPT = {"kernelspec", "language_info"}  # metadata of a stored notebook
 # The tests run a fifth of these steps.
 STEPS = re.compile(r'((?:(?:max|save|logging|vrl_warmup|fine_tuning)_|\b)steps(?:": |: |=))(\d+)')
+# Fewer images for the notebook that trains most often.
+IMAGES = {'{"train": 3, "val": 2, "test": 2}': '{"train": 9, "val": 6, "test": 6}'}
 MACHINE = re.compile(r"/(?:home|mnt|opt|root|tmp|usr|var|Users)/|site-packages|0x[0-9a-f]{6,}")
 
 
@@ -77,19 +79,6 @@ def test_notebook_is_stored_with_outputs(path):
     assert f"({path.name})" in (FOLDER / "README.md").read_text()
 
 
-def shared_source(pattern: str) -> str:
-    """Return the code that a pattern matches, which must be the same in all notebooks that have it."""
-    cells = [f"{cell.source}\n" for path in NOTEBOOKS for cell in code_of(nbformat.read(path, as_version=4))]
-    found = [re.search(pattern, source, re.DOTALL) for source in cells]
-    (source,) = {match.group() for match in found if match}
-    return source
-
-
-def test_functions_are_the_same_in_all_notebooks():
-    for name in ("vitp", "show", "features_of", "write_classes"):
-        assert shared_source(rf"def {name}\(.*?\n(?=\S|\Z)")
-
-
 @pytest.mark.parametrize(
     ("place", "missing", "installed"),
     [("", (), ""), ("", ("modeling_vitp", "trl"), '"modeling-vitp[recipes]"'), ("clone", ("trl",), '-e "{}[recipes]"')],
@@ -121,6 +110,8 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
     if not os.environ.get("STORE_NOTEBOOKS"):
         for cell in code_of(notebook):
             cell.source = STEPS.sub(lambda found: f"{found[1]}{int(found[2]) // 5}", cell.source)
+            for of_reader, of_test in IMAGES.items():
+                cell.source = cell.source.replace(of_reader, of_test)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     if os.environ.get("STORE_NOTEBOOKS"):
         store(notebook, path)

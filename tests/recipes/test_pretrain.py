@@ -72,6 +72,7 @@ def test_run_leaves_results_and_is_start_for_next(data_folder, tmp_path, caplog)
         run(tmp_path, max_steps=3, **options, **settings)
 
 
+@pytest.mark.slow
 def test_run_on_mixture_counts_skipped_rows(data_folder, tmp_path, caplog):
     lines = (tmp_path / "text.jsonl", '{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt"\n' * 3)
     lines[0].write_text(lines[1])

@@ -52,14 +52,6 @@ def test_later_questions_are_answered_as_if_asked_alone(packed):
     assert texts_of(said) == expected and len(set(alone.values())) > 1
 
 
-def test_tab_opens_with_answered_example(packed):
-    said, picture, second_picture, found, note = run(*start_of(ask_tab.build_tab, packed)[0])
-    answer = answer_to(packed.full(), QUESTION, Image.open(EXAMPLES[CROWNS]).convert("RGB"))
-    assert texts_of(said) == [("user", QUESTION), ("assistant", answer)] and answer.isdigit()
-    assert picture.value and not second_picture.visible
-    assert found == "None." and note == f"{CROWNS}: JPEG, RGB, 224 × 224 pixels"
-
-
 def test_unlearned_questions_of_packed_model_are_marked(models, packed):
     choices, note = ask_tab.examples_for(packed, packed.default)
     assert choices[0] == QUESTION and "3.2" in note

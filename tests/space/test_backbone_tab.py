@@ -10,7 +10,7 @@ import pytest
 from backbone_tab import build_tab
 from gradio.helpers import special_args
 from loading import TINY, Models
-from maps import EXPLANATIONS, FROM_POINT, HEADS, PCA, SEGMENTS, SIMILARITY
+from maps import FROM_POINT, SIMILARITY
 from PIL import Image
 
 
@@ -55,22 +55,7 @@ def test_click_moves_point_and_shows_similarity(app, target):
     assert found["second_picture"].visible and found["map_c"].visible
 
 
-def test_click_on_heads_changes_nothing(app):
-    found = call(app, "see_click", click(app, "map_b", 5, 5), kind=HEADS)
-    assert all(value == gr.skip() for value in found.values())
-
-
 def test_click_on_overview_moves_window(app):
     found = call(app, "see_click", click(app, "overview", 383.5, 191.5), part=20, resolution=4)
     assert (found["center_x"], found["center_y"]) == (50, 25) and found["kind"] == gr.skip()
     assert "window from 89, 33" in found["backbone_note"]
-
-
-@pytest.mark.parametrize("kind", [PCA, SEGMENTS])
-def test_map_is_explained_and_has_its_options(app, kind):
-    found = call(app, "see", kind=kind, resolution=4)
-    assert EXPLANATIONS[kind] in found["backbone_note"] and found["map_a"].alt_text.startswith(kind)
-    assert not found["patches"]
-    shown = [found["component"]["visible"], found["segments"]["visible"]]
-    assert shown == [kind == PCA, kind == SEGMENTS]
-    assert "<code>hidden_states[" in found["backbone_note"]

@@ -28,8 +28,6 @@ from transformers import AutoModel
 from modeling_vitp import ViTPVisionConfig, ViTPVisionModel, export_backbone
 from modeling_vitp.images.corruptions import SEVERITIES, corrupt, motion
 
-SIDE = 56
-
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):

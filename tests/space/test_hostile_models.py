@@ -19,7 +19,7 @@ import torch
 from answers import encode, greedy_answer, stream_answer, visual_features
 from app import plain
 from checking import UnavailableModel, check_files, check_values
-from loading import BACKBONE, FULL, TINY, Models, open_full
+from loading import FULL, TINY, Models, open_full
 from pictures import picture
 from safetensors.torch import load_file, save_file
 from tiny_models import HEAD, TEXT, VISION, adapter_config
@@ -317,17 +317,6 @@ def test_trusted_package_model_keeps_its_kind(saved):
     """Models of this package include code for users without the package."""
     assert "auto_map" in json.loads((saved / "config.json").read_text())
     assert Models(str(saved), trust_remote_code=True).full_names == [saved.name]
-
-
-def test_default_model_may_be_any_hub_model(hub, tmp_path):
-    config = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=56)
-    Dinov2Model(config).save_pretrained(tmp_path / "dino")
-    BitImageProcessor().save_pretrained(tmp_path / "dino")
-    hub.api().create_repo("tester/dino")
-    hub.api().upload_folder(repo_id="tester/dino", folder_path=tmp_path / "dino")
-    models = Models("tester/dino")
-    assert models.full_names == [] and models.kind("tester/dino") == BACKBONE
-    assert Models("tester/nothing").full_names == ["tester/nothing"]
 
 
 def test_visitor_template_and_code_do_not_run(evil, pushed, saved, tmp_path):

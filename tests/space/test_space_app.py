@@ -19,7 +19,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from handlers import cosine, normalized
 from huggingface_hub import SpaceCard
-from loading import PACKED, RANDOM, TINY, Models
+from loading import RANDOM, TINY, Models
 from maps import ATTENTION, FROM_CLS, FROM_POINT, PCA, ROLLOUT, SIMILARITY, TWIN
 from packaging.requirements import Requirement
 from paths import ROOT
@@ -229,13 +229,6 @@ def test_unknown_model_shows_message(client, saved, tmp_path):
         assert "<" not in str(caught.value) and "Traceback" not in str(caught.value)
 
 
-def test_app_starts_with_user_or_packed_quickstart(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert Models().source(Models().default) == str(PACKED) and Models().default == "quickstart"
-    shutil.copytree(PACKED, tmp_path / "outputs" / "quickstart")
-    assert Models().source(Models().default) == "outputs/quickstart"
-
-
 def test_folder_names_do_not_expose_paths(folder, tmp_path):
     for name in ("one", "two"):
         shutil.copytree(folder, tmp_path / name / "backbone")
@@ -313,30 +306,6 @@ def test_visitor_downloads_use_no_token_and_are_limited(hub, folder, monkeypatch
         with pytest.raises(UnavailableModel, match=f"'{name}'"):
             Models().backbone(name)
     assert Models(backbones=["tester/private"]).backbone("tester/private").model is not None
-
-
-@pytest.mark.slow
-def test_app_runs_from_wheel(tmp_path):
-    """The app opens the packed model and shows its finding."""
-    shutil.copytree(ROOT, tmp_path / "clone", ignore=shutil.ignore_patterns(".venv", ".git", "outputs", "build"))
-    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, "."]
-    subprocess.run(build, cwd=tmp_path / "clone", check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    shutil.unpack_archive(wheel, tmp_path / "installed", "zip")
-    shutil.rmtree(tmp_path / "clone")
-    code = (
-        "import sys; from modeling_vitp.command.paths import SPACE; sys.path.insert(0, str(SPACE)); import app; "
-        "from loading import Models; models = Models(); app.build_app(models); app.launch_options(); "
-        "print(models.default, models.source(models.default), SPACE)"
-    )
-    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed"), "HF_HUB_OFFLINE": "1"}
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    space = tmp_path / "installed" / "modeling_vitp" / "space"
-    assert run.stdout.splitlines()[-1] == f"quickstart {space / 'quickstart'} {space}"
-    shown = [sys.executable, "-m", "modeling_vitp", "space", "--help"]
-    run = subprocess.run(shown, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0 and "usage: vitp space" in run.stdout
 
 
 def test_requirements_are_those_of_the_package():

@@ -186,9 +186,3 @@ def test_tab_opens_with_example(packed):
     for ratio, mean in curve.itertuples(index=False):
         draws = table.loc[table["drop ratio"] == ratio, "probability of the full answer"]
         assert len(draws) == (2 if ratio else 1) and mean == pytest.approx(sum(draws) / len(draws))
-
-
-def test_backbone_is_named_in_place_of_its_tokens(models, scene, monkeypatch):
-    monkeypatch.setattr(models, "_kinds", {TINY: "backbone"})
-    tiles, _, summary = run(*start_of(build_tab, models)[0])
-    assert tiles is None and "is a backbone and cannot answer" in summary

@@ -167,14 +167,6 @@ def test_bad_labels_are_refused(stored, labels, feature, settings, message):
         opened({"dataset_name": stored(train=rows(labels, feature)), **settings})
 
 
-def test_error_after_skipped_rows_names_row_of_data_set(stored):
-    table = rows(["field", "forest", "field", "forest"], Value("string")).cast_column("image", Image(decode=False))
-    broken = table.map(lambda row, index: {"image": {"bytes": b""}} if index == 1 else row, with_indices=True)
-    data = {"dataset_name": stored(train=broken.cast_column("image", Image())), "bad_images": "skip"}
-    with pytest.raises(ValueError, match="Row 3 of split 'train' .*'forest'"):
-        opened(data | {"classes": ["field", "water"]})
-
-
 def test_bands_in_separate_files_are_stacked(tmp_path):
     MAKERS["bigearthnet_v2"](tmp_path)
     samples = opened(read_config("bigearthnet_v2")["data"] | {"root": str(tmp_path)})

@@ -195,14 +195,6 @@ def test_classes_file_of_yolo_is_read(tmp_path, folders, place):
         np.testing.assert_allclose(item["corners"], corners, atol=1e-4)
 
 
-def test_unknown_folder_is_refused_with_template(tmp_path):
-    write_images(tmp_path / "images", IMAGES)
-    with pytest.raises(ValueError, match="coco.*--config: data: {root") as caught:
-        DetectionData.from_arguments(DetectionArguments(data_root=str(tmp_path)), tmp_path / "out")
-    template = yaml.safe_load(str(caught.value).split("--config: ")[1])
-    DetectionData.from_dict(template["data"])
-
-
 @pytest.mark.parametrize("kind", ["coco", "yolo", "geojson"])
 def test_outlines_become_masks(tmp_path, kind):
     written = WRITERS[kind](tmp_path)

@@ -12,6 +12,7 @@ import pytest
 import rasterio
 import shapely
 import torch
+from interrupting import Killed, killed_after
 from original_detectors import DETECTORS, original_detector
 from paths import FIXTURES
 from PIL import Image
@@ -298,22 +299,6 @@ def test_image_without_objects_gives_empty_file(written, tmp_path):
         assert json.loads(output.read_text())[key] == []
     assert pyogrio.read_info(tmp_path / "none.geojson")["features"] == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["none.geojson", "none.json"]
-
-
-class Killed(Exception):
-    pass
-
-
-def killed_after(model, monkeypatch, calls):
-    """Return the forward method of a model, which raises an error after a number of calls."""
-    forward, count = model.forward, iter(range(calls))
-
-    def dying(*args, **kwargs):
-        if next(count, None) is None:
-            raise Killed
-        return forward(*args, **kwargs)
-
-    monkeypatch.setattr(model, "forward", dying)
 
 
 def test_killed_run_resumes_to_same_file(written, tmp_path, monkeypatch):

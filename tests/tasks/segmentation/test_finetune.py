@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-import yaml
 from launching import launch
 from pictures import write_bands
 from PIL import Image
@@ -99,16 +98,7 @@ def test_loveda_trains_scores_and_submits(tmp_path):
     assert mask.shape == (64, 64) and mask.max() <= 6
 
 
-def test_data_root_is_enough(tmp_path):
-    dense_data.make_loveda(tmp_path / "data", size=32)
-    settings = {"data": None, "submission": None, "train_splits": ["train"], "eval_split": None, "test_split": None}
-    metrics = train("loveda", tmp_path, max_steps=1, **settings)
-    assert "eval" in metrics and "test" not in metrics
-    configuration = yaml.safe_load((tmp_path / "out" / "data.yaml").read_text())
-    assert configuration["eval_split"] == "val" and "test_split" not in configuration
-    assert len(configuration["data"]["classes"]) == 8
-
-
+@pytest.mark.slow
 def test_uavid_submission_has_mask_colors(tmp_path):
     """Check oblong images, color masks, six scales and mirrored images."""
     dense_data.make_uavid(tmp_path / "data")
@@ -120,6 +110,7 @@ def test_uavid_submission_has_mask_colors(tmp_path):
         assert {*map(tuple, mask.reshape(-1, 3).tolist())} <= colors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_levir_cd_trains_and_scores(tmp_path, change):
     """Check the recipe also with change as the first class."""

@@ -8,6 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from interrupting import Killed, killed_after
 from pictures import write_bands
 from tiny_models import HEAD, adapter_config
 from volumes_on_disk import CT_SERIES, OBLIQUE, check_geometry, write_series
@@ -152,10 +153,6 @@ def test_script_predicts_channels_and_nifti_2(model, tmp_path, capsys):
     np.testing.assert_array_equal(nibabel.load(tmp_path / "again.nii.gz").get_fdata(), result.get_fdata())
 
 
-class Killed(Exception):
-    pass
-
-
 def test_killed_run_resumes_to_same_file(model, tmp_path, monkeypatch):
     """Check a run that is killed in the third slice, and whose second slice is incomplete on disk."""
     path = write_nifti(tmp_path / "v.nii")
@@ -167,20 +164,10 @@ def test_killed_run_resumes_to_same_file(model, tmp_path, monkeypatch):
         predict_volume(model, processor, path, tmp_path / f"{name}.nii.gz", **options | more)
         return [(tmp_path / file).read_bytes() for file in (f"{name}.nii.gz", "p.nii.gz")]
 
-    def dying_after(count):
-        forward, calls = model.forward, iter(range(count))
-
-        def dying(*args, **kwargs):
-            if next(calls, None) is None:
-                raise Killed
-            return forward(*args, **kwargs)
-
-        return dying
-
     whole = run("whole")
     (tmp_path / "p.nii.gz").unlink()
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(model, "forward", dying_after(2))
+        killed_after(model, patch, 2)
         run("killed")
     part = tmp_path / "killed.nii.gz.part"
     assert part.stat().st_size == 2 * 4 * 6 * 40 and not (tmp_path / "killed.nii.gz").exists()
@@ -189,7 +176,7 @@ def test_killed_run_resumes_to_same_file(model, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="killed.nii.gz.part .*plane"):
         run("killed", plane="coronal")
     with monkeypatch.context() as patch:
-        patch.setattr(model, "forward", dying_after(2))
+        killed_after(model, patch, 2)
         assert run("killed") == whole
 
 

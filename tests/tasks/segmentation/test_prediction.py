@@ -10,6 +10,7 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interrupting import Killed, killed_after
 from PIL import Image
 from rasterio.control import GroundControlPoint
 from rasterio.rpc import RPC
@@ -383,22 +384,6 @@ def test_windows_are_augmented(model, tmp_path):
     with torch.no_grad():
         expected = sliding_window(predict, pixels, **WINDOWS)[0].argmax(0).numpy()
     np.testing.assert_array_equal(classes_of_file(model, processor, path, **options), expected)
-
-
-class Killed(Exception):
-    pass
-
-
-def killed_after(model, monkeypatch, calls):
-    """Return the forward method of a model, which raises an error after a number of calls."""
-    forward, count = model.forward, iter(range(calls))
-
-    def dying(*args, **kwargs):
-        if next(count, None) is None:
-            raise Killed
-        return forward(*args, **kwargs)
-
-    monkeypatch.setattr(model, "forward", dying)
 
 
 @pytest.mark.parametrize("calls, finished, needed", [(1, 0, 8), (4, 64, 6), (7, 85, 4)])

@@ -80,19 +80,3 @@ def test_other_masks_keep_classes_of_configuration(config, values, expected, tmp
     assert list(data.splits) == ["train", "val"]
     assert data.encoding.names == [item["name"] for item in read_config(config)["data"]["classes"]]
     assert data.open(["val"])[0]["mask"].tolist() == [expected] * 2
-
-
-def test_expected_number_gives_no_warning(tmp_path, caplog):
-    root = prepared_folders.write_levir_cd(tmp_path)
-    config = read_config("levir_cd")["data"] | {"images": 6}
-    data = DenseData.from_arguments(DenseArguments(data=config, data_root=str(root)), str(tmp_path))
-    assert not caplog.messages and {*data.splits} == {"train", "val", "test"}
-    # A dry run needs no folder.
-    args = DenseArguments(data=config, data_root=str(tmp_path / "missing"), dry_run=True)
-    assert DenseData.from_arguments(args, str(tmp_path)).images == 6
-
-
-def test_folder_without_known_layout_names_pattern(tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"A/{name}.png"):
-        open_with_config("whu_cd", tmp_path / "empty", tmp_path / "out")
