@@ -5,6 +5,7 @@ import math
 import random
 
 import pytest
+import torch
 import yaml
 from datasets import Dataset
 from hypothesis import given, settings
@@ -81,6 +82,20 @@ def test_answer_prior_matches_known_entropies(make, hidden, visible, tolerance):
     assert prior.rows == 80 and prior.in_time and prior.steps == STEPS
 
 
+def test_answer_prior_depends_on_seed_only():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first, again, other = (measure(repeated, steps=4), measure(repeated, steps=4), measure(repeated, 1, steps=4))
+    assert first == again != other
+    assert (torch.rand(3) == expected).all()
+
+
+def test_training_respects_time_limit():
+    prior = measure(repeated, steps=10**6, seconds=1.0)
+    assert not prior.in_time and 0 < prior.steps < 10**4
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.lists(st.tuples(st.booleans(), st.text(max_size=300)), max_size=4), min_size=1, max_size=4))
 def test_only_answer_tokens_are_scored(texts):
@@ -96,6 +111,15 @@ def test_only_answer_tokens_are_scored(texts):
             kept.append(expected)
     assert [one.tokens[one.answered].tolist() for one in encoded] == kept
     assert all(len(one.tokens) == len(one.answered) == len(one.positions) <= MAX_TOKENS for one in encoded)
+
+
+def test_given_tokenizer_is_used(tokenizer):
+    texts = [talk("How many trees?", " 12 trees"), talk("How many?", " 3")]
+    tokenize = make_tokenize(texts, tokenizer)
+    for text in ("How many trees?", " 12 trees", " 3"):
+        own = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert len(tokenize(text)) == len(own) and len(set(tokenize(text))) == len(set(own))
+        assert min(tokenize(text)) >= 4
 
 
 def write(folder, answers):

@@ -11,6 +11,7 @@ from modeling_vitp.data.annotations import AnnotatedImage, Region, read_labels, 
 from modeling_vitp.instructions.from_annotations.collages import (
     draw_collages,
     encode_collages,
+    split_collage,
     stated_crops,
 )
 
@@ -121,6 +122,18 @@ def test_collages_depend_on_seed_only(images):
     assert all((one == other).all() for one, other in zip(first, second))
     others = opened(draw_collages(images, 3, 84, (2, 7), seed=5))
     assert not any(one.shape == other.shape and (one == other).all() for one, other in zip(first, others))
+
+
+def test_small_images_are_excluded(images):
+    collages = draw_collages(images, 20, 100, (2,), seed=0)
+    assert {piece.image.id for collage in collages for piece in collage.crops} == {"train/0", "train/2"}
+
+
+def test_jpeg_collages_list_their_crops(tmp_path):
+    (stored,) = next(encode_collages(draw_collages(painted(tmp_path, "jpg"), 1, 84, (7,), seed=0)))
+    image = Image.open(io.BytesIO(stored["bytes"]))
+    assert image.format == "JPEG" and len(stated_crops(image)) == 49 and len(split_collage(image)) == 49
+    assert stored["path"] == "000000.jpg"
 
 
 def test_collages_of_training_images_have_questions(tmp_path):
