@@ -17,8 +17,6 @@ from modeling_vitp.pretraining.data import open_data
 from modeling_vitp.recipes import validate_data
 
 CAPTIONS = ["a green field", "two ships, a harbor", "a road"]
-
-
 MESSAGES = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "3"}]
 
 

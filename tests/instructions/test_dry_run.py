@@ -12,6 +12,7 @@ from row_formats import FORMATS, answer, question
 from modeling_vitp import ViTPImageProcessor
 from modeling_vitp.instructions.dry_run import check_rules, summarize_sources
 from modeling_vitp.instructions.mixture import load_mixture
+from modeling_vitp.instructions.sources import Source
 from modeling_vitp.pretraining import plan
 from modeling_vitp.recipes import pretrain
 
@@ -160,6 +161,16 @@ def test_suggested_mixture_equals_data_set(name, tmp_path):
         (summary,) = summarize_sources(suggested(place, tmp_path), processor)
         assert (summary.rows, summary.missing, summary.unusable, summary.measured) == (4, None, None, True)
         assert summary.tiles == tiles and summary.text_tokens == pytest.approx(sum(characters) / 16)
+
+
+def test_suggested_mixture_has_split_and_root(tmp_path):
+    FORMATS["LLaVA"][0](tmp_path / "data", [picture(30, 20)])
+    moved = (tmp_path / "data" / "llava_instruct.json").rename(tmp_path / "rows.json")
+    root = str(tmp_path / "data" / "images")
+    (source,) = suggested(moved, tmp_path, "--image_root", root).sources
+    assert source == Source("mine", annotation=str(moved), image_root=root)
+    (source,) = suggested("org/x", tmp_path, "--dataset_train_split", "all[:9]", "--dataset_config", "c").sources
+    assert source == Source("mine", dataset="org/x", split="all", config="c")
 
 
 @pytest.mark.parametrize("found", [0, 1])

@@ -371,8 +371,6 @@ assert {part["mask"].size for part in parts} == {(50, 40)}
 
 
 EAGER = {"attn_implementation": "eager"}
-
-
 MADE_OF_A_BACKBONE = {
     "adapter": lambda vit: ViTPAdapter.from_backbone(vit, deformable_heads=4, spatial_prior_channels=8),
     "pyramid": lambda vit: ViTPFeaturePyramid.from_backbone(vit, pyramid_channels=8),

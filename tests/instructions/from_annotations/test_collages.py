@@ -1,10 +1,13 @@
 """Collages of images whose colors encode the origin of each pixel."""
 
 import io
+import json
 
 import numpy as np
 import pytest
 from annotated_images import NAMES, make, turns_of, write_coco
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from modeling_vitp.data.annotations import AnnotatedImage, Region, read_labels, regions_of
@@ -134,6 +137,17 @@ def test_jpeg_collages_list_their_crops(tmp_path):
     image = Image.open(io.BytesIO(stored["bytes"]))
     assert image.format == "JPEG" and len(stated_crops(image)) == 49 and len(split_collage(image)) == 49
     assert stored["path"] == "000000.jpg"
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=25)
+@given(
+    st.one_of(st.binary(), st.text(), st.integers(), st.lists(st.integers()).map(lambda a: json.dumps({"collage": a})))
+)
+def test_any_metadata_text_is_accepted(said):
+    image = Image.new("RGB", (8, 8))
+    image.info["comment"] = said
+    assert len(split_collage(image)) in (0, *(n * n for n in range(1, 9)))
 
 
 def test_collages_of_training_images_have_questions(tmp_path):

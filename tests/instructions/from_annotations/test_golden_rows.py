@@ -136,3 +136,12 @@ def test_other_folder_is_not_recognized(write_other, tmp_path):
     assert layouts.recognize_layout(tmp_path) is None
     assert pipeline.make_instructions_command(tmp_path) is None
     assert layouts.recognize_layout(tmp_path / "missing") is None
+
+
+def test_command_names_split_of_folder(tmp_path):
+    for label in ("river", "forest"):
+        noise(tmp_path / label / "0.png", 0)
+    assert "--split" not in pipeline.make_instructions_command(tmp_path)  # All images are used.
+    for label in ("river", "forest"):
+        noise(tmp_path / "splits" / "val" / label / "0.png", 0)
+    assert "--split val" in pipeline.make_instructions_command(tmp_path / "splits")
