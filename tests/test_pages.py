@@ -143,6 +143,21 @@ def test_links_lead_somewhere(page):
             assert title in map(anchor, titles), f"{page}: {target}"
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_names_are_there(page):
+    """Find files by their path from the root, from the page, or, as in tables, by their name alone."""
+    files = {
+        path.name for name in ("modeling_vitp", "recipes", "space", "tests", "lab") for path in (ROOT / name).rglob("*")
+    }
+    for path in re.findall(
+        r"`((?:recipes|modeling_vitp|space|tests|lab)/[\w./-]*|[\w./-]+\.(?:py|yaml))`", read_page(page)[0]
+    ):
+        if re.search(r"\bNAME\b", path) or path in ("adapt.yaml", "data.yaml"):
+            continue  # It is written by the reader or by a run.
+        is_there = (ROOT / path).exists() or ((ROOT / page).parent / path).exists()
+        assert is_there or path.rstrip("/") in files, f"{page}: {path}"
+
+
 def test_names_in_pages_and_docstrings_are_there():
     sources = [path for name in ("modeling_vitp", "recipes", "space") for path in (ROOT / name).rglob("*.py")]
     found = {(path, name) for path in sources for name in re.findall(r"\[`~([\w.]+)`\]", path.read_text())}

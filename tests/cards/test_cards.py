@@ -9,16 +9,20 @@ import sys
 
 import pytest
 from datasets import Dataset
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import disable_progress_bars
+from paths import ROOT
 from peft import LoraConfig, get_peft_model
+from pictures import picture
 from pushed_runs import card_of, push, train
+from tiny_models import VISION
 
 from modeling_vitp import (
     ViTPDetectionImageProcessor,
     ViTPFeaturePyramid,
     ViTPForChangeDetection,
     ViTPForConditionalGeneration,
+    ViTPForImageClassification,
     ViTPForInstanceSegmentation,
     ViTPForObjectDetection,
     ViTPForOrientedObjectDetection,
@@ -26,11 +30,14 @@ from modeling_vitp import (
     ViTPImageProcessor,
     ViTPProcessor,
     ViTPSegmentationImageProcessor,
+    ViTPVisionConfig,
+    ViTPVisionModel,
     export_backbone,
     export_timm,
     spread_bands,
 )
-from modeling_vitp.cards.model_card import describe_training
+from modeling_vitp.auto.registry import find_model
+from modeling_vitp.cards.model_card import describe_training, headlines
 from modeling_vitp.cards.record import (
     copy_record,
     forget_sources,
@@ -130,6 +137,30 @@ def test_card_has_recorded_values(hub, logged_in, folder):
     assert card.data.eval_results is None and "Of the whole model that this is a part of" in card.text
 
 
+@pytest.mark.parametrize(
+    ("model_type", "names", "expected"),
+    [
+        ("vitp_segmentation", ["mean_iou", "iou/a", "own"], ["Mean IoU"]),
+        ("vitp_segmentation", ["own", "own/a", "runtime"], ["own"]),
+        ("vitp_object_detection", ["mar_10", "map_50", "map", "swapped_map"], ["mAP@50", "mAP"]),
+        ("vitp_vision", [f"score_{number}" for number in range(20)], [f"score_{number}" for number in range(10)]),
+    ],
+)
+def test_headlines_are_declared_with_the_model_type(model_type, names, expected):
+    metrics = {"test": {f"test_{name}": 0.5 for name in names}}
+    assert [title for _, _, title, _ in headlines(find_model(model_type), metrics, {})] == expected
+
+
+def test_card_without_a_record_has_no_training(hub, logged_in, folder):
+    for name in ("run.json", "metrics.json"):
+        (folder / name).unlink()
+    assert push(folder, "tester/m", "--what", "model") == 0
+    card = card_of(hub, "tester/m")
+    card.validate()
+    assert re.findall("^## (.*)", card.text, re.MULTILINE) == ["How to load", "Input", "Citation"]
+    assert set(card.data.to_dict()) == {"library_name", "pipeline_tag", "tags"}
+
+
 def test_user_text_is_kept(hub, logged_in, folder):
     mine = "---\ntags: [ships]\nlanguage: de\n---\n\n# My ships\n\nOf the harbour.\n\n## Limits\n\nNone known.\n"
     (folder / "README.md").write_text(mine)
@@ -140,6 +171,18 @@ def test_user_text_is_kept(hub, logged_in, folder):
     assert card.text.startswith("\n# My ships\n\nOf the harbour.\n\n## Limits\n\nNone known.\n\n## How to load\n")
     assert card.data.tags == ["ships", "vitp"] and card.data.language == "de" and card.data.license == "cc-by-nc-4.0"
     assert "tester/one" not in card.content and card.text.count("## How to load") == 1
+
+
+def test_user_metadata_is_kept_without_a_record(hub, logged_in, folder):
+    for name in ("run.json", "metrics.json"):
+        (folder / name).unlink()
+    result = EvalResult("object-detection", "org/mine", "Mine", "map", 0.5)
+    own = ModelCardData(model_name="Ships", eval_results=[result], datasets=["org/mine"], base_model="org/base")
+    (folder / "README.md").write_text(f"---\n{own.to_yaml()}\n---\n# My ships\n")
+    assert push(folder, "tester/m", "--what", "model") == 0
+    found = card_of(hub, "tester/m").data
+    assert found.datasets == ["org/mine"] and found.base_model == "org/base"
+    assert found.model_name == "Ships" and found.eval_results[0].metric_value == 0.5
 
 
 def test_results_of_an_earlier_run_are_removed(folder):
@@ -170,6 +213,14 @@ def test_license_of_an_earlier_run_is_removed(folder):
         assert card.data.license == ("mit" if mine else None) and ("## License" in card.text) == bool(mine)
 
 
+def test_card_that_is_not_yaml_does_not_stop_a_run(folder):
+    (folder / "README.md").write_text("---\ntitle: Ships: a model\n---\n")
+    forget_sources(folder)
+    with pytest.raises(ValueError, match="README.md.*mapping values"):
+        write_model_card("model", folder)
+    assert (folder / "README.md").read_text() == "---\ntitle: Ships: a model\n---\n"
+
+
 def test_start_of_a_distilled_model_is_no_teacher():
     record = {"settings": {"teacher": "org/large"}, "base_model": ["org/large", "org/small"]}
     assert "Initialized" not in describe_training(record)
@@ -188,6 +239,33 @@ def test_conversion_keeps_license(hub, logged_in, folder, tmp_path):
     assert push(tmp_path / "internvl", "tester/b", "--what", "backbone") == 0
     assert card_of(hub, "tester/b").data.license == "cc-by-nc-4.0"
     assert "the same to the bit" in card.text and "trust_remote_code" not in code_of(card)
+
+
+def test_license_of_a_push_replaces_statement_of_conversion(hub, logged_in, folder, tmp_path):
+    (folder / "run.json").unlink()
+    convert_checkpoint(folder, tmp_path / "internvl", "internvl")
+    assert "states no license" in (tmp_path / "internvl" / "README.md").read_text()
+    assert push(tmp_path / "internvl", "tester/i", "--what", "model", "--license", "mit") == 0
+    card = card_of(hub, "tester/i")
+    assert "states no license" not in card.text and card.text.count("## License") == 1 and card.data.license == "mit"
+
+
+def test_unread_license_is_read_again(hub, logged_in, folder):
+    (folder / "run.json").write_text(json.dumps(RECORD | {"licenses": {"org/start": {}, "run": {}}}))
+    hub.create("org/start", {"README.md": "---\nlicense: cc-by-nc-4.0\n---\n"})
+    assert push(folder, "tester/m", "--what", "model", "--license", "mit") == 1
+    assert push(folder, "tester/m", "--what", "model") == 0
+    assert card_of(hub, "tester/m").data.license == "cc-by-nc-4.0"
+
+
+def test_license_file_without_a_card_binds(hub, logged_in, folder):
+    (folder / "run.json").unlink()
+    (folder / "LICENSE.txt").write_text("terms")
+    assert push(folder, "tester/m", "--what", "model", "--license", "mit") == 1
+    assert push(folder, "tester/m", "--what", "model") == 0
+    data = card_of(hub, "tester/m").data
+    assert (data.license, data.license_name, data.license_link) == ("other", "license-of-the-source", "LICENSE.txt")
+    assert hub.files("tester/m")["LICENSE.txt"] == b"terms"
 
 
 def test_license_files_and_links(hub, logged_in, folder, tmp_path):
@@ -210,6 +288,20 @@ def test_license_files_and_links(hub, logged_in, folder, tmp_path):
     (tmp_path / "other" / "run" / "README.md").write_text("---\nlicense: gpl-3.0\n---\n")
     both = provenance([str(folder), str(tmp_path / "other" / "run")])["licenses"]
     assert both["run (another)"] == {"license": "gpl-3.0"} and both["run"] == {"license": "cc-by-nc-4.0"}
+
+
+def test_checkpoint_has_the_license_file_of_its_run(hub, logged_in, folder):
+    record = RECORD | {"licenses": {"run": {"license": "other", "license_name": "terms", "license_link": "LICENSE"}}}
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "LICENSE").write_text("terms")
+    checkpoint = folder / "checkpoint-2"
+    checkpoint.mkdir()
+    for path in model_files(folder).values():
+        if path.name not in ("LICENSE", "metrics.json"):
+            path.rename(checkpoint / path.name)
+    assert push(checkpoint, "tester/m", "--what", "model") == 0
+    assert card_of(hub, "tester/m").data.license_link == "LICENSE"
+    assert hub.files("tester/m")["LICENSE"] == b"terms"
 
 
 def test_license_files_of_two_sources_are_kept(tmp_path):
@@ -362,6 +454,18 @@ def test_card_examples_run(hub, everything, tmp_path):
     assert found["maps"] == [[1, 256, size, size] for size in (56, 28, 14, 7)]
 
 
+def test_card_of_the_project(hub, logged_in, folder, tmp_path, monkeypatch):
+    card = ModelCard.load(ROOT / "MODEL_CARD.md")
+    card.validate()
+    hub.organizations["my-org"] = {"tester"}
+    assert push(folder, "my-org/my-backbone", "--what", "backbone") == 0
+    picture(64, 48).save(tmp_path / "scene.png")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code_of(card), names)
+    assert names["features"].shape == (1, 17, 32)
+
+
 def test_example_of_a_backbone_runs(hub, logged_in, folder, tmp_path):
     processor = ViTPProcessor.from_pretrained(folder)
     processor.image_processor.input_spec = {"bands": [3, 2, 1], "window": [0, 3000]}
@@ -377,6 +481,19 @@ def test_example_of_a_backbone_runs(hub, logged_in, folder, tmp_path):
         names = {}
         exec(code_of(card), names)
         assert names["features"].shape == shapes[library]
+
+
+@pytest.mark.parametrize("spec", [None, {"band_names": ["VV", "VH"]}])
+def test_example_of_a_classifier_runs(hub, logged_in, tmp_path, spec):
+    bands = (spec or {}).get("band_names")
+    vit = ViTPVisionModel(ViTPVisionConfig(**VISION, band_names=bands))
+    ViTPForImageClassification.from_backbone(vit, num_labels=2).save_pretrained(tmp_path / "c")
+    ViTPImageProcessor(size={"height": 56, "width": 56}, input_spec=spec).save_pretrained(tmp_path / "c")
+    assert push(tmp_path / "c", "tester/c", "--what", "model") == 0
+    code, names = code_of(card_of(hub, "tester/c")), {}
+    exec(code, names)
+    assert {one["label"] for one in names["found"]} == {"LABEL_0", "LABEL_1"}
+    assert ("as an array" in code) == (spec is not None)  # the pipeline converts files to 8-bit RGB
 
 
 def test_exported_part_keeps_record_and_license(folder, tmp_path):
@@ -404,3 +521,11 @@ def test_exported_part_keeps_record_and_license(folder, tmp_path):
 )
 def test_recorded_command_has_no_token_or_path(words, expected):
     assert portable_command("pretrain", words) == f"vitp pretrain {expected}".strip()
+
+
+def test_license_of_the_card_alone_reaches_a_part(tmp_path):
+    for name in ("model", "part"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "model" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    copy_record(tmp_path / "model", tmp_path / "part")
+    assert {"license": "apache-2.0"} in stated_licenses(tmp_path / "part").values()

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import original_checkpoint
 import pytest
 import torch
+from huggingface_hub import metadata_load, metadata_save
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from internvl_checkpoints import FIXTURE, assert_same, expected_keys, load_weights, native_model, save_original
@@ -331,6 +332,16 @@ def test_invalid_targets_are_refused(fixture_as_vitp, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_nonempty_folder_is_not_written(fixture_as_vitp, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="already exists"):
+        convert_checkpoint(fixture_as_vitp, tmp_path, "internvl")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    (tmp_path / "empty").mkdir()
+    convert_checkpoint(fixture_as_vitp, tmp_path / "empty", "backbone")
+    assert load_weights(tmp_path / "empty").keys() == expected_keys("backbone")
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("no space left on device")])
 def test_interrupted_conversion_leaves_nothing(fixture_as_vitp, tmp_path, monkeypatch, error):
     load, calls = tensor_files.StoredTensor.load, []
@@ -494,6 +505,19 @@ def test_tokenizer_of_an_original_checkpoint(tmp_path):
     assert slow(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
+def test_file_in_a_subfolder_is_converted_as_its_folder(internvl_repo, tmp_path):
+    folder = convert_checkpoint(internvl_repo, tmp_path / "models" / "chat", license="mit")
+    build_tokenizer(["Wie viele sind es?"], vocab_size=330).save_pretrained(folder.parent)
+    (folder.parent / "generation_config.json").write_text('{"eos_token_id": 3}')
+    shutil.move(folder / "README.md", folder.parent)  # the card is that of the repo
+    found = convert_checkpoint(folder.parent, tmp_path / "found", "original", file="chat/model.safetensors")
+    wanted = convert_checkpoint(folder, tmp_path / "wanted", "original", license="mit")
+    names = {path.name for path in wanted.iterdir()}
+    assert names == {path.name for path in found.iterdir()} and "tokenizer.json" in names
+    assert [name for name in names if (found / name).read_bytes() != (wanted / name).read_bytes()] == ["README.md"]
+    assert metadata_load(found / "README.md")["license"] == "mit"
+
+
 def test_settings_of_the_original_image_processor_are_converted(tmp_path):
     source = save_original(native_model(), tmp_path / "source")
     config = json.loads((source / "config.json").read_text())
@@ -510,6 +534,71 @@ def test_settings_of_the_original_image_processor_are_converted(tmp_path):
     for folder in (vitp, again):
         image_processor = ViTPImageProcessor.from_pretrained(folder)
         assert {name: list(getattr(image_processor, name)) for name in colors} == colors
+
+
+def test_input_spec_that_the_target_ignores_is_refused(model_and_processor, tmp_path):
+    model, processor = model_and_processor
+    processor.image_processor.input_spec = {"gamma": 0.5}
+    model.save_pretrained(tmp_path / "source")
+    processor.save_pretrained(tmp_path / "source")
+    for to in ("internvl", "original"):
+        with pytest.raises(ValueError, match="input_spec="):
+            convert_checkpoint(tmp_path / "source", tmp_path / "target", to)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    backbone = convert_checkpoint(tmp_path / "source", tmp_path / "backbone", "backbone")
+    assert json.loads((backbone / "preprocessor_config.json").read_text())["input_spec"] == {"gamma": 0.5}
+
+
+CARD = "---\nlicense: cc-by-nc-4.0\nbase_model: some/model\n---\n\n# A model\n"
+
+
+def test_license_is_kept_in_every_card(tmp_path):
+    source = save_original(native_model(), tmp_path / "source")
+    (source / "README.md").write_text(CARD)
+    (source / "LICENSE").write_text("The terms.")
+    vitp = convert_checkpoint(source, tmp_path / "vitp", image_token_id=5)
+    folders = [vitp] + [convert_checkpoint(vitp, tmp_path / to, to) for to in ("internvl", "backbone", "original")]
+    for folder in folders:
+        card = metadata_load(folder / "README.md")
+        assert card["license"] == "cc-by-nc-4.0"
+        assert card["base_model"] == "some/model"
+        assert "these weights: cc-by-nc-4.0" in (folder / "README.md").read_text()
+        assert (folder / "LICENSE").read_text() == "The terms."
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="license cc-by-nc-4.0.*apache-2.0"):
+        convert_checkpoint(vitp, tmp_path / "free", "internvl", license="apache-2.0")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_license_of_a_run_is_kept(tmp_path):
+    """The weights of a checkpoint have the license of those that the run started from."""
+    source = save_original(native_model(), tmp_path / "run" / "checkpoint-2")
+    record = {"licenses": {"org/start": {"license": "cc-by-nc-4.0"}}, "base_model": ["org/start"]}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    (tmp_path / "run" / "LICENSE").write_text("The terms.")
+    with pytest.raises(ValueError, match="cc-by-nc-4.0.*org/start.*mit"):
+        convert_checkpoint(source, tmp_path / "free", image_token_id=5, license="mit")
+    vitp = convert_checkpoint(source, tmp_path / "vitp", image_token_id=5)
+    card = metadata_load(vitp / "README.md")
+    assert (card["license"], card["base_model"]) == ("cc-by-nc-4.0", ["org/start"])
+    assert (vitp / "LICENSE").read_text() == "The terms."
+
+
+def test_other_license_and_missing_license_are_stated(tmp_path):
+    source = save_original(native_model(), tmp_path / "source")
+    vitp = convert_checkpoint(source, tmp_path / "vitp", image_token_id=5)
+    assert metadata_load(vitp / "README.md")["license"] == "unknown"
+    assert "states no license" in (vitp / "README.md").read_text()
+    backbone = convert_checkpoint(vitp, tmp_path / "backbone", "backbone", license="cc-by-nc-4.0")
+    assert metadata_load(backbone / "README.md")["license"] == "cc-by-nc-4.0"
+    (source / "LICENSE.txt").write_text("The terms.")
+    other = convert_checkpoint(source, tmp_path / "other", image_token_id=5)
+    assert metadata_load(other / "README.md")["license_link"] == "LICENSE.txt"
+    (source / "LICENSE.txt").unlink()
+    named = {"license": "other", "license_name": "acme", "license_link": "https://acme.org"}
+    metadata_save(source / "README.md", named)
+    card = metadata_load(convert_checkpoint(source, tmp_path / "named", image_token_id=5) / "README.md")
+    assert {name: card[name] for name in named} == named
 
 
 SPEC = {"band_names": ["VV", "VH"], "window": [-25, 0]}

@@ -1,3 +1,4 @@
+import copy
 import json
 import logging
 import os
@@ -13,13 +14,17 @@ from tiny_models import vivid_model
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import normalize, pil_to_tensor, resize
 from transformers import InternVLVisionConfig, InternVLVisionModel, Qwen2Config
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from modeling_vitp import (
     ViTPBackbone,
+    ViTPForConditionalGeneration,
     ViTPImageProcessor,
     ViTPVisionConfig,
     ViTPVisionModel,
     export_backbone,
+    export_timm,
+    spread_bands,
 )
 
 SPEC = {"bands": [2, 0, 1], "window": [100, 2000], "gamma": 0.5}
@@ -245,6 +250,15 @@ def test_auto_backbone_gives_requested_maps(exported):
     torch.testing.assert_close(exported.tensors["last_0"], maps[1], atol=1e-4, rtol=0)
 
 
+def test_auto_backbone_asks_for_trust_and_is_saved_as_ours(exported):
+    assert "Repo id must" in exported.facts["refused_folder"]
+    assert "trust_remote_code=True" in exported.facts["refused_backbone"]
+    folder = exported.folder / "saved_backbone"
+    assert "auto_map" not in json.loads((folder / "config.json").read_text())
+    model, loading = ViTPBackbone.from_pretrained(folder, output_loading_info=True)
+    assert model.out_features == ["stage1", "stage3"] and not any(loading.values())
+
+
 def test_folder_opens_without_warning(exported, tower):
     folder, found = exported.folder / "backbone", {}
 
@@ -265,6 +279,15 @@ def test_folder_opens_without_warning(exported, tower):
     assert exported.processor.image_processor.max_patches == 6
 
 
+def test_weights_are_safetensors_only(exported):
+    for folder in ("backbone", "with_spec", "full"):
+        names = file_names(exported.folder / folder)
+        assert {name for name in names if name.split(".")[-1] not in ("json", "py", "jinja")} == {"model.safetensors"}
+        weights = load_file(exported.folder / folder / "model.safetensors")
+        model = exported.model if folder == "full" else exported.model.model.vision_tower
+        assert weights.keys() == model.state_dict().keys()
+
+
 def test_export_of_other_sources_equals_export_of_model(exported, tower, tmp_path):
     wanted = exported.folder / "backbone"
     from_folder = export_backbone(str(exported.folder / "full"), str(tmp_path / "text"))
@@ -277,6 +300,20 @@ def test_export_of_other_sources_equals_export_of_model(exported, tower, tmp_pat
             assert (folder / name).read_bytes() == (wanted / name).read_bytes(), name
 
 
+@pytest.mark.parametrize("export", [export_backbone, export_timm])
+def test_export_has_the_record_of_its_checkpoint(model_and_processor, tmp_path, export):
+    run, (model, processor) = tmp_path / "run", model_and_processor
+    model.save_pretrained(run)
+    processor.save_pretrained(run)
+    record = {"base_model": ["org/start"], "licenses": {"org/start": {"license": "cc-by-nc-4.0"}}}
+    for name, fields in (("run.json", record), ("metrics.json", {"eval": {"eval_loss": 0.25}})):
+        (run / name).write_text(json.dumps(fields))
+    folder = export(run, tmp_path / "backbone")
+    assert json.loads((folder / "run.json").read_text()) == record and (folder / "metrics.json").is_file()
+    export(model, folder)  # the weights of another run
+    assert not {"run.json", "metrics.json"} & file_names(folder)
+
+
 def test_export_replaces_only_its_own_folder(exported, tmp_path):
     for name in ("notes.txt", "config.json"):
         (tmp_path / name).mkdir()
@@ -287,6 +324,17 @@ def test_export_replaces_only_its_own_folder(exported, tmp_path):
     folder = export_backbone(exported.model, tmp_path / "new")
     (folder / "README.md").write_text("mine")
     assert export_backbone(exported.model, folder) == folder and (folder / "README.md").is_file()
+
+
+def test_bands_need_their_image_processor(exported, tmp_path):
+    radar = spread_bands(copy.deepcopy(exported.model.model.vision_tower), ["VV", "VH", "ratio"])
+    with pytest.raises(ValueError, match="VV, VH.*ratio.*image_processor=ViTPImageProcessor"):
+        export_backbone(radar, tmp_path / "radar")
+    assert not (tmp_path / "radar").exists()
+    spec = {"band_names": ["VV", "VH", "ratio"], "window": [-25, 0]}
+    export_backbone(radar, tmp_path / "radar", ViTPImageProcessor(input_spec=spec))
+    image_processor = ViTPImageProcessor.from_pretrained(tmp_path / "radar")
+    assert image_processor.input_spec == spec and len(image_processor.image_mean) == 3
 
 
 def test_exported_processor_does_not_tile(exported, tmp_path):
@@ -363,3 +411,22 @@ def test_variants_keep_features_and_dtype(tokenizer, tmp_path, vision, dtype):
     pixels = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(0)).to(dtype)
     wanted = model.model.vision_tower(pixels).last_hidden_state
     assert torch.equal(native(pixels).last_hidden_state, wanted)
+
+
+def test_remote_code_model_is_exported_as_ours(tmp_path, model, processor):
+    """Remote code defines other classes under the same names."""
+    model.save_pretrained(tmp_path / "run")
+    processor.save_pretrained(tmp_path / "run")
+    remote = get_class_from_dynamic_module("modeling_vitp.ViTPForConditionalGeneration", str(tmp_path / "run"))
+    assert not issubclass(remote, ViTPForConditionalGeneration)
+    loaded = remote.from_pretrained(tmp_path / "run")
+    for part, folder in (
+        (loaded, "whole"),
+        (loaded.model, "base"),
+        (loaded.model.vision_tower, "vit"),
+        (model, "ours"),
+    ):
+        export_backbone(part, tmp_path / folder, processor.image_processor)
+    for folder in ("whole", "base", "vit"):
+        for file in ("model.safetensors", "config.json", "preprocessor_config.json", "modeling_vitp.py"):
+            assert (tmp_path / folder / file).read_bytes() == (tmp_path / "ours" / file).read_bytes(), (folder, file)

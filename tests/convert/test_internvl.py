@@ -4,25 +4,34 @@ import json
 
 import pytest
 import torch
+from datasets import load_dataset
 from internvl_checkpoints import assert_same, load_weights
 from internvl_oracle import build_native
 from safetensors.torch import load_file
+from tiny_models import VISION
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
     InternVLForConditionalGeneration,
+    InternVLVisionConfig,
 )
 
 from modeling_vitp import (
     ViTPConfig,
     ViTPForConditionalGeneration,
+    ViTPForImageClassification,
+    ViTPImageClassificationConfig,
     ViTPModel,
+    ViTPProcessor,
+    ViTPTrainer,
+    ViTPTrainingConfig,
     ViTPVisionConfig,
     ViTPVisionModel,
     convert_checkpoint,
 )
 from modeling_vitp.convert.internvl import from_internvl, internvl_processor, rope_of_version_4
+from modeling_vitp.pretraining.loading import load_checkpoint
 
 
 def test_image_seq_length_is_computed(tmp_path, model, processor):
@@ -37,6 +46,22 @@ def test_image_seq_length_is_computed(tmp_path, model, processor):
     converted = from_internvl(native)
     assert internvl_processor(tmp_path / "native").image_seq_length == converted.config.image_seq_length == 4
     assert all(torch.equal(value, converted.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_training_starts_from_internvl_conversion(tmp_path, model, processor, data_folder):
+    """The processor of transformers needs a video token, for which the model has no embedding."""
+    model.save_pretrained(tmp_path / "vitp")
+    processor.save_pretrained(tmp_path / "vitp")
+    assert len(processor.tokenizer) == model.config.text_config.vocab_size
+    convert_checkpoint(tmp_path / "vitp", tmp_path / "native", "internvl")
+    started, found = load_checkpoint(str(tmp_path / "native"))
+    assert len(found.tokenizer) == started.get_input_embeddings().num_embeddings
+    text = "How many <IMG_CONTEXT> trees? <video> 12<|im_end|>"
+    assert found.tokenizer(text)["input_ids"] == processor.tokenizer(text)["input_ids"]
+    settings = {"max_steps": 1, "per_device_train_batch_size": 1, "save_strategy": "no", "report_to": "none"}
+    config = ViTPTrainingConfig(tmp_path / "run", use_cpu=True, bf16=False, **settings)
+    rows = load_dataset(str(data_folder), split="train")
+    ViTPTrainer(started, config, train_dataset=rows, processing_class=found).train()
 
 
 @pytest.mark.parametrize("model_class", [ViTPForConditionalGeneration, ViTPModel, ViTPVisionModel])
@@ -59,6 +84,21 @@ def test_internvl_folder_is_refused_with_command(tmp_path, model, model_class):
     assert load_file(tmp_path / "again" / "model.safetensors").keys() == wanted.state_dict().keys()
 
 
+def test_foreign_chat_template_is_replaced_with_warning(tmp_path, model, processor, caplog):
+    model.save_pretrained(tmp_path / "vitp")
+    processor.save_pretrained(tmp_path / "vitp")
+    native = convert_checkpoint(tmp_path / "vitp", tmp_path / "native", "internvl")
+    question = [{"role": "user", "content": "How many trees are there?"}]
+    plain = ViTPProcessor.from_pretrained(convert_checkpoint(native, tmp_path / "plain"))
+    assert "chat template" not in caplog.text
+    template = native / "chat_template.jinja"
+    template.write_text("{{ '<|im_start|>system\\nYou are a radiologist.<|im_end|>\\n' }}" + template.read_text())
+    of_another = ViTPProcessor.from_pretrained(convert_checkpoint(native, tmp_path / "again"))
+    assert f"The chat template of {native} is replaced" in caplog.text
+    rendered = {one.apply_chat_template(question, add_generation_prompt=True) for one in (processor, plain, of_another)}
+    assert rendered == {"<|im_start|>user\nHow many trees are there?<|im_end|>\n<|im_start|>assistant\n"}
+
+
 @torch.no_grad()
 def test_transformers_configurations_are_converted(model, processor):
     native = build_native(model).eval()
@@ -78,6 +118,13 @@ def test_transformers_configurations_are_converted(model, processor):
     torch.testing.assert_close(ours(**inputs).logits, logits)
     assert config.text_config._attn_implementation == config.vision_config._attn_implementation == "eager"
     assert torch.equal(native(**inputs).logits, logits) and config.vision_config.model_type == "internvl_vision"
+
+
+def test_transformers_vit_configuration_makes_classifier():
+    config = InternVLVisionConfig(**VISION)
+    classifier = ViTPForImageClassification(ViTPImageClassificationConfig(backbone_config=config, num_labels=2))
+    assert type(classifier.config.backbone_config) is ViTPVisionConfig and config.model_type == "internvl_vision"
+    assert classifier.backbone(torch.zeros(1, 3, 56, 56)).pooler_output.shape == (1, 32)
 
 
 def saved(parts, folder):

@@ -15,9 +15,11 @@ from transformers import AutoModel
 
 from modeling_vitp import (
     ViTPConfig,
+    ViTPImageProcessor,
     ViTPVisionConfig,
     ViTPVisionModel,
     export_backbone,
+    export_timm,
 )
 from modeling_vitp.__main__ import main
 from modeling_vitp.convert import onnx
@@ -80,6 +82,17 @@ def test_metadata_has_the_settings_of_the_image_processor(exported):
     assert metadata.keys() == keys and metadata["resample"] == Image.Resampling.BICUBIC
     assert metadata["image_mean"] == [0.485, 0.456, 0.406] and metadata["image_std"] == [0.229, 0.224, 0.225]
     assert metadata["size"] == {"height": 56, "width": 56} and metadata["do_resize"] is True
+
+
+def test_metadata_is_the_same_for_timm(tmp_path):
+    model = ViTPVisionModel(ViTPVisionConfig(**VISION))
+    image_processor = ViTPImageProcessor(image_mean=[0.1, 0.2, 0.3], input_spec={"window": [0, 3000]})
+    found = []
+    for export in (export_backbone, export_timm):
+        folder = export(model, tmp_path / export.__name__, image_processor)
+        found.append(onnx.describe_inputs(folder, onnx.open_model(folder)))
+        assert found[-1].pop("model_type")
+    assert found[0] == found[1] and "[0.1, 0.2, 0.3]" in found[1]["image_mean"] and "3000" in found[1]["input_spec"]
 
 
 def failing(words, capsys, patch) -> tuple[str, int]:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import metadata_load
-from internvl_checkpoints import FIXTURE
+from internvl_checkpoints import FIXTURE, native_model
 from original_adapter import FOLDER, MMCV_FOLDER, original_weights
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
@@ -30,6 +31,7 @@ from modeling_vitp.convert.original_config import (
     text_from_original,
     text_to_original,
 )
+from modeling_vitp.modeling_vitp_dense import HEADS
 
 
 @pytest.mark.parametrize(
@@ -50,6 +52,22 @@ def test_language_model_config_round_trip(rope):
     for name in ("hidden_size", "vocab_size", "max_position_embeddings", "rms_norm_eps", "num_key_value_heads"):
         assert getattr(config, name) == llm_config[name] == back[name]
     assert not hasattr(config, "torchscript")
+
+
+@pytest.mark.parametrize(
+    ("vision", "message"),
+    [
+        ({"use_mean_pooling": False}, "use_mean_pooling=False"),
+        ({"projection_dropout": 0.1}, "projection_dropout=0.1"),
+        ({"image_size": [56, 28], "patch_size": [14, 7]}, r"image_size.*\[56, 28\]"),
+        ({"image_size": [56, 112]}, r"\[56, 112\].*4 x 8 patches"),
+    ],
+)
+def test_settings_unknown_to_the_original_code_are_refused(tmp_path, vision, message):
+    native_model(vision).save_pretrained(tmp_path / "source")
+    with pytest.raises(ValueError, match=message):
+        convert_checkpoint(tmp_path / "source", tmp_path / "target", "original")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 CONV_MODULE = ["conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var", "bn.num_batches_tracked"]
@@ -199,6 +217,17 @@ def test_deformable_attention_is_recognized(settings, given, residual, is_open, 
 
 
 @pytest.mark.parametrize(
+    ("settings", "given"),
+    [({"deformable_attention": "flash"}, None), ({}, "mmcv"), ({"deformable_attention": "native"}, "mmcv")],
+)
+def test_contradicting_attention_is_refused(original, settings, given, tmp_path):
+    known = json.loads((original / "config.json").read_text())
+    (original / "config.json").write_text(json.dumps(known | settings))
+    with pytest.raises(ValueError, match="deformable_attention"):
+        convert_checkpoint(original, tmp_path / "target", deformable_attention=given)
+
+
+@pytest.mark.parametrize(
     "attention",
     [
         {},
@@ -320,3 +349,49 @@ def test_wrong_adapter_is_named(original, tmp_path, mistake):
         main([str(original), str(tmp_path / "target")])
     assert message in " ".join(str(error.value).split())
     assert [path.name for path in tmp_path.iterdir()] == ["original"]
+
+
+def test_pickle_is_refused(tmp_path):
+    torch.save({"state_dict": {"spm.stem.0.weight": torch.zeros(1)}}, tmp_path / "iter_80000.pth")
+    for source in (tmp_path, tmp_path / "iter_80000.pth"):
+        with pytest.raises(ValueError, match=r"Pickles.*safetensors\.torch\.save_file\(torch\.load"):
+            convert_checkpoint(source, tmp_path / "target")
+
+
+def test_unsupported_targets_are_refused(tmp_path):
+    source = save_source(ViTPAdapter(adapter_config()), tmp_path / "source")
+    for to in ("adapter", "segmentation", "backbone"):
+        with pytest.raises(ValueError, match=f"'{to}'"):
+            convert_checkpoint(source, tmp_path / "target", to)
+    with pytest.raises(ValueError, match="deformable_attention"):
+        convert_checkpoint(source, tmp_path / "target", "original", deformable_attention="mmcv")
+    config = ViTPAdapterConfig.from_dict(adapter_config().to_dict() | {"extractor_residual": "normed_tokens"})
+    source = save_source(ViTPAdapter(config), tmp_path / "residual")
+    with pytest.raises(ValueError, match="deformable_ratio=0.25"):
+        convert_checkpoint(source, tmp_path / "target", "original")
+    assert not (tmp_path / "target").exists()
+
+
+def test_head_with_one_output_is_refused(tmp_path):
+    there = convert_checkpoint(save_source(segmentation_model(), tmp_path / "source"), tmp_path / "there", "original")
+    weights = load_file(there / "model.safetensors")
+    weights["decode_head.conv_seg.weight"] = weights["decode_head.conv_seg.weight"][:1].clone()
+    save_file(weights, there / "model.safetensors")
+    with pytest.raises(ValueError, match="decode head.*1 classes on 32 channels"):
+        convert_checkpoint(there, tmp_path / "target")
+
+
+def test_head_from_outside_has_no_original_layout(tmp_path, monkeypatch):
+    monkeypatch.setitem(HEADS, "one_map", lambda config, channels: torch.nn.Conv2d(channels[0], config.num_labels, 1))
+    source = save_source(segmentation_model(decode_head="one_map"), tmp_path / "source")
+    with pytest.raises(ValueError, match="decode_head='one_map', expected 'upernet'"):
+        convert_checkpoint(source, tmp_path / "target", "original")
+    adapter = convert_checkpoint(source, tmp_path / "adapter", "adapter")
+    assert not any(ViTPAdapter.from_pretrained(adapter, output_loading_info=True)[1].values())
+
+
+def test_shards_are_kept(tmp_path):
+    vivid(ViTPAdapter(adapter_config())).save_pretrained(tmp_path / "source", max_shard_size="100KB")
+    there = convert_checkpoint(tmp_path / "source", tmp_path / "there", "original")
+    keys = [set(safe_open(file, "pt").keys()) for file in there.glob("model-*.safetensors")]
+    assert len(keys) > 1 and set.union(*keys) == original_keys() and sum(map(len, keys)) == len(original_keys())

@@ -9,12 +9,16 @@ import torch
 from huggingface_hub import metadata_load
 from original_detectors import DETECTORS, folder_of, original_detector, original_weights, pixel_mask
 from safetensors.torch import load_file, save_file
+from tiny_models import VISION_16
 from transformers import AutoModelForObjectDetection
 from transformers.utils import logging
 
 from modeling_vitp import (
     ViTPAdapter,
     ViTPDetectionImageProcessor,
+    ViTPFeaturePyramidConfig,
+    ViTPForObjectDetection,
+    ViTPObjectDetectionConfig,
     convert_checkpoint,
 )
 from modeling_vitp.convert.__main__ import main
@@ -104,6 +108,10 @@ KIND_OF_BENCHMARK = {
 }
 
 
+def test_command_offers_all_benchmarks():
+    assert tuple(BENCHMARKS) == BENCHMARK_NAMES
+
+
 @pytest.mark.parametrize("benchmark", BENCHMARK_NAMES)
 def test_benchmark_sets_names_and_image_size(benchmark, tmp_path, warnings):
     name, classes = KIND_OF_BENCHMARK[benchmark]
@@ -174,3 +182,12 @@ def test_wrong_benchmark_is_refused(tmp_path):
         convert_checkpoint(detector, tmp_path / "target", "original", benchmark="dior")
     with pytest.raises(ValueError, match="'vitp_object_detection'.*'segmentation'"):
         convert_checkpoint(detector, tmp_path / "target", "segmentation")
+
+
+def test_feature_pyramid_has_no_original_layout(tmp_path):
+    config = ViTPObjectDetectionConfig(
+        backbone_config=ViTPFeaturePyramidConfig(**VISION_16, pyramid_channels=8), neck_channels=8, head_hidden_size=8
+    )
+    ViTPForObjectDetection(config).save_pretrained(tmp_path / "source")
+    with pytest.raises(ValueError, match="ViT-Adapter"):
+        convert_checkpoint(tmp_path / "source", tmp_path / "target", "original")

@@ -140,6 +140,24 @@ def test_wrong_source_is_named(tmp_path, mistake):
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_missing_part_of_a_configuration_is_named(tmp_path):
+    native_model().save_pretrained(tmp_path / "source")
+    edit_json(tmp_path / "source" / "config.json", vision_config=None)
+    with pytest.raises(ValueError, match="'internvl'.*vision_config"):
+        convert_checkpoint(tmp_path / "source", tmp_path / "target")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_vit_of_unknown_width_needs_a_configuration(tmp_path):
+    shutil.copy(FIXTURE / "vision_only.safetensors", tmp_path)
+    with pytest.raises(ValueError, match="heads.*width 32.*config.json"):
+        convert_checkpoint(tmp_path / "vision_only.safetensors", tmp_path / "target")
+    (tmp_path / "config.json").write_text('{"model_type": "mmdet"}')
+    with pytest.raises(ValueError, match="'mmdet'.*vision_config"):
+        convert_checkpoint(tmp_path / "vision_only.safetensors", tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
 @pytest.mark.slow
 def test_hub_id_is_read_from_the_cache(tmp_path):
     cache, commit = tmp_path / "cache", "0123456789abcdef0123456789abcdef01234567"

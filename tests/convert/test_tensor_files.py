@@ -13,7 +13,8 @@ from safetensors import safe_open
 from tiny_models import TEXT, VISION
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
-from modeling_vitp import convert_checkpoint
+from modeling_vitp import convert_checkpoint, export_backbone
+from modeling_vitp.convert.tensor_files import read_tensors
 
 
 def test_shards_and_their_index_must_agree(tmp_path):
@@ -95,3 +96,17 @@ def test_memory_is_that_of_one_shard(tmp_path):
         assert process.exitcode != 0
         assert not (tmp_path / "killed").exists()
         assert bool(list(tmp_path.glob(".killed.*"))) == (kind == signal.SIGKILL)
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o775])
+def test_weights_have_the_mode_of_their_folder(tmp_path, model, mode):
+    tmp_path.chmod(mode)
+    export_backbone(model, tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == mode & 0o666
+
+
+def test_deeply_nested_header_is_named(tmp_path):
+    header = b'{"a": ' + 100_000 * b"[" + 100_000 * b"]" + b"}"
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match="a.safetensors is not a valid"):
+        read_tensors(tmp_path / "a.safetensors")

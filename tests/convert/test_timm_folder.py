@@ -22,6 +22,7 @@ from modeling_vitp import (
     resize_backbone,
     spread_bands,
 )
+from modeling_vitp.convert.timm_folder import ARCHITECTURE, timm_model_args, weights_in_layout
 from modeling_vitp.recipes.export_backbone import main
 
 MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
@@ -166,6 +167,31 @@ def test_other_bands_are_channels(folder, vit, tmp_path):
     assert_same(gray.patch_embed.proj.weight, radar.embeddings.patch_embeddings.projection.weight.sum(1, keepdim=True))
 
 
+def test_setting_that_timm_lacks_is_named(tmp_path):
+    for name, value in (
+        ("use_qk_norm", True),
+        ("layer_norm_eps", 1e-5),
+        ("hidden_act", "relu"),
+        ("use_mean_pooling", False),
+        ("use_mask_token", True),
+        ("use_absolute_position_embeddings", False),
+    ):
+        with pytest.raises(ValueError, match=name):
+            export_timm(vivid_vit(**{name: value}), tmp_path / "timm")
+        assert not (tmp_path / "timm").exists()
+
+
+def test_shape_of_internvit_is_that_of_the_entry():
+    with torch.device("meta"):
+        vit = ViTPVisionModel(ViTPVisionConfig(attention_bias=True))
+        published = timm.create_model(ARCHITECTURE, num_classes=0, img_size=448)
+        ours = timm.create_model(ARCHITECTURE, num_classes=0, **timm_model_args(vit.config))
+    weights = weights_in_layout(vit, "timm")
+    shapes = {name: tensor.shape for name, tensor in published.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in weights.items()} == shapes
+    assert {name: tensor.shape for name, tensor in ours.state_dict().items()} == shapes
+
+
 def assert_same_files(folder, other) -> None:
     assert {path.name for path in folder.iterdir()} == {path.name for path in other.iterdir()}
     for path in folder.iterdir():
@@ -185,6 +211,25 @@ def test_transformers_opens_folder(folder, vit):
     outputs, expected = AutoModel.from_pretrained(folder / "timm").eval()(pixels_of(56, 56)), vit(pixels_of(56, 56))
     assert_same(outputs.last_hidden_state, expected.last_hidden_state)
     assert_same(outputs.pooler_output, expected.pooler_output)
+
+
+def test_existing_export_is_replaced_and_other_folder_refused(folder, vit, tmp_path):
+    export_timm(vivid_vit(), tmp_path / "timm")
+    export_timm(folder / "full", tmp_path / "timm")
+    assert_same_files(tmp_path / "timm", folder / "timm")
+    for refused in (folder / "backbone", folder / "full"):
+        with pytest.raises(ValueError, match=f"{refused.name} exists"):
+            export_timm(vit, refused)
+    with pytest.raises(ValueError, match="timm exists"):
+        export_backbone(vit, tmp_path / "timm")
+
+
+def test_weights_that_are_nan_are_refused(tmp_path):
+    vit = vivid_vit()
+    vit.embeddings.cls_token.data[0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="cls_token"):
+        export_timm(vit, tmp_path / "timm")
+    assert export_timm(vit, tmp_path / "timm", allow_nan=True).is_dir()
 
 
 def test_folder_is_written_without_timm(folder, tmp_path, monkeypatch):

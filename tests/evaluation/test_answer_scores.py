@@ -13,6 +13,7 @@ from modeling_vitp.evaluation.answer_scores import (
     read_choices,
     score_answers,
     score_captions,
+    tokenize,
 )
 
 CHOICES = "Where is it?\nA. left lung\nB. right lung\nC. heart"
@@ -65,6 +66,26 @@ def test_choice_by_letter_or_similarity(chosen):
         assert scores["accuracy"].tolist() == [float(chosen == "B")] * 2
 
 
+def test_choices_may_begin_like_letter():
+    organisms = ["C. albicans", "E. coli", "S. aureus", "B. cereus"]
+    question = "\n".join(["Which?", *(f"{letter}. {text}" for letter, text in zip("ABCD", organisms))])
+    choices = read_choices(question)
+    for letter, text in zip("ABCD", organisms):
+        said = [letter, f"{letter}.", f"({letter})", text, f"{letter}. {text}", f"{letter}: {text.lower()}"]
+        said += [f"{text} is shown", f"The answer is {text}", f"The answer is {letter}."]
+        assert [choose_option(one, choices) for one in said] == [letter] * len(said)
+        scores = score_answers("choice", [question] * len(said), said, [[text]] * len(said))
+        assert scores["accuracy"].tolist() == [1] * len(said)
+
+
+def test_choices_may_contain_letters():
+    groups = {"A": "O", "B": "A", "C": "B", "D": "AB"}
+    assert [choose_option(one, groups) for one in ("A", "B. A", "O", "AB", "D")] == ["A", "B", "A", "D", "D"]
+    modalities = {"A": "CT", "B": "MRI", "C": "PET", "D": "Both A and B"}
+    said = ["Both A and B", "A and B", "D. Both A and B", "A, C"]
+    assert [choose_option(one, modalities) for one in said] == ["D", "D", "D", None]
+
+
 def test_best_reference_counts():
     other = "<box>[[500, 500, 600, 600]]</box>"
     answers = [BOX, other, "[0, 0, 9, 9]"]
@@ -74,6 +95,10 @@ def test_best_reference_counts():
     assert scores["accuracy"].tolist() == [0, 1, 1]
     scores = score_answers("map", [""] * 2, ["a b c d", "x b x d"], [["x x x x", "a b c x", "x b x d"]] * 2)
     assert scores["accuracy"].tolist() == [0.75, 1]
+
+
+def test_choices_start_at_a():
+    assert read_choices("Is it A. or B.?") == read_choices("A. one") == read_choices("B. one\nC. two") == {}
 
 
 def test_first_box_is_scored():
@@ -193,6 +218,10 @@ def test_empty_captions_and_single_image_are_scored():
     assert alone["cider"].tolist() == [0] and alone["rouge_l"].tolist() == [1] and alone["bleu_1"] == pytest.approx(1)
 
 
+def test_caption_words_are_normalized():
+    assert tokenize("Two-story houses, 0.5 km2; the tree's SHADE!") == "two-story houses 0.5 km2 the tree 's shade"
+
+
 def test_counts_match_loop():
     rng = np.random.default_rng(0)
     answers, references, errors, are_right = [], [], [], []
@@ -227,3 +256,8 @@ def test_map_scores_match_loops():
                 overlaps.append(both / either)
         assert scores["mean_iou"][0] == pytest.approx(sum(overlaps) / len(overlaps))
         assert scores["accuracy"][0] == pytest.approx(sum(a == b for a, b in zip(own, wanted)) / 9)
+
+
+def test_letters_of_map_may_have_no_spaces():
+    scores = score_answers("map", [""], ["AABAABBBA"], [["A A B A A B B B B"]])
+    assert scores["accuracy"][0] == 8 / 9 and scores["mean_iou"][0] == pytest.approx((4 / 5 + 4 / 5) / 2)

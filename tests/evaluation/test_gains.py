@@ -21,6 +21,7 @@ from modeling_vitp.evaluation.gains import (
     PIXELS,
     RANDOM,
     START,
+    gains_table,
     load_backbones,
     measure_gains,
     token_similarity,
@@ -167,6 +168,12 @@ def test_random_weights_depend_on_the_seed(run):
         weights.append(models[model].model.state_dict()[name])
     first, again, *others = weights
     assert torch.equal(first, again) and not any(torch.equal(first, other) for other in others)
+
+
+def test_gains_table_and_plot(measured):
+    scores, folder = measured
+    assert f"{scores['scores'][PIXELS]['nonlinear']['patch_auc']:.3f}" in gains_table(scores).splitlines()[-1]
+    assert [path.name for path in folder.iterdir()] == ["test.png"]  # Feature files are deleted.
 
 
 def test_token_similarity_is_mean_over_pairs(measured):

@@ -19,6 +19,7 @@ from modeling_vitp.evaluation.pretraining import (
     middle_answer,
     score_pretraining,
     split_turns,
+    texts_of,
 )
 from modeling_vitp.evaluation.vlm import Question
 from modeling_vitp.instructions.boxes import read_boxes
@@ -74,6 +75,12 @@ def test_constant_map_has_best_mean_iou():
             overlaps.append(sum(of_map) / len(of_map))
         means[" ".join(candidate)] = sum(overlaps) / len(maps)
     assert means[" ".join(constant)] == max(means.values())
+
+
+def test_captions_and_systems_have_no_constant():
+    assert best_constants([turn("Describe the image.", "Trees stand along a road with many parked cars.")]) == {}
+    assert best_constants([[{"role": "system", "content": HOW_MANY}, *turn(HOW_MANY, "3")[1:]]]) == {}
+    assert best_constants([]) == {}
 
 
 def test_median_of_sampled_counts():
@@ -187,3 +194,24 @@ def test_scores_do_not_depend_on_memory(monkeypatch, processor, rows, are_indepe
     scores = [score_pretraining(model, processor, rows, trained, 0, are_independent) for _ in range(3)]
     assert scores[0] == scores[1] == scores[2]
     assert scores[0]["count"]["mean_error"]["questions"] == 8  # The same question about the same image is asked once.
+
+
+def test_questions_are_limited_by_kind(monkeypatch, processor, rows):
+    Answers(monkeypatch)
+    monkeypatch.setattr(pretraining, "MOST_QUESTIONS", 5)
+    scores = score_pretraining(SimpleNamespace(eval=lambda: None), processor, rows, [], 0)
+    assert scores["count"]["mean_error"]["questions"] == scores["vqa"]["accuracy"]["questions"] == 5
+
+
+def test_texts_of_training_rows(rows):
+    assert list(texts_of(rows, None, 0)) == list(rows["messages"])
+    seen = []
+
+    class Drawn:
+        def messages(self, row, generator):
+            seen.append(row["id"])
+            return turn(HOW_MANY, str(int(generator.initial_seed()) % 7))
+
+    first, again, other = (list(texts_of(rows, Drawn(), seed)) for seed in (0, 0, 1))
+    assert first == again != other
+    assert seen == 3 * list(rows["id"])

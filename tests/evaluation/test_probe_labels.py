@@ -10,7 +10,7 @@ from annotated_images import NAMES, write_coco
 from PIL import Image
 
 from modeling_vitp import ViTPImageProcessor, ViTPVisionConfig, ViTPVisionModel, export_backbone
-from modeling_vitp.data.annotations import AnnotatedImage, Region
+from modeling_vitp.data.annotations import AnnotatedImage, LabelMap, Region, regions_of
 from modeling_vitp.evaluation.gains import BACKBONE, PIXELS, RANDOM, START
 from modeling_vitp.evaluation.pretraining import probe_labels
 from modeling_vitp.evaluation.run_probes import views_data
@@ -65,10 +65,30 @@ def test_class_mask_matches_loop():
     assert seen == {0, 1, 2, 255}
 
 
+def test_class_mask_of_label_map_has_names_of_training():
+    """Phrases of a mask are in the order of its names, and a tiny region of a mask is clear."""
+    numbers = np.random.default_rng(0).integers(0, 3, (200, 150), dtype=np.int32)
+    labels = LabelMap(numbers, ("tree", "road"))
+    view = AnnotatedImage("view", (), numbers.shape, regions_of(labels), mask=lambda: labels)
+    assert (class_mask(view, NAMES_OF_CLASSES) == np.array([0, 2, 1])[numbers]).all()
+
+
 def test_classes_without_name_are_ignored():
     regions = [Region("tree", (0, 0, 4, 4), 16.0), Region("lake", (2, 0, 8, 4), 24.0)]
     mask = class_mask(view_of(regions), NAMES_OF_CLASSES)
     assert (mask[:4, :2] == 2).all() and (mask[:4, 2:8] == 255).all() and (mask[4:] == 0).all()
+
+
+def test_most_frequent_classes_are_named(coco, tmp_path, monkeypatch):
+    monkeypatch.setattr(labeled_views, "MOST_CLASSES", 2)
+    drawn, test = opened(coco, window=64)
+    names = write_views(drawn, test, tmp_path / "views", seed=0)
+    data = views_data(tmp_path / "views", names)
+    counts = sorted(drawn.asker.vocabulary.values())
+    assert names[0] == "background" and len(names) == 3
+    assert sorted(drawn.asker.vocabulary[name] for name in names[1:]) == counts[-2:]
+    values = {int(value) for sample in data.open(["test"]) for value in sample["mask"].unique()}
+    assert 255 in values and values <= {0, 1, 2, 255}
 
 
 @pytest.fixture(scope="module")

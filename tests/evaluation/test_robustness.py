@@ -13,7 +13,8 @@ from launching import locked_elsewhere
 from modeling_vitp.auto.registry import MODELS, ModelEntry
 from modeling_vitp.command.errors import RunStopped, WrongArguments
 from modeling_vitp.evaluation import robustness
-from modeling_vitp.evaluation.robustness import evaluate_robustness, robustness_table, severity_table
+from modeling_vitp.evaluation.comparison import short_names
+from modeling_vitp.evaluation.robustness import draw_robustness, evaluate_robustness, robustness_table, severity_table
 from modeling_vitp.images.corruptions import SEVERITIES
 from modeling_vitp.tasks import TASKS
 from modeling_vitp.tasks.robustness_arguments import RobustnessArguments
@@ -102,6 +103,14 @@ def test_stopped_evaluation_resumes(ask, tmp_path, stops_after):
     assert ask()[1] == []
 
 
+def test_conditions_can_be_added(ask):
+    _, asked = ask(names="a", corruptions=["haze"], severities=[3])
+    assert asked == [("a", None, 0), ("a", "haze", 3)]
+    _, asked = ask(corruptions=["haze", "rotation"], severities=[3, 5])
+    added = [("haze", 5), ("rotation", 3), ("rotation", 5)]
+    assert asked == [("a", *how) for how in added] + [("b", None, 0), ("b", "haze", 3), *(("b", *how) for how in added)]
+
+
 def test_changed_images_or_weights_raise_error(ask, monkeypatch):
     ask(corruptions=["haze"])
     with pytest.raises(ValueError, match="settings.json .*different seed"):
@@ -125,6 +134,20 @@ def test_output_folder_is_locked(ask, tmp_path, monkeypatch):
     monkeypatch.setattr("modeling_vitp.command.locks.LOCK_TIMEOUT", 0)
     ask(corruptions=["haze"])
     with locked_elsewhere(tmp_path / "out"), pytest.raises(RunStopped, match="out"):
+        ask(corruptions=["haze"])
+
+
+def test_score_can_be_any_metric_value(ask, tmp_path, monkeypatch):
+    monkeypatch.setattr(Counted, "score", "ap75")
+    metrics, _ = ask(corruptions=["haze"])
+    assert metrics["models"][0]["clean"]["score"] == metrics["models"][0]["clean"]["metrics"]["ap75"]
+    monkeypatch.setattr(Counted, "score", "ap/ship")  # The class does not occur, so that the score is NaN.
+    metrics, asked = ask(corruptions=["haze"])
+    assert asked == [] and math.isnan(metrics["models"][0]["average"]["score"])
+    assert robustness_table(metrics).splitlines()[-1] == "| average | – | – | – | – |"
+    draw_robustness(metrics, tmp_path / "plot.png")
+    monkeypatch.setattr(Counted, "score", "iou")
+    with pytest.raises(ValueError, match="'iou'.* ap50, ap75, ap/ship"):
         ask(corruptions=["haze"])
 
 
@@ -154,6 +177,11 @@ def test_robustness_tables():
         "| haze | 0.400 (80.0%) | 0.200 (40.0%) |",
         "| data gaps | 0.500 (100.0%) | 0.300 (60.0%) |",
     ]
+
+
+def test_short_names_are_unique():
+    assert short_names(["runs/a", "org/b", "c/"]) == ["a", "b", "c"]
+    assert short_names(["runs/1/model", "runs/2/model", "c"]) == ["runs/1/model", "runs/2/model", "c"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from tiny_models import vivid_model
 
 from modeling_vitp.evaluation import vlm
 from modeling_vitp.evaluation.arguments import VLMArguments
-from modeling_vitp.evaluation.vlm import answer_kind, read_questions
+from modeling_vitp.evaluation.vlm import answer_kind, conversation_of, other_images, read_questions
+from modeling_vitp.instructions.collator import ViTPDataCollator
+from modeling_vitp.instructions.from_annotations.questions import MAP, explained, listing, signs_of
 from modeling_vitp.instructions.rows import prepare_rows
 from modeling_vitp.recipes.evaluate_vlm import main
 
@@ -166,6 +168,15 @@ def test_answer_kind_is_recognized(question, answer, kind):
     assert answer_kind(question, answer) == kind
 
 
+@pytest.mark.parametrize("phrasing", MAP)
+@pytest.mark.parametrize("phrases", [["tree", "road"], ["dry land", "sea"]])
+def test_instruction_maps_are_recognized(phrasing, phrases):
+    signs = signs_of(phrases)
+    question = phrasing.format(side=7, key=f"Write {listing(explained(signs), 'or')}.")
+    for answer in (list(signs.values()) * 3, [signs[None]] * 9):
+        assert answer_kind(question, " ".join(answer)) == "map"
+
+
 def turns(*texts: str) -> list[dict]:
     return [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 4, texts)]
 
@@ -199,3 +210,25 @@ def test_questions_are_read_from_rows():
         read_questions(rows, "grounding")
     with pytest.raises(ValueError, match="Sample '0': .*choices"):
         read_questions(rows, "choice")
+
+
+def test_other_images_differ():
+    images = [("a",), ("a",), ("b",), ("c", "d"), ("e",), ("d", "c"), ("f",)]
+    partners = other_images(images)
+    assert [images[place] for place in partners] == [("e",), ("e",), ("f",), ("d", "c"), ("a",), ("c", "d"), ("b",)]
+    assert other_images([("a",), ("b",), ("c", "d"), ("c", "d")]) == [1, 0, None, None]
+
+
+def test_conversation_ends_at_question(processor):
+    rows = rows_of(
+        ([picture(56, 56, 0)], turns("How?", "so", "Why?", "since")), ([picture(60, 40, 1)], turns("How?", "no"))
+    )
+    (_, question, other), _ = read_questions(rows)
+    collator = ViTPDataCollator(processor)
+    for partner, size in ((None, (56, 56)), (other, (60, 40))):
+        messages = conversation_of(collator, rows, question, partner)
+        assert [message["role"] for message in messages] == ["user", "assistant", "user"]
+        assert messages[0]["content"][0]["image"].size == size
+    broken = [rows[0], {**rows[1], "images": [{"bytes": b"no", "path": None}]}]
+    with pytest.raises(ValueError, match="Sample '0' with the images of '1': image 0 cannot be read"):
+        conversation_of(collator, broken, question, other)

@@ -12,13 +12,20 @@ from datasets import Dataset
 from huggingface_hub import ModelCard, SpaceCard
 from paths import ROOT
 from pushed_runs import in_repo, push
-from transformers import AutoModel
+from tiny_models import VISION
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 from modeling_vitp import (
     ViTPForConditionalGeneration,
+    ViTPForImageClassification,
+    ViTPImageProcessor,
+    ViTPProcessor,
+    ViTPVisionConfig,
+    ViTPVisionModel,
     export_backbone,
     export_timm,
 )
+from modeling_vitp.command.errors import WrongArguments
 from modeling_vitp.hub.upload import push_folder
 
 
@@ -53,6 +60,32 @@ def test_backbone_is_exported_before_push(hub, logged_in, folder, tmp_path):
     assert in_repo(hub, "tester/third")["model.safetensors"] == one["model.safetensors"]
 
 
+def test_classifier_is_pulled_by_auto_classes(hub, logged_in, tmp_path):
+    torch.manual_seed(0)
+    vit = ViTPVisionModel(ViTPVisionConfig(**VISION))
+    names = {0: "field", 1: "forest", 2: "/m/01g317"}  # the last one is an id of Open Images, and not a path
+    model = ViTPForImageClassification.from_backbone(vit, id2label=names, problem_type="multi_label_classification")
+    model.save_pretrained(tmp_path / "run")
+    ViTPImageProcessor(size={"height": 56, "width": 56}).save_pretrained(tmp_path / "run")
+    (tmp_path / "run" / "train.csv").write_text("private")
+    assert push(tmp_path / "run", "tester/fields", "--what", "model") == 0
+    assert "train.csv" not in in_repo(hub, "tester/fields")
+    pulled = AutoModelForImageClassification.from_pretrained("tester/fields")
+    assert type(pulled) is ViTPForImageClassification and pulled.config.id2label == names
+    wanted = model.state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in pulled.state_dict().items())
+    assert AutoImageProcessor.from_pretrained("tester/fields").size == {"height": 56, "width": 56}
+
+
+def test_models_and_processors_push_themselves(hub, logged_in, folder):
+    ViTPForConditionalGeneration.from_pretrained(folder).push_to_hub("tester/full", private=True)
+    ViTPProcessor.from_pretrained(folder).push_to_hub("tester/full")
+    files = in_repo(hub, "tester/full")
+    assert all(files[name] == (folder / name).read_bytes() for name in ("model.safetensors", "tokenizer.json"))
+    assert ViTPProcessor.from_pretrained("tester/full").image_processor.max_patches == 6
+    assert not any(logged_in.encode() in content for content in files.values())
+
+
 def test_data_set_is_pushed_without_hidden_files(hub, logged_in, tmp_path, capsys):
     rows = tmp_path / "rows"
     (rows / "images").mkdir(parents=True)
@@ -75,6 +108,24 @@ def test_data_set_is_pushed_without_hidden_files(hub, logged_in, tmp_path, capsy
     (rows / "images" / ".env").write_text("")
     assert push(rows, "tester/rows", "--what", "dataset") == 1
     assert "images/.env (a file of secrets)" in capsys.readouterr().err
+
+
+def test_hidden_files_of_a_data_set_are_not_sent(hub, logged_in, tmp_path):
+    (tmp_path / "rows" / "images").mkdir(parents=True)
+    (tmp_path / "rows" / "train.jsonl").write_text('{"images": ["images/_a.png"]}')
+    (tmp_path / "rows" / "images" / "_a.png").write_bytes(b"image")
+    (tmp_path / "rows" / "_notes.jsonl").write_text("{}")
+    assert push(tmp_path / "rows", "tester/rows", "--what", "dataset") == 0
+    assert set(in_repo(hub, "tester/rows", repo_type="dataset")) == {"README.md", "train.jsonl", "images/_a.png"}
+
+
+def test_data_set_with_a_linked_folder_is_refused(hub, logged_in, tmp_path, capsys):
+    for name in ("rows", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "rows" / "train.jsonl").write_text('{"images": ["images/a.png"]}')
+    (tmp_path / "rows" / "images").symlink_to(tmp_path / "elsewhere")
+    assert push(tmp_path / "rows", "tester/rows", "--what", "dataset") == 1
+    assert "rows/images" in capsys.readouterr().err and writes(hub) == []
 
 
 def test_demo_card_names_model(hub, logged_in, tmp_path, monkeypatch):
@@ -139,6 +190,26 @@ def test_dry_run_lists_files_and_sends_nothing(hub, logged_in, folder, capsys):
     assert "visibility: private\n" in capsys.readouterr().out
 
 
+def test_dry_run_does_not_wait_for_hub(hub, folder, pauses, capsys):
+    failed = hub.fail("GET", "/api/models/tester/m", status=500, times=None)
+    assert push(folder, "tester/m", "--what", "model", "--dry_run") == 0
+    assert failed.count == 1 and pauses == [] and "visibility: unknown" in capsys.readouterr().out
+
+
+def test_branch_message_and_pull_request(hub, logged_in, folder, capsys):
+    assert push(folder, "tester/m", "--what", "model", "--revision", "v2", "--commit_message", "Second") == 0
+    assert "model.safetensors" not in hub.files("tester/m") and "model.safetensors" in hub.files("tester/m", "v2")
+    assert hub.repo("tester/m").history("v2")[0][1]["summary"] == "Second"
+    capsys.readouterr()
+    assert push(folder, "tester/m", "--what", "model", "--create_pr", "--commit_message", "Please") == 0
+    assert capsys.readouterr().out.strip().endswith("tester/m/discussions/1")
+    assert "model.safetensors" not in hub.files("tester/m")
+    assert "model.safetensors" in hub.files("tester/m", "refs/pr/1")
+    assert [one["title"] for one in hub.repo("tester/m").state["discussions"]] == ["Please"]
+    with pytest.raises(WrongArguments, match="--create_pr"):
+        push(folder, "tester/m", "--what", "model", "--create_pr", "--revision", "v2")
+
+
 def test_public_repo_is_not_treated_as_private(hub, logged_in, folder, capsys):
     hub.create("tester/m")
     assert push(folder, "tester/m", "--what", "model", "--private") == 1
@@ -146,6 +217,14 @@ def test_public_repo_is_not_treated_as_private(hub, logged_in, folder, capsys):
     with pytest.raises(ValueError, match="tester/m"):  # as the training pushes
         push_folder(hub.api(), folder, "tester/m", private=True)
     assert in_repo(hub, "tester/m") == {}
+
+
+def test_option_without_an_effect_is_refused(hub, logged_in):
+    with pytest.raises(WrongArguments, match="--base_model"):
+        push("tester/model", "tester/m", "--what", "model", "--base_model", "org/base")
+    with pytest.raises(WrongArguments, match="--license"):
+        push("tester/model", "tester/m", "--what", "space", "--license", "mit")
+    assert writes(hub) == []
 
 
 def test_stale_files_of_an_earlier_push_are_deleted(hub, logged_in, folder, capsys):
@@ -236,6 +315,12 @@ def test_licenses_of_several_sources(hub, logged_in, folder, capsys, sources, gi
         assert hub.repo("tester/m") is None
     else:
         assert hub.api().model_info("tester/m").card_data.license == result
+
+
+def test_user_card_does_not_change_license(hub, logged_in, folder):
+    (folder / "run.json").write_text(json.dumps({"licenses": {"org/start": {"license": "cc-by-nc-4.0"}}}))
+    (folder / "README.md").write_text("---\nlicense: gpl-3.0\n---\n# A model\n")
+    assert push(folder, "tester/m", "--what", "model") == 1 and hub.repo("tester/m") is None
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import math
 import random
 
 import pytest
+import torch
 import yaml
 from datasets import Dataset
 from hypothesis import given, settings
@@ -114,6 +115,15 @@ def test_only_answer_tokens_are_scored(texts):
             kept.append(expected)
     assert [one.tokens[one.answered].tolist() for one in encoded] == kept
     assert all(len(one.tokens) == len(one.answered) == len(one.positions) <= MAX_TOKENS for one in encoded)
+
+
+def test_given_tokenizer_is_used(tokenizer):
+    texts = [talk("How many trees?", " 12 trees"), talk("How many?", " 3")]
+    tokenize = make_tokenize(texts, tokenizer)
+    for text in ("How many trees?", " 12 trees", " 3"):
+        own = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert len(tokenize(text)) == len(own) and len(set(tokenize(text))) == len(set(own))
+        assert min(tokenize(text)) >= 4
 
 
 def write(folder, answers):

@@ -1,15 +1,19 @@
 """Invalid inputs: the error names the invalid item."""
 
+import json
+
 import numpy as np
 import pytest
+from datasets import Dataset
 from pictures import picture
 from PIL import Image
-from row_formats import FORMATS, save_images
+from row_formats import FORMATS, save_images, turns
 from sample_rows import ANSWER, PLACE, USER, make_rows, text
 from trl import ScriptArguments
 
 from modeling_vitp import ViTPDataCollator
 from modeling_vitp.instructions.mixture import load_mixture
+from modeling_vitp.instructions.schemas import recognize
 from modeling_vitp.instructions.sources import Source, open_splits, read_source
 
 LATER = [USER, ANSWER, USER]
@@ -81,13 +85,6 @@ def test_invalid_collator_option_is_named(processor, options, named):
 def test_ambiguous_columns_are_listed(names, named):
     with pytest.raises(ValueError, match=named):
         recognize(names)
-
-
-def test_unreadable_columns_and_types_are_named():
-    with pytest.raises(ValueError, match="'caption'"):
-        RowReader.of({"messages": None}, {"answer": "caption"})
-    with pytest.raises(ValueError, match="list"):
-        to_conversations([{"messages": [USER]}])
 
 
 SOURCE = {"name": "s", "annotation": "a.jsonl"}
@@ -194,6 +191,23 @@ def test_unreadable_source_is_named(broken, fields, named, streaming):
 
 def open_train(place, split="train", **options):
     return open_splits(ScriptArguments(dataset_name=str(place), dataset_train_split=split, **options))[0][split]
+
+
+def test_unreadable_data_set_is_named(tmp_path):
+    files = {
+        "llava.json": (json.dumps([{"conversations": turns(0)}] * 3)[:-30], "llava.json"),
+        "train.jsonl": ('{"messages": []}\n{"mess', "line 2 of .*train.jsonl"),
+        "rows.json": (json.dumps([{"note": "a"}]), "'train': .*'note'"),
+    }
+    for name, (content, named) in files.items():
+        (tmp_path / name).write_text(content)
+        with pytest.raises(ValueError, match=f"{tmp_path}.*{named}"):
+            open_train(tmp_path)
+        (tmp_path / name).unlink()
+    rows = Dataset.from_list([{"messages": [], "question": "q", "answer": "a"}])
+    rows.to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="'train': .*messages and questions"):
+        open_train(tmp_path)
 
 
 @pytest.mark.parametrize(

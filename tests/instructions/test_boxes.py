@@ -5,7 +5,8 @@ from annotated_images import same_place
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_vitp.instructions.boxes import GridBox, grid_box, read_boxes, write_boxes, wrong_boxes
+from modeling_vitp.data.boxes import iou
+from modeling_vitp.instructions.boxes import GridBox, grid_box, is_box, read_boxes, write_boxes, wrong_boxes
 
 
 @settings(max_examples=100, deadline=None)
@@ -21,6 +22,17 @@ def test_grid_boxes_have_an_area(x, y, w, h, width, height):
     left, top = min(x, width - 1e-3), min(y, height - 1e-3)
     box = (left, top, min(left + w, width), min(top + h, height))
     assert same_place(grid_box(box, (height, width)), box, width, height)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(-50, 1050), min_size=4, max_size=4))
+def test_box_needs_grid_and_area(corners):
+    left, top, right, bottom = corners
+    expected = all(corner in range(1001) for corner in corners) and right - left > 0 and bottom - top > 0
+    assert is_box(tuple(map(str, corners))) == expected
+    for text in (f"<ref>a</ref><box>[{corners}]</box>", f"<box>[[1, 2, 3, 4], {corners}]</box>"):
+        assert (wrong_boxes(text) == ([], [])) == expected
+    assert (wrong_boxes(f"It is at {corners}.") == ([], [])) == expected
 
 
 @pytest.mark.parametrize(
@@ -85,3 +97,22 @@ def test_written_boxes_are_read_within_a_cell(image, phrase):
             is_rounded = all(abs(read[end] - box[end]) <= cells[end] / 2 + 1e-6 for end in (low, high))
             assert is_covered or is_rounded
             assert all(abs(read[end] - box[end]) <= cells[end] + 1e-6 for end in (low, high))
+
+
+@given(st.lists(st.integers(0, 1000), min_size=4, max_size=4))
+def test_box_on_grid_sized_image_is_kept(corners):
+    if is_box(list(map(str, corners))):
+        assert grid_box(corners, (1000, 1000)) == corners
+        assert write_boxes([corners], (1000, 1000), "ship") == f"<ref>ship</ref><box>[{corners}]</box>"
+        assert write_boxes([corners], (1000, 1000)) == f"<box>[{corners}]</box>"
+
+
+def test_huge_number_is_not_a_box():
+    """Read a number of more than 4300 digits, which Python does not convert to an integer."""
+    text = f"[1, 2, {'9' * 5000}, 4]"
+    assert read_boxes(text) == ([], []) and wrong_boxes(text) == ([], [text])
+    assert wrong_boxes(f"<box>[{text}]</box>") == ([text], [])
+
+
+def test_empty_boxes_have_zero_iou():
+    assert iou((1, 2, 1, 5), (1, 2, 1, 5)) == 0.0 and iou((5, 5, 1, 1), (0, 0, 9, 9)) == 0.0

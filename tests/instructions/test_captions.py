@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from datasets import Dataset
 from pictures import picture
 from row_formats import write_archive, write_lines
 from sample_rows import encoded_image
@@ -11,9 +12,12 @@ from trl import ScriptArguments
 
 from modeling_vitp.instructions.schemas import CAPTION_QUESTIONS
 from modeling_vitp.instructions.sources import open_splits
+from modeling_vitp.pretraining.arguments import PretrainArguments
+from modeling_vitp.pretraining.data import open_data
 from modeling_vitp.recipes import validate_data
 
 CAPTIONS = ["a green field", "two ships, a harbor", "a road"]
+MESSAGES = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "3"}]
 
 
 def save_images(folder):
@@ -117,6 +121,22 @@ def test_columns_and_prompt_are_given(tmp_path):
     assert train_rows(folder / "train.csv", columns={"image": "0", "caption": "2"})[1]["images"]
 
 
+@pytest.mark.parametrize("name", "image_path filename Image".split())
+def test_common_names_of_images_are_read(name, tmp_path):
+    rows = save_images(tmp_path)
+    write_lines(tmp_path / "train.jsonl", [{name: image, "messages": MESSAGES} for image, _ in rows])
+    assert [row["images"][0]["path"] for row in train_rows(tmp_path)] == [str(tmp_path / name) for name, _ in rows]
+
+
+def test_unread_column_of_images_is_named(tmp_path):
+    rows = [{"photo": name, "messages": MESSAGES} for name, _ in save_images(tmp_path / "lines")]
+    write_lines(tmp_path / "lines" / "train.jsonl", rows)
+    Dataset.from_list(rows).to_parquet(tmp_path / "parquet" / "train.parquet")
+    for folder in (tmp_path / "lines", tmp_path / "parquet"):
+        for streaming in (False, True):
+            assert "'photo'" in train_rows(folder, streaming)[0]["error"]
+
+
 def test_training_without_images_is_refused(tmp_path, capsys):
     rows = make_rows(4).remove_columns("images")
     unnamed = make_rows(4).rename_column("images", "photo")
@@ -131,6 +151,13 @@ def test_training_without_images_is_refused(tmp_path, capsys):
     assert "No row has an image" in capsys.readouterr().out
 
 
+def test_caption_without_an_image_is_named(tmp_path):
+    """A text of a plain language data set is not the answer to a question about an image."""
+    write_lines(tmp_path / "train.jsonl", [{"id": "a", "text": "plain text"}])
+    (row,) = train_rows(tmp_path)
+    assert "a caption needs an image" in row["error"] and row["messages"] == []
+
+
 @pytest.mark.parametrize(
     "damage", [lambda annotation: annotation.update(image_id=7), lambda annotation: annotation.pop("id")]
 )
@@ -141,6 +168,18 @@ def test_damaged_coco_captions_are_named(damage, tmp_path):
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=file.name):
         train_rows(tmp_path / "data")
+
+
+def test_captions_of_boxes_are_not_those_of_images(tmp_path):
+    file = write_coco(tmp_path / "data")
+    content = json.loads(file.read_text())
+    content["annotations"][1] |= {"bbox": [1, 1, 5, 5], "category_id": 1}
+    file.write_text(json.dumps(content))
+    assert [texts_of(row)[1] for row in train_rows(tmp_path / "data")] == [CAPTIONS[0], CAPTIONS[2]]
+    content = {**content, "annotations": content["annotations"][1:2], "categories": [{"id": 1, "name": "ship"}]}
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="--annotations"):
+        open_data(PretrainArguments(dataset_name=str(tmp_path / "data")), None, seed=0)
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])

@@ -1,5 +1,6 @@
 """Batches compared with a brute-force assembly from single samples; masked answers, padding-free batches, lengths."""
 
+import copy
 import logging
 
 import datasets
@@ -20,7 +21,7 @@ from modeling_vitp import ViTPDataCollator, ViTPImageProcessor, ViTPProcessor
 from modeling_vitp.images.pixels import ColorJitter
 from modeling_vitp.instructions.collator import flatten_batch, mask_token_id
 from modeling_vitp.instructions.raw_tiles import normalize_tiles
-from modeling_vitp.instructions.rows import prepare_rows, sample_texts
+from modeling_vitp.instructions.rows import SourceSettings, prepare_rows, sample_texts
 from modeling_vitp.instructions.sample_length import SampleLength
 from modeling_vitp.pretraining.loading import build_model, build_tokenizer
 from modeling_vitp.vrl import keyed_generator
@@ -156,6 +157,15 @@ def test_labels_are_answers_and_their_ends(processor, ratio, padding_side):
         assert torch.equal(labels[learned], ids[learned])
 
 
+def test_rows_are_not_changed(processor):
+    rows = make_rows()
+    encoded = {"bytes": encoded_image(picture(56, 56)), "path": None}
+    rows += [{**rows[0], "images": [encoded]}, {"id": 5, "image": encoded, "messages": [USER, ANSWER]}]
+    before = copy.deepcopy(rows)
+    ViTPDataCollator(processor, vrl_drop_ratio=0.75, sample_transform=lambda row, generator: row)(rows)
+    assert rows == before
+
+
 def fingerprint(encoding):
     return {name: encoding[name].tolist() for name in ("input_ids", "position_ids", "visual_token_indices")}
 
@@ -175,6 +185,16 @@ def test_draw_depends_on_seed_id_and_epoch(processor):
     assert kept(processor, row, epoch=1) != first
     assert kept(processor, row, seed=1) != first
     assert kept(processor, {**row, "id": "four"}) != first
+
+
+def test_row_without_id_is_drawn_by_its_messages(processor):
+    row = {name: value for name, value in make_rows()[2].items() if name != "id"}
+    other = {**row, "messages": [{**row["messages"][0], "content": [PLACE, PLACE, PLACE]}, ANSWER]}
+    first = kept(processor, row)
+    assert kept(processor, {**row, "id": None}) == first
+    assert kept(processor, copy.deepcopy(row)) == first
+    assert kept(processor, row, epoch=1) != first
+    assert kept(processor, other)["visual_token_indices"] != first["visual_token_indices"]
 
 
 def draw_brightness(row, generator):
@@ -263,6 +283,32 @@ def test_images_are_not_read_for_makes_images(processor):
     assert list(sample_texts(rows, Drawing(picture(60, 60)), seed=0))[-1] == "nowhere.png"
 
 
+def test_transform_generator_depends_on_seed_id_and_epoch(processor):
+    drawn = []
+
+    def transform(row, generator):
+        drawn.append(torch.randint(0, 2**40, (3,), generator=generator).tolist())
+        return row
+
+    def draw(row, seed=0, epoch=0, before=()):
+        collator = ViTPDataCollator(processor, seed=seed, sample_transform=transform)
+        collator.set_epoch(epoch)
+        collator([*before, row])
+        return drawn[-1]
+
+    rows = make_rows()
+    first = draw(rows[0])
+    torch.manual_seed(99)
+    assert draw(rows[0]) == draw(rows[0], before=rows[1:3]) == first
+    others = [draw(rows[0], epoch=1), draw(rows[0], seed=1), draw({**rows[0], "id": "other"})]
+    assert all(other != first for other in others) and len({str(other) for other in others}) == 3
+
+
+def test_transform_does_not_shift_vrl(processor):
+    row = make_rows()[2]
+    assert kept(processor, row, sample_transform=draw_brightness) == kept(processor, row)
+
+
 @pytest.mark.parametrize("form", ["path", "path in a dict", "bytes with a path", "array", "opened file"])
 @pytest.mark.parametrize("column", ["images", "image", "images without a list"])
 def test_image_in_any_form_and_column(processor, form, column, tmp_path):
@@ -285,6 +331,13 @@ def test_image_in_any_form_and_column(processor, form, column, tmp_path):
     sample = encode_alone(processor, {"id": 1, "messages": [USER, ANSWER], "images": [image]}, 0)
     expected = assemble([sample], processor.tokenizer.pad_token_id, "right", 1, False)
     assert_same(ViTPDataCollator(processor)([row]), expected)
+
+
+@pytest.mark.parametrize("empty", [{}, {"images": []}, {"images": None}, {"image": None}])
+def test_row_without_images_is_text_only(processor, empty):
+    batch = ViTPDataCollator(processor, vrl_drop_ratio=0.75)([{"id": 1, "messages": [USER, ANSWER], **empty}])
+    assert "pixel_values" not in batch and "visual_token_indices" not in batch
+    assert batch["position_ids"].tolist() == [list(range(batch["input_ids"].shape[1]))]
 
 
 def test_16_bit_images_do_not_saturate(processor):
@@ -340,6 +393,32 @@ def test_answers_are_cut_with_a_warning(processor, ratio, caplog):
     assert "'long-7'" in record.getMessage()
 
 
+@pytest.mark.parametrize("ratio", [0, 0.75])
+def test_sequence_of_max_length_is_not_cut(processor, ratio, caplog):
+    row = make_rows()[0]
+    whole = encode_alone(processor, row, ratio)
+    collator = ViTPDataCollator(processor, max_length=len(whole["input_ids"]), vrl_drop_ratio=ratio)
+    assert collator([row])["input_ids"][0].tolist() == whole["input_ids"]
+    assert not caplog.records
+
+
+def test_max_length_applies_after_drop(processor):
+    row = make_rows()[0]
+    limit = len(encode_alone(processor, row, 0.75)["input_ids"])
+    ViTPDataCollator(processor, max_length=limit, vrl_drop_ratio=0.75)([row])
+    with pytest.raises(ValueError, match="does not fit"):
+        ViTPDataCollator(processor, max_length=limit - 10)([row])
+
+
+def test_template_without_generation_marks_raises_error(processor):
+    template = processor.chat_template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    plain = ViTPProcessor(
+        processor.image_processor, processor.tokenizer, processor.image_seq_length, chat_template=template
+    )
+    with pytest.raises(ValueError, match=r"Sample 'a': .*\{% generation %\}"):
+        ViTPDataCollator(plain)([{"id": "a", "images": [], "messages": [USER, ANSWER]}])
+
+
 def collate(processor, rows, mask_ratio, drop_ratio=0.0, epoch=0, **options):
     collator = ViTPDataCollator(processor, vrl_drop_ratio=drop_ratio, answer_mask_ratio=mask_ratio, seed=5, **options)
     collator.set_epoch(epoch)
@@ -386,6 +465,16 @@ def test_masked_tokens_depend_on_seed_id_and_epoch(processor):
     assert len(epochs) > 1 and tuple(alone[2]) in epochs
 
 
+def test_cut_answer_is_masked_like_whole(processor):
+    row = make_rows()[2:3]
+    whole = collate(processor, row, 0.5)
+    length = whole["input_ids"].shape[1] - 4
+    assert (whole["labels"][:, length:] != -100).any()
+    cut = collate(processor, row, 0.5, max_length=length)
+    for name in ("input_ids", "labels"):
+        assert torch.equal(cut[name], whole[name][:, :length])
+
+
 def test_color_jitter_depends_on_seed_id_and_epoch(processor):
     """Only pixels change, alike for raw and normalized tiles, in any batch and worker."""
     rows, jitter = make_rows()[:3], ColorJitter(gray=0.5)
@@ -427,6 +516,14 @@ def test_mask_token_does_not_end_a_turn(tokens, expected):
             ViTPDataCollator(processor, answer_mask_ratio=0.5)
         return
     assert tokenizer.convert_ids_to_tokens(mask_token_id(processor)) == expected
+
+
+def test_mask_token_is_not_the_eos_of_a_template():
+    tokenizer = build_tokenizer(["How many trees?"], 400)
+    _, processor = build_model(tokenizer, VISION, TEXT)
+    for template in ("{{ eos_token }}", {"default": "{{ eos_token }}", "pad_token": ""}):
+        processor.chat_template = template
+        assert mask_token_id(processor) == tokenizer.pad_token_id
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -502,3 +599,11 @@ def test_length_equals_encoded_row(collator, sizes, options):
         assert "max_length" in options  # The prompt does not fit.
         return
     assert SampleLength.of(collator)(rows[0]) == expected
+
+
+def test_length_follows_source_settings(collator):
+    settings = {"a": SourceSettings(max_patches=2, system_prompt="You see trees."), "b": SourceSettings(image_size=112)}
+    collator = ViTPDataCollator(collator.processor, source_settings=settings)
+    for source in ("a", "b", "c"):
+        example = {**sized_row(1, [(300, 100)]), "source": source}
+        assert SampleLength.of(collator)(example) == len(collator.encode(example)["input_ids"])

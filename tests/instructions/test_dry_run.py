@@ -2,14 +2,17 @@ import json
 import shlex
 import socket
 
+import numpy as np
 import pytest
+from datasets import Dataset
 from paths import CONFIGS
-from pictures import picture
+from pictures import picture, write_bands
 from row_formats import FORMATS, answer, question
 
 from modeling_vitp import ViTPImageProcessor
-from modeling_vitp.instructions.dry_run import summarize_sources
+from modeling_vitp.instructions.dry_run import check_rules, summarize_sources
 from modeling_vitp.instructions.mixture import load_mixture
+from modeling_vitp.instructions.sources import Source
 from modeling_vitp.pretraining import plan
 from modeling_vitp.recipes import pretrain
 
@@ -89,6 +92,54 @@ def test_tokens_follow_from_tiles_rates_and_drop(capsys, tmp_path):
     assert "Missing: 0 of 2 sources" in output
 
 
+@pytest.mark.parametrize(
+    ("changes", "holds"),
+    [
+        ({}, [True, True, True, True]),
+        ({"a": {"rate": 9}}, [False, True, True, True]),
+        ({"b": {"modality": "optical"}}, [True, False, True, True]),
+        ({"a": {"tasks": ["vqa"]}}, [True, True, False, True]),
+        ({"c": {"general": False}}, [True, True, True, False]),
+        ({"a": {"general": True}}, [True, False, False, True]),
+    ],
+)
+def test_four_rules_of_mixtures(changes, holds):
+    entries = {
+        "a": {"modality": "optical", "tasks": ["grounding", "caption"]},
+        "b": {"modality": ["sar", "optical"], "tasks": ["caption", "vqa"]},
+        "c": {"general": True, "tasks": ["caption"]},
+    }
+    sources = [
+        {"name": name, "dataset": f"org/{name}", "rows": 100, **entry, **changes.get(name, {})}
+        for name, entry in entries.items()
+    ]
+    modalities = ["sar"] if "a" not in changes or "general" not in changes["a"] else ["optical", "ct"]
+    for detection in (True, False):
+        mixture = load_mixture({"sources": sources, "modalities": modalities, "detection": detection})
+        found = check_rules(mixture, summarize_sources(mixture, ViTPImageProcessor(max_patches=12)))
+        assert [rule[0] for rule in found] == [*holds[:2], holds[2] or not detection, holds[3]]
+
+
+def test_rows_of_folder_are_counted(tmp_path):
+    messages = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "3"}]
+    Dataset.from_list([{"messages": messages}] * 7).to_parquet(tmp_path / "mine" / "train.parquet")
+    mixture = tmp_path / "mixture.yaml"
+    mixture.write_text(f"sources:\n  - {{name: mine, dataset: {tmp_path / 'mine'}, split: train, rate: 2}}\n")
+    (summary,) = summarize_sources(load_mixture(mixture), ViTPImageProcessor(max_patches=12))
+    assert (summary.rows, summary.effective, summary.missing) == (7, 14, None)
+
+
+def test_bands_of_a_source_are_read(tmp_path):
+    write_bands(tmp_path / "0.tif", np.zeros((12, 448, 896), np.uint16))
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Sea."}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "0.tif", "conversations": turns}))
+    source = {"name": "sentinel2", "annotation": "rows.jsonl", "image_root": "."}
+    source["input_spec"] = {"band_names": [f"B{number}" for number in range(12)], "window": [0, 10000]}
+    mixture = load_mixture({"root": str(tmp_path), "sources": [source]})
+    (summary,) = summarize_sources(mixture, ViTPImageProcessor())
+    assert summary.unusable is None and summary.measured and summary.tiles == 3
+
+
 def suggested(place, tmp_path, *options):
     """Return the mixture that the dry run suggests instead of a `dataset_name`."""
     with pytest.raises(ValueError) as refused:
@@ -110,6 +161,16 @@ def test_suggested_mixture_equals_data_set(name, tmp_path):
         (summary,) = summarize_sources(suggested(place, tmp_path), processor)
         assert (summary.rows, summary.missing, summary.unusable, summary.measured) == (4, None, None, True)
         assert summary.tiles == tiles and summary.text_tokens == pytest.approx(sum(characters) / 16)
+
+
+def test_suggested_mixture_has_split_and_root(tmp_path):
+    FORMATS["LLaVA"][0](tmp_path / "data", [picture(30, 20)])
+    moved = (tmp_path / "data" / "llava_instruct.json").rename(tmp_path / "rows.json")
+    root = str(tmp_path / "data" / "images")
+    (source,) = suggested(moved, tmp_path, "--image_root", root).sources
+    assert source == Source("mine", annotation=str(moved), image_root=root)
+    (source,) = suggested("org/x", tmp_path, "--dataset_train_split", "all[:9]", "--dataset_config", "c").sources
+    assert source == Source("mine", dataset="org/x", split="all", config="c")
 
 
 @pytest.mark.parametrize("found", [0, 1])

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from pictures import picture
 from PIL import Image
 from sample_rows import write_annotations
+from tiny_models import TOKENS_PER_TILE
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
@@ -38,7 +39,7 @@ from modeling_vitp.instructions.mixture import (
     load_mixture,
     open_mixture,
 )
-from modeling_vitp.instructions.rows import SourceSettings, images_of
+from modeling_vitp.instructions.rows import SourceSettings, degrade, images_of
 from modeling_vitp.instructions.sources import Source, read_source
 from modeling_vitp.training.resuming import fingerprint_data
 
@@ -160,6 +161,12 @@ def test_released_compatible_takes_first_rows(folder, streaming):
     expected = Counter(["a/1", *(f"b/{row}" for row in range(1, 25))])
     expected += Counter([f"d/{row}" for row in range(1, 6)] * 10)
     assert copies_by_row(drawn) == expected
+
+
+def test_row_copies_have_unique_ids(folder):
+    rows = [row for row in opened(folder) if row["id"].partition("#")[0] == "d/3"]
+    assert sorted(row["id"] for row in rows) == sorted(["d/3", *(f"d/3#{copy}" for copy in range(2, 11))])
+    assert {row["messages"][1]["content"][0]["text"] for row in rows} == {"3"}
 
 
 def test_mixture_supports_index_slice_and_column(folder):
@@ -336,6 +343,28 @@ def test_jpeg_degradation_depends_on_epoch(processor, image_rows):
     assert torch.equal(collator.for_evaluation()([image_rows[0]])["pixel_values"], plain)
 
 
+def test_jpeg_degradation_of_transparent_image_is_white(processor):
+    """Compare with the transparency handling of the processor."""
+    image = Image.new("RGBA", (56, 56), (0, 0, 0, 0))
+    image.paste((40, 90, 40, 255), (0, 0, 56, 28))
+    plain = processor.image_processor([image], return_tensors="pt")["pixel_values"]
+    found = processor.image_processor([degrade(image, torch.Generator())], return_tensors="pt")["pixel_values"]
+    assert (found - plain).abs().mean() < 0.05 and plain.std() > 1
+
+
+def test_images_share_max_patches_of_source(processor):
+    pair = {
+        "id": "p/0",
+        "images": [picture(224, 56, seed=1), picture(224, 56, seed=2)],
+        "messages": [{"role": "user", "content": "What changed?"}, {"role": "assistant", "content": "trees"}],
+        "source": "p",
+    }
+    collator = ViTPDataCollator(processor, source_settings={"p": SourceSettings(max_patches=4)})
+    encoded = collator.encode(pair)
+    assert len(encoded["pixel_values"]) == 2 * (2 + 1)  # Each image has half of the budget and a thumbnail.
+    assert (encoded["input_ids"] == processor.image_token_id).sum() == 6 * TOKENS_PER_TILE
+
+
 def test_skipped_row_is_counted_and_replaced(processor, image_rows, caplog):
     def collator(seed=0, rows=image_rows):
         return ViTPDataCollator(
@@ -357,6 +386,15 @@ def test_skipped_row_is_counted_and_replaced(processor, image_rows, caplog):
         collator(rows=[image_rows[1]])(image_rows)
     with pytest.raises(ValueError, match="Sample 's/1'"):
         skipping.for_evaluation()([image_rows[1]])
+
+
+def test_skips_are_counted_across_workers(processor, image_rows):
+    other = {**image_rows[1], "id": "u/1", "source": "u"}
+    settings = {"s": SourceSettings()}
+    collator = ViTPDataCollator(processor, source_settings=settings, on_error="skip", replacement_rows=[image_rows[0]])
+    rows = [image_rows[0], image_rows[1], other, image_rows[2]] * 4
+    list(DataLoader(rows, batch_size=2, num_workers=2, collate_fn=collator))
+    assert collator.skipped == {"s": 4, "other rows": 4}
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -97,6 +97,19 @@ def test_images_of_one_color_match_nothing():
     assert index.find(empty) == [] and index.find(faint) == [overlap.Match("faint", "same", 1.0)]
 
 
+def test_palette_colors_are_compared():
+    numbers = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    colored = []
+    for step in (1, 2):
+        image = Image.fromarray(numbers, "P")
+        image.putpalette([step * value for value in range(64) for _ in range(3)])
+        colored.append(image)
+    ones, others = map(overlap.pixel_digest, colored)
+    assert ones != others and ones == overlap.pixel_digest(colored[0].convert("RGB"))
+    colored[0].info["transparency"] = 3
+    assert overlap.pixel_digest(colored[0]) == overlap.pixel_digest(colored[0].convert("RGBA")) != ones
+
+
 @pytest.mark.parametrize("as_jpeg", [False, True])
 def test_collage_crops_are_searched(index, images, aerial_trees, as_jpeg):
     """Search a collage; as a whole it matches nothing, because the other crops differ from the test image."""

@@ -50,6 +50,21 @@ def test_batch_with_16_bit_sample_is_normalized(processor):
     assert_same(batch, collator(rows))
 
 
+def test_raw_collator_shares_epoch_and_counts(processor):
+    collator = ViTPDataCollator(processor, on_error="skip", replacement_rows=make_rows(2))
+    raw = collator.with_raw_tiles()
+    collator.set_epoch(3)
+    raw([{"messages": []}])
+    assert raw.epoch == 3 and collator.skipped == {"other rows": 1}
+
+
+@pytest.mark.parametrize("changes", [{"do_normalize": False}, {"do_rescale": False}])
+def test_processor_without_normalization_is_kept(tokenizer, changes):
+    processor = ViTPProcessor(ViTPImageProcessor(size=SIZE, **changes), tokenizer, image_seq_length=TOKENS_PER_TILE)
+    collator = ViTPDataCollator(processor)
+    assert collator.with_raw_tiles() is collator
+
+
 @pytest.mark.slow
 def test_run_with_raw_tiles_is_exact(tmp_path, monkeypatch):
     def losses(folder):

@@ -1,5 +1,6 @@
 """Stored and prepared rows: ids, encoded images, image sizes, image places."""
 
+import copy
 import io
 import socket
 
@@ -8,8 +9,11 @@ import PIL.Image
 import pytest
 from datasets import Dataset, Features, IterableDataset, List, Value, load_from_disk
 from datasets import Image as ImageFeature
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pictures import picture
-from sample_rows import ANSWER, BUDGET, USER, assert_same, encoded_image, make_rows
+from PIL import Image
+from sample_rows import ANSWER, BUDGET, USER, assert_same, encoded_image, make_rows, turn
 from tiny_models import TOKENS_PER_TILE
 from torch.utils.data import DataLoader
 
@@ -17,7 +21,7 @@ from modeling_vitp import ViTPImageProcessor, ViTPProcessor
 from modeling_vitp.data.rows import content_of, image_size
 from modeling_vitp.instructions.collator import ViTPDataCollator
 from modeling_vitp.instructions.rows import content_id, load_images, prepare_rows
-from modeling_vitp.instructions.schemas import to_conversations
+from modeling_vitp.instructions.schemas import messages_of, to_conversations
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +95,17 @@ def test_prepared_rows_have_ids_and_encoded_images(processor, column, ids, strea
         assert_same(collator([row]), collator([{**plain, "id": sample_id}]))
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("ids", [None, ["x", "y", "z"]])
+def test_prepare_rows_keeps_original(ids, streaming):
+    dataset = make_dataset(ids=ids)
+    before = copy.deepcopy(dataset.features)
+    original = dataset.to_iterable_dataset() if streaming else dataset
+    prepare_rows(original)
+    assert original.features == before and original.column_names == list(before)
+    assert all(isinstance(image, Image.Image) for row in original for image in row["images"])
+
+
 @pytest.mark.parametrize("converted", [False, True])
 def test_selected_rows_are_numbered_without_a_copy(tmp_path, converted):
     dataset = make_dataset("image")
@@ -107,6 +122,17 @@ def test_selected_rows_are_numbered_without_a_copy(tmp_path, converted):
     numbers = [rows.map(lambda row: {"n": int(row["id"])}).with_format(None)["n"][:] for rows in prepared]
     assert numbers == [[2, 0], [0, 2], [2, 1]]
     assert [int(row["id"]) for row in prepare(dataset.select([1, 1, 0]))] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("column", ["images", "image"])
+def test_user_transform_reads_decoded_images(column):
+    def sizes(batch):
+        images = [rows if isinstance(rows, list) else [rows] for rows in batch[column]]
+        return {"size": [[image and image.size for image in row] for row in images]}
+
+    dataset = make_dataset(column)
+    expected = dataset.with_transform(sizes)[:]
+    assert prepare_rows(to_conversations(dataset.with_transform(sizes)))[:] == expected
 
 
 @pytest.mark.parametrize("with_ids", [False, True])
@@ -136,6 +162,13 @@ def test_stream_ids_ignore_worker_and_order(shuffle):
     assert ids(2) == expected
 
 
+def test_mode_of_image_column_is_kept(processor):
+    dataset = make_dataset("image", feature=ImageFeature(mode="L"))
+    assert dataset[0]["image"].mode == "L"
+    collator = ViTPDataCollator(processor)
+    assert_same(collator([prepare_rows(dataset)[0]]), collator([{**dataset[0], "id": 0}]))
+
+
 def test_image_size_is_read_without_decoding(monkeypatch, tmp_path):
     encoded = {}
     for name in ("PNG", "JPEG"):
@@ -153,6 +186,18 @@ def test_image_size_is_read_without_decoding(monkeypatch, tmp_path):
     assert image_size({"bytes": turned.getvalue(), "path": None}) == (30, 20)
     assert image_size(str(tmp_path / "a.png")) == (20, 30)
     assert image_size(np.zeros((4, 20, 30))) == (20, 30)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    pieces=st.lists(
+        st.text("ab<>\n []", max_size=6).filter(lambda piece: "<image>" not in piece), min_size=1, max_size=4
+    )
+)
+def test_image_placeholders_are_found_anywhere(pieces):
+    messages = messages_of([turn("human", "<image>".join(pieces)), turn("gpt", "x")], len(pieces) - 1)
+    rebuilt = "".join("<image>" if part["type"] == "image" else part["text"] for part in messages[0]["content"])
+    assert rebuilt == "<image>".join([pieces[0], *(piece.removeprefix("\n") for piece in pieces[1:])])
 
 
 @pytest.mark.parametrize("scheme", ["webhdfs", "ftp", "http"])

@@ -1,10 +1,12 @@
 """Schemas: a conversation gives the same sample in each schema, and the ids and labels of TRL where TRL reads it."""
 
+import json
 import pickle
 
 import pytest
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
+from datasets import Video as VideoFeature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import picture
@@ -98,6 +100,17 @@ def test_schema_is_recognized_by_its_columns(schema):
     assert {found.name, schema.name} in ({schema.name}, {"LLaVA conversations", "ShareGPT conversations"})
 
 
+def test_mapped_columns_take_precedence():
+    names = ["messages", "conversations", "instruction", "output", "picture", "label"]
+    assert recognize(names, {"messages": "conversations"})[0].name == "messages"
+    schema, columns = recognize(names, {"prompt": "instruction", "completion": "output", "images": "picture"})
+    assert schema.name == "prompts and completions"
+    assert columns == {"prompt": "instruction", "completion": "output", "images": "picture"}
+    assert recognize(names, {"answer": "label"}, prompt="What is it?")[0].name == "questions and answers"
+    row = made({"label": "a ship", "messages": []}, {"answer": "label"}, prompt="What is it?")
+    assert row["messages"][0]["content"] == [text("What is it?")]
+
+
 def test_registered_schema_is_recognized_and_read(monkeypatch, tmp_path):
     monkeypatch.setattr(schemas, "SCHEMAS", list(SCHEMAS))
 
@@ -114,6 +127,16 @@ def test_registered_schema_is_recognized_and_read(monkeypatch, tmp_path):
         {"sources": [{"name": "s", "folder": str(tmp_path), "columns": {"caption": "label"}}]}
     ).sources
     assert read_source(source)[0]["messages"] == row["messages"]
+
+
+def test_images_come_from_nonempty_column():
+    turns = [turn("human", "What is it?"), turn("gpt", "A ship.")]
+    read = RowReader.of(dict.fromkeys(["conversations", "image", "images"]))
+    for image, images in (("a.png", None), ("a.png", []), (None, ["a.png"]), ("", ["a.png"]), ("a.png", ["a.png"])):
+        row = read({"conversations": turns, "image": image, "images": images}, 7)
+        assert row["error"] is None and [image["path"] for image in row["images"]] == ["a.png"]
+    row = read({"conversations": turns, "image": "b.png", "images": ["a.png"]}, 7)
+    assert row["id"] == "7" and "`images` and `image`" in row["error"]
 
 
 ASKED = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A ship."}]
@@ -147,6 +170,16 @@ def test_conflicting_system_turns_raise_error(first):
     assert [message["role"] for message in made(row)["messages"]] == ["system", "user", "assistant"]
     wrong = RowReader.of(dict.fromkeys(row))({**row, "system": "Be long."}, 1)
     assert "its `system` is 'Be long.'" in wrong["error"]
+
+
+def test_turns_of_merged_schemas_are_read():
+    """A table of rows with `from` and rows with `role` has both in every turn, empty in the turns without them."""
+    shown = [{"conversations": SPOKEN[1]["conversations"]}, {"conversations": ASKED}]
+    merged = Dataset.from_list([{"system": "Be short.", **row} for row in shown])
+    assert merged[0]["conversations"][0].keys() == {"from", "value", "role", "content"}
+    rows = list(to_conversations(merged))
+    assert [row["error"] for row in rows] == [None, None]
+    assert rows[0]["messages"] == rows[1]["messages"] == made({"system": "Be short.", "messages": ASKED})["messages"]
 
 
 def test_empty_fields_of_messages_are_ignored(processor):
@@ -215,6 +248,12 @@ def test_messages_match_trl_ids_and_labels(processor):
         assert ours[name].tolist() == theirs[name].tolist()
 
 
+def test_prompt_answers_have_no_labels(processor):
+    rows = to_conversations(completions([QUESTION, ANSWER], [SURE]))
+    with pytest.raises(ValueError, match="no assistant message to train on"):
+        ViTPDataCollator(processor)(list(rows))
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_questions_keep_ids_and_encoded_images(processor, streaming):
     rows = [{"id": f"q{n}", "image": picture(56, 56, n), "question": "How many?", "answer": n} for n in range(3)]
@@ -234,3 +273,31 @@ def test_questions_keep_ids_and_encoded_images(processor, streaming):
         assert made.select([2])[0]["id"] == "q2" and made.shuffle(seed=0)[0]["messages"]
         assert pickle.loads(pickle.dumps(made))[1]["id"] == "q1"
         assert to_conversations(made) is made
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_messages_with_two_image_columns_keep_both(streaming):
+    rows = [{"messages": [QUESTION, ANSWER], "image": picture(56, 56, 0), "images": None}]
+    rows += [{"messages": [QUESTION, ANSWER], "image": None, "images": [picture(56, 56, n) for n in range(2)]}]
+    features = {"messages": MESSAGES, "image": ImageFeature(), "images": IMAGES}
+    stored = Dataset.from_list(rows * 2, features=Features(features))
+    made = to_conversations(stored.to_iterable_dataset() if streaming else stored)
+    assert [(row["error"], len(row["images"])) for row in made] == [(None, 1), (None, 2)] * 2
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_messages_with_system_and_video_in_columns(streaming):
+    rows = [{"messages": [QUESTION, ANSWER], "system": "Count.", "video": None}]
+    rows += [{"messages": [QUESTION, ANSWER], "system": None, "video": "a.mp4"}]
+    for video in (Value("string"), VideoFeature()):
+        features = Features({"messages": MESSAGES, "system": Value("string"), "video": video})
+        stored = Dataset.from_list(rows, features=features)
+        told, wrong = to_conversations(stored.to_iterable_dataset() if streaming else stored)
+        assert [message["role"] for message in told["messages"]] == ["system", "user", "assistant"]
+        assert "videos are not supported" in wrong["error"]
+
+
+def test_user_transform_is_kept():
+    stored = Dataset.from_dict({"scene": ["a", "b"]})
+    stored.set_transform(lambda batch: {"messages": [json.loads("[]") for _ in batch["scene"]]})
+    assert to_conversations(stored) is stored

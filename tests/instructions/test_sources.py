@@ -1,5 +1,6 @@
 """Sources of all file types, local and on a Hub, as sources of a mixture and by `dataset_name`."""
 
+import csv
 import io
 import json
 import tarfile
@@ -10,17 +11,19 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
 from datasets import Image as ImageFeature
 from pictures import picture
 from row_formats import FORMATS, answer, question, save_images, turns, write_archive
-from sample_rows import BOXES, encoded_image, text, turn, write_annotations
+from sample_rows import ANNOTATIONS, BOXES, encoded_image, text, turn, write_annotations
 from tiny_models import TOKENS_PER_TILE
 from trl import ScriptArguments
 
 from modeling_vitp import ViTPDataCollator
+from modeling_vitp.data.rows import folder_cache
 from modeling_vitp.instructions.mixture import load_mixture, load_sources, open_mixture
 from modeling_vitp.instructions.rows import images_of, load_images
 from modeling_vitp.instructions.schemas import schema_name
 from modeling_vitp.instructions.sources import (
     Source,
     annotation_files,
+    is_in_lines,
     load_rows,
     open_splits,
     read_source,
@@ -98,6 +101,14 @@ def test_internvl_json_lines_are_read_exactly(folder, processor, streaming):
     assert f"<|im_start|>user\nBefore: {tile}\nAfter: {tile}\nWhat changed?<|im_end|>" in decoded[1]
     with pytest.raises(ValueError, match="Sample '9': line 9 of .*a.jsonl"):
         collator([rows[9]])
+
+
+def test_changed_file_is_read_again(folder):
+    rows = source(folder, annotation="a.jsonl", image_root="images")
+    assert len(read_source(rows)) == 10
+    with open(folder / "a.jsonl", "a") as file:
+        file.write(json.dumps(ANNOTATIONS[0]) + "\n")
+    assert len(read_source(rows)) == 11
 
 
 def of_parts(value):
@@ -269,6 +280,13 @@ def test_folders_of_one_name_have_their_own_rows(tmp_path):
         assert [message["content"][-1]["text"] for message in read_source(source)[0]["messages"]] == ["?", name]
 
 
+def test_changed_folder_is_read_again(data_folder):
+    before = folder_cache(data_folder)
+    assert folder_cache(data_folder) == before
+    (data_folder / "train.parquet").write_bytes(b"changed")
+    assert folder_cache(data_folder) != before
+
+
 def write_lines(path, good, bad):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"\n".join([json.dumps(good[0]).encode(), *bad, b"", json.dumps(good[1]).encode()]))
@@ -311,6 +329,32 @@ def test_bad_line_on_hub_is_row_error(hub, tmp_path, streaming):
     if not streaming:
         with pytest.raises(ValueError, match="org/lines cannot be read: line 2 of .*train.jsonl"):
             load_rows(ScriptArguments(dataset_name="org/lines"))
+
+
+def test_hub_stream_continues_after_bad_line(hub, tmp_path):
+    """Damage a line of the second file, which is read after the rows of the first."""
+    lines = [json.dumps(counted(number)).encode() for number in range(5)]
+    parts = {"train-0.jsonl": lines[:3], "train-1.jsonl": [lines[3], BAD_LINES[0], lines[4]]}
+    for name, part in parts.items():
+        (tmp_path / name).write_bytes(b"\n".join(part))
+    hub.create("org/lines", {name: tmp_path / name for name in parts}, "dataset")
+    rows = list(read_source(Source("h", dataset="org/lines", streaming=True, rows=6)))
+    texts = [None if row["error"] else answer_text(row) for row in rows]
+    assert texts == ["0", "1", "2", "3", None, "4"] and [row["id"] for row in rows] == list("012345")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_splits_of_a_folder_with_metadata(tmp_path, streaming):
+    answers = {split: ["2020-01-01", f"{split} 1"] for split in ("train", "test")}
+    for split, texts in answers.items():
+        names = save_images(tmp_path / "f" / split, PICTURES[:2])
+        lines = [{"file_name": name, "question": "Where?", "answer": said} for name, said in zip(names, texts)]
+        (tmp_path / "f" / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for split, texts in answers.items():
+        rows = list(read_source(source(tmp_path, folder="f", split=split, streaming=streaming)))
+        assert [answer_text(row) for row in rows] == texts
+        assert [row["images"][0]["path"] for row in rows] == [str(tmp_path / "f" / split / name) for name in names]
+        assert [row["id"] for row in rows] == ["0", "1"]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -427,6 +471,39 @@ def test_split_is_read_from_path(tmp_path):
     assert [split_in_path(Path(path)) for path in paths] == ["train", "validation", "test", "train"]
 
 
+def test_json_without_conversations_is_not_read(tmp_path):
+    for name, content in {"classes.json": {"a": 1}, "lines.json": {"question": "q", "answer": "a"}}.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert [path.name for path in annotation_files(tmp_path)["train"]] == ["lines.json"]
+
+
+def test_bad_line_of_json_file_is_row_error(tmp_path):
+    file = tmp_path / "rows.json"
+    rows = [json.dumps({"question": question(number), "answer": answer(number)}) for number in range(3)]
+    file.write_text("\n".join([rows[0], rows[1][:-9], rows[2]]))
+    errors = [row["error"] for row in read_source(Source("s", annotation=str(file)))]
+    assert errors[0] is errors[2] is None and "line 2 of" in errors[1]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_json_lines_in_json_file_are_recognized(tmp_path, indent):
+    file = tmp_path / "rows.json"
+    rows = [{"q": question(number), "a": answer(number)} for number in range(2)]
+    file.write_text("\n".join(json.dumps(row, indent=indent) for row in rows))
+    assert is_in_lines(file) is (indent is None)
+    if indent is None:
+        source = Source("s", folder=str(tmp_path), columns={"question": "q", "answer": "a"})
+        assert spoken(read_source(source)) == [(row["q"], row["a"], 0) for row in rows]
+
+
+@pytest.mark.parametrize("place", ["", "a.json"])
+def test_image_root_follows_the_first_image(tmp_path, place):
+    (name,) = save_images(tmp_path / "images", PICTURES[:1])
+    rows = [{"question": question(0), "answer": answer(0)}] * 30
+    (tmp_path / "a.json").write_text(json.dumps([*rows, {**rows[0], "image": name}]))
+    assert list(train_rows(tmp_path / place))[30]["images"][0]["path"] == str(tmp_path / "images" / name)
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("file", ["train.csv", "rows.jsonl"])
 def test_image_root_follows_the_image_column(tmp_path, file, streaming):
@@ -442,6 +519,28 @@ def test_image_root_follows_the_image_column(tmp_path, file, streaming):
     rows = list(read_source(source))
     assert [row["images"][0]["path"] for row in rows] == [str(tmp_path / "images" / name)] * 2
     assert spoken(rows) == [(question(0), answer(0), 1)] * 2
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_folder_may_mix_image_and_images(tmp_path, streaming):
+    FORMATS["LLaVA"][0](tmp_path, PICTURES)
+    FORMATS["ShareGPT"][0](tmp_path, PICTURES)
+    assert [row[2] for row in spoken(train_rows(tmp_path, dataset_streaming=streaming))] == [1] * 8
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_csv_beside_images_is_read(tmp_path, streaming):
+    names = save_images(tmp_path / "images", PICTURES)
+    file = tmp_path / "train.csv"
+    with open(file, "w", newline="") as opened:
+        rows = [(name, question(number), answer(number)) for number, name in enumerate(names)]
+        csv.writer(opened).writerows([("image", "question", "answer"), *rows])
+    for place in (tmp_path, file):
+        found = train_rows(place, dataset_streaming=streaming)
+        assert spoken(found) == [(question(number), answer(number), 1) for number in range(4)]
+        assert next(iter(found))["images"][0]["path"] == str(tmp_path / "images" / names[0])
+    (source,) = load_sources(str(file)).sources
+    assert len(spoken(read_source(source))) == 4
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -471,6 +570,17 @@ def test_unpaired_quotation_mark_is_row_error(tmp_path, suffix, mark):
     damaged, whole = train_rows(tmp_path)
     assert f"line 4 of {tmp_path}/train{suffix}: " in damaged["error"]
     assert whole["messages"][1]["content"] == [text('A "red" car')]
+
+
+@pytest.mark.parametrize("place", [{"folder": ""}, {"annotation": "rows.jsonl"}], ids=["folder", "annotation"])
+def test_missing_column_of_json_is_named(tmp_path, place):
+    names = save_images(tmp_path, PICTURES)
+    rows = [{"name": name, "image": name, "conversations": turns(0)} for name in names]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    place = {key: str(tmp_path / value) for key, value in place.items()}
+    assert [row["id"] for row in read_source(Source("s", **place, columns={"id": "name"}))] == names
+    with pytest.raises(ValueError, match="'s'.*column 'nmae' not found.*conversations"):
+        read_source(Source("s", **place, columns={"id": "nmae"}))
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader
 
 from modeling_vitp import ViTPTrainer, ViTPTrainingConfig
 from modeling_vitp.instructions import sources
+from modeling_vitp.instructions.collator import STEP
 from modeling_vitp.instructions.mixture import load_mixture, open_mixture
+from modeling_vitp.training.batching import EARLIEST_STEP, StepStream
 
 FILES, ROWS = 6, 10  # Number of files of the Parquet source, and of rows per file.
 OTHERS = {"lines": 23, "stored": 9}
@@ -128,6 +130,14 @@ def test_parts_depend_on_seed(folder, monkeypatch):
     assert first == again != other
 
 
+def test_parts_of_one_stream_differ(folder):
+    stream = opened(folder)
+    parts = [stream.of_process(2, process) for process in range(2)]
+    ids = [{row["id"] for row in itertools.islice(part, 30)} for part in parts]
+    assert not ids[0] & ids[1]
+    assert [row["id"] for row in stream] == [row["id"] for row in opened(folder, split_streams=False)]
+
+
 def of_rate(folder, rate, seed=0, **fields):
     """Return a mixture of the Parquet source only."""
     entry = {"name": "parquet", "folder": "parquet", "rate": rate, "rows": FILES * ROWS, "streaming": True}
@@ -179,6 +189,20 @@ def test_part_continues_after_broken_connection(folder, monkeypatch, parts):
     assert len(pauses) == 2
 
 
+def test_split_streams_of_released_mixture_is_refused(folder):
+    entry = {"name": "lines", "annotation": "lines.jsonl", "rows": 23, "rate": 0.5, "streaming": True}
+    mixture = {"root": str(folder), "split_streams": True, "released_compatible": True, "sources": [entry]}
+    with pytest.raises(ValueError, match="split_streams .*'lines'"):
+        load_mixture(mixture)
+
+
+def test_part_without_rows_raises_error(tmp_path, folder, monkeypatch):
+    lines = (folder / "lines.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "lines.jsonl").write_text("".join(lines[:2]))
+    with pytest.raises(ValueError, match="split_streams: one of 3 workers"):
+        next(rows_of(opened(tmp_path, only=["lines"]), 3, 2, 1, 0, monkeypatch))
+
+
 @pytest.mark.slow
 def test_resumed_run_reads_the_remaining_rows(folder, tmp_path, model, processor):
     def train(output, resume=None, **options):
@@ -207,3 +231,12 @@ def test_trainer_assigns_parts_to_processes(folder, tmp_path, model, processor, 
     rows = trainer._rank_stream(trainer.train_dataset, 4)
     expected = itertools.islice(opened(folder).of_process(2, 1), 60)
     assert [row["id"] for row in itertools.islice(rows, 60)] == [row["id"] for row in expected]
+
+
+def test_warmup_row_has_its_step(folder, monkeypatch):
+    """Check steps of rows; batches come from endless workers in turn, so that each of two has every second batch."""
+    monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: SimpleNamespace(id=1, num_workers=2))
+    stream = StepStream(opened(folder).of_process(1, 0), batch_size=2)
+    stream.begin(10)
+    steps = [(row[STEP], row[EARLIEST_STEP]) for row in itertools.islice(stream, 6)]
+    assert steps == [(11, 11), (11, 11), (13, 13), (13, 13), (15, 15), (15, 15)]

@@ -8,8 +8,11 @@ import sys
 import numpy as np
 import pytest
 import rasterio
+import torch
 import yaml
 from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from launching import finish, start_program
 from pictures import picture
 
@@ -20,7 +23,7 @@ from modeling_vitp.instructions.from_annotations.storage import FEATURES
 from modeling_vitp.instructions.mixture import load_mixture
 from modeling_vitp.instructions.rows import SourceSettings
 from modeling_vitp.instructions.sources import Source
-from modeling_vitp.instructions.validation import ERRORS, RowChecker, validate
+from modeling_vitp.instructions.validation import ERRORS, RowChecker, SourceReport, histogram, validate
 from modeling_vitp.recipes import validate_data
 
 NUM_GOOD = 16
@@ -123,6 +126,16 @@ def test_problems_are_found_in_their_rows(files, checkpoint, capsys):
     assert f"| good | {NUM_GOOD} |" in table and "bad, row 2: image missing" in table
 
 
+def test_named_bands_are_accepted(files):
+    (files / "bands.jsonl").write_text(line("a tree", image="bands.tif") + "\n")
+    source = {"name": "bands", "annotation": "bands.jsonl", "image_root": "images"}
+    for spec, status in (({"bands": [2, 1, 0]}, 0), ({"bands": [4, 1, 0]}, 1), (None, 1)):
+        found, report = run(files, [source | ({"input_spec": spec} if spec else {})])
+        assert (found, report["sources"]["bands"]["problems"]["image not taken"]) == (status, status)
+    found, report = run(files, [source], "--input_spec", '{"bands": [2, 1, 0]}')
+    assert (found, report["sources"]["bands"]["problems"]["image not taken"]) == (0, 0)
+
+
 def test_clean_data_pass_and_fill_card(files):
     card = files / "good" / "README.md"
     card.write_text("# Mine\n")
@@ -177,6 +190,11 @@ def test_duplicates_are_found_across_sources(files):
     assert all(report.passed for report in reports)
 
 
+def test_grounding_source_checks_loose_boxes(files):
+    reports = validate(load_mixture({"root": str(files), "sources": [BAD | {"tasks": ["grounding"]}]}), num_workers=0)
+    assert reports[0].counts["box"] == 5 and reports[0].counts["loose box"] == 0
+
+
 def test_test_images_in_the_data_are_named(files, tmp_path):
     (tmp_path / "test").mkdir()
     good_row(7)["images"][0].save(tmp_path / "test" / "seven.png")
@@ -200,6 +218,19 @@ def test_test_images_are_read_with_the_input_spec(files):
     options = "--against", files / "test", "--input_spec", '{"bands": [4, 1, 0]}'
     _, report = run(files, [source], *options)
     assert [found["test_image"] for found in report["sources"]["five"]["overlap"]] == ["copy.tif"]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 30), min_size=1))
+def test_histogram_summarizes_all_values(values):
+    report = SourceReport("x")
+    for value in values:
+        report.tokens[value] += 1
+    summary, ordered = histogram(report.tokens), sorted(values)
+    assert summary["max"] == ordered[-1] and summary["mean"] == pytest.approx(sum(values) / len(values), abs=0.006)
+    assert summary["median"] == ordered[(len(values) - 1) // 2]
+    assert sum(value <= summary["p95"] for value in values) >= 0.95 * len(values)
+    assert torch.tensor(list(summary["counts"].values())).sum() == len(values)
 
 
 def sharded_row(index: int) -> dict:

@@ -109,6 +109,22 @@ def test_batches_add_up_and_are_reset():
         metric.compute()
 
 
+@pytest.mark.parametrize(
+    ("several", "scores", "labels", "message"),
+    [
+        (False, [[0.1, 0.9]], [2], r"labels in \[0, 1\].*\[2\]"),
+        (False, [[0.1, 0.9, 0.0]], [1], r"shape.*got \(1, 3\) and \(1,\)"),
+        (False, [[0.1, float("nan")]], [1], "image 0 of the batch .*NaN"),
+        (True, [[0.1, 0.9]], [1], r"labels of shape \(1, 2\), got .*\(1,\)"),
+        (True, [[0.1, 0.9]], [[0, 0.5]], r"labels in \[0, 1\].*\[0.5\]"),
+        (True, [[0.1, 0.9]], [[0, -1]], r"labels in \[0, 1\].*\[-1\]"),
+    ],
+)
+def test_bad_labels_are_refused(several, scores, labels, message):
+    with pytest.raises(ValueError, match=message):
+        load(num_labels=2, multi_label=several).add_batch(predictions=scores, references=labels)
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30))
 @settings(deadline=None, max_examples=50)
 def test_area_and_average_precision_equal_pairs_and_scikit_learn(items):

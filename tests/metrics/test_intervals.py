@@ -94,6 +94,12 @@ def test_gain_is_positive_if_a_lower_score_falls():
     assert gain.is_clear and gain.as_gain() == gain
 
 
+def test_scores_of_two_directions_are_refused():
+    score = scores_of(np.random.default_rng(0).random((1, 20)))
+    with pytest.raises(ValueError, match="higher.*lower"):
+        paired_difference(score, [replace(score[0], greater_is_better=False)])
+
+
 def test_scores_that_cannot_be_paired_are_refused():
     one, other, more = (Score(0.5, [0.5] * draws, cases) for draws, cases in ((RESAMPLES, 3), (10, 3), (RESAMPLES, 4)))
     for ours, theirs in (([one], [other]), ([one], [more]), ([one, one], [one]), ([], [])):

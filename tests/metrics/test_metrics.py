@@ -184,6 +184,15 @@ def test_bad_maps_are_refused(options, prediction, reference, message):
         load("change_detection", **options).add_batch(predictions=[good, prediction], references=[good, reference])
 
 
+def test_unequal_numbers_are_refused():
+    with pytest.raises(ValueError, match="'predictions': 1, 'references': 2"):
+        load("change_detection").add_batch(predictions=[[[0]]], references=[[[0]], [[0]]])
+    with pytest.raises(ValueError, match="'case_ids': 1"):
+        load("dice", num_labels=2).add_batch(predictions=[[[0]]] * 2, references=[[[0]]] * 2, case_ids=["a"])
+    with pytest.raises(ValueError, match="'group_ids': 1"):
+        load("dice", num_labels=2).add_batch(predictions=[[[0]]] * 2, references=[[[0]]] * 2, group_ids=["a"])
+
+
 @pytest.mark.slow
 def test_two_processes_score_like_one(tmp_path):
     words, output = [HELPERS / "metrics_run.py", tmp_path], tmp_path / "output.txt"

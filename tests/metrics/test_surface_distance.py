@@ -150,3 +150,26 @@ def test_processes_share_cases_and_slices(monkeypatch):
         results = list(pool.map(run, range(2), metrics))
     np.testing.assert_equal(results[0], results[1])
     np.testing.assert_equal(results[0], run(0, load(num_labels=3)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"spacings": [(1, 0, 1)]}, r"map 0 of the batch: .*\(2, 3, 3\) and \(1, 0, 1\)"),
+        ({"spacings": []}, "'spacings': 0"),
+        ({"references": np.full((1, 2, 3, 3), 7)}, r"map 0 of the batch: .*reference.*\[7\]"),
+        ({"case_ids": ["a"]}, "'places': 0"),
+        ({"case_ids": ["a"], "places": [1]}, "slice 0 of case 'a'"),
+    ],
+)
+def test_bad_volumes_are_refused(change, message):
+    empty = np.zeros((1, 2, 3, 3), dtype=int)
+    with pytest.raises(ValueError, match=message):
+        load(num_labels=2).compute(**{"predictions": empty, "references": empty, "spacings": [(1, 1, 1)]} | change)
+
+
+def test_lower_distances_are_better():
+    metric = load(num_labels=2)
+    assert metric.greater_is_better("mean_surface_dice") and metric.greater_is_better("surface_dice/liver")
+    lower = ("mean_hausdorff_95", "hausdorff_95/liver", "per_category_hausdorff_95", "missed_cases/liver")
+    assert not any(metric.greater_is_better(name) for name in lower)

@@ -33,6 +33,7 @@ from modeling_vitp import (
     resize_backbone,
     spread_bands,
 )
+from modeling_vitp.vrl import draw_visual_tokens, num_kept_tokens
 
 NAN, INF = float("nan"), float("inf")
 SAR, SENTINEL_2 = ["VV", "VH"], [f"B{number:02}" for number in range(12)]
@@ -95,6 +96,26 @@ CONFIGS = [
 def test_bad_setting_is_named(config_class, settings, named):
     with pytest.raises((StrictDataclassError, ValueError), match=named):
         config_class(**settings)
+
+
+def test_bad_vrl_options_are_named(processor):
+    options = {"images": picture(60, 56), "text": PLACE}
+    for ratio in (1, -0.1, NAN):
+        for call in (
+            lambda ratio: num_kept_tokens(8, ratio),
+            lambda ratio: draw_visual_tokens(8, ratio),
+            lambda ratio: processor(**options, vrl_drop_ratio=ratio),
+        ):
+            with pytest.raises(ValueError, match="vrl_drop_ratio"):
+                call(ratio)
+    for prob in (1.5, -0.1, NAN):
+        for call in (
+            lambda prob: draw_visual_tokens(8, 0.5, prob),
+            lambda prob: processor(**options, vrl_apply_prob=prob, vrl_drop_ratio=0),
+            lambda prob: processor(**options, vrl_apply_prob=prob, vrl_drop_ratio=0.5),
+        ):
+            with pytest.raises(ValueError, match="vrl_apply_prob"):
+                call(prob)
 
 
 # Models that start from a backbone.

@@ -281,6 +281,11 @@ def test_matching_equals_loop(overlaps):
         assert found.tolist() == looped_match(overlaps, 0.7, 0.3, low)
 
 
+def test_matching_without_objects_or_boxes():
+    assert match(torch.zeros(0, 3), 0.5, 0.5, 0.5).tolist() == [BACKGROUND] * 3
+    assert match(torch.zeros(2, 0), 0.5, 0.5, 0.5).tolist() == []
+
+
 @given(st.lists(st.sampled_from([0, 1, BACKGROUND, IGNORED]), max_size=40), st.integers(0, 20), st.floats(0, 1))
 @settings(max_examples=50, deadline=None)
 def test_samples_have_requested_kinds_and_number(matched, number, share):

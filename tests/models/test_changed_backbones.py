@@ -1,4 +1,5 @@
 import copy
+import json
 import warnings
 
 import numpy as np
@@ -7,15 +8,21 @@ import rasterio
 import torch
 from pictures import write_bands
 from pushed_runs import push
-from tiny_models import VISION, VISION_16, adapter_config
+from tiny_models import FROM_SCRATCH, VISION, VISION_16, adapter_config
 from torch import nn
 from transformers import (
     AutoBackbone,
     AutoImageProcessor,
+    AutoModel,
+    Dinov2Config,
+    Dinov2Model,
+    InternVLVisionConfig,
+    InternVLVisionModel,
 )
 
 from modeling_vitp import (
     ViTPAdapter,
+    ViTPBackbone,
     ViTPDetectionImageProcessor,
     ViTPImageProcessor,
     ViTPSegmentationImageProcessor,
@@ -25,6 +32,7 @@ from modeling_vitp import (
     resize_backbone,
     spread_bands,
 )
+from modeling_vitp.pretraining.loading import build_model, build_tokenizer
 
 SENTINEL_2 = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"]
 SAR = ["VV", "VH"]
@@ -43,6 +51,12 @@ COLORS = {
 def tiny_vit(**settings) -> ViTPVisionModel:
     torch.manual_seed(0)
     return ViTPVisionModel(ViTPVisionConfig(**{**VISION, **settings})).eval()
+
+
+def test_bands_of_another_family_are_refused():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
+    with pytest.raises(ValueError, match="dinov2"):
+        spread_bands(Dinov2Model(Dinov2Config(**sizes)), SAR)
 
 
 @pytest.mark.parametrize("name", COLORS)
@@ -86,6 +100,35 @@ def test_adapter_stem_is_spread_or_drawn_for_bands():
     assert vit.config.num_channels == 3 and vit.embeddings.patch_embeddings.projection.weight.shape[1] == 3
 
 
+def test_vit_of_vlm_is_spread_and_saved(tmp_path):
+    settings = FROM_SCRATCH
+    model, _ = build_model(build_tokenizer(["a"], 320), settings["vision_config"], settings["text_config"])
+    spread_bands(model, SENTINEL_2).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())["vision_config"]
+    assert config["band_names"] == SENTINEL_2 and config["num_channels"] == 12
+    again = type(model).from_pretrained(tmp_path)
+    assert again.get_image_features(torch.zeros(1, 12, 56, 56)).pooler_output.shape[1] == 4
+
+
+def test_auto_classes_open_backbone_of_bands(tmp_path):
+    model = spread_bands(tiny_vit(), SENTINEL_2)
+    image_processor = ViTPImageProcessor(input_spec={"band_names": SENTINEL_2, "window": [0, 10000]})
+    export_backbone(model, tmp_path, image_processor)
+    array = np.random.default_rng(0).integers(0, 12000, (12, 60, 50), dtype=np.uint16)
+    opened = AutoImageProcessor.from_pretrained(tmp_path)
+    inputs = opened(array, return_tensors="pt")
+    assert opened.band_names == SENTINEL_2 and inputs.pixel_values.shape == (1, 12, 56, 56)
+    native, ours, maps = (
+        opener.from_pretrained(tmp_path).eval() for opener in (AutoModel, ViTPVisionModel, ViTPBackbone)
+    )
+    tokens = model(**inputs).last_hidden_state
+    assert type(native).__name__ == "InternVLVisionModel" and native.config.band_names == SENTINEL_2
+    assert torch.equal(native(**inputs).last_hidden_state, tokens)
+    assert torch.equal(ours(**inputs).last_hidden_state, tokens)
+    features = maps(**inputs).feature_maps[0].flatten(2).transpose(1, 2)
+    torch.testing.assert_close(features, tokens[:, 1:])
+
+
 def test_auto_backbone_opens_pushed_backbone_of_bands(hub, logged_in, tmp_path):
     model = spread_bands(tiny_vit(), SAR)
     processor = ViTPImageProcessor(input_spec={"band_names": SAR, "window": [-25, 0]})
@@ -97,6 +140,12 @@ def test_auto_backbone_opens_pushed_backbone_of_bands(hub, logged_in, tmp_path):
     inputs = opened(image, return_tensors="pt")
     tokens = model(**inputs).last_hidden_state[:, 1:]
     torch.testing.assert_close(backbone(**inputs).feature_maps[0].flatten(2).transpose(1, 2), tokens)
+
+
+def test_spread_model_is_not_spread_again():
+    model = spread_bands(tiny_vit(), SAR)
+    kernel = model.embeddings.patch_embeddings.projection.weight
+    assert spread_bands(model, SAR).embeddings.patch_embeddings.projection.weight is kernel
 
 
 def brute_force(bands, windows, mean, std):
@@ -161,6 +210,14 @@ def test_mean_and_std_follow_bands(tmp_path):
     assert list(again.image_mean) == [0.6, 0.2, 0.1] and again.band_names == ["B02", "B03", "B04"]
     with pytest.raises(ValueError, match="3 bands"):
         ViTPSegmentationImageProcessor.from_backbone(tmp_path, input_spec={"band_names": SAR})
+
+
+def test_spec_of_call_is_for_bands_of_processor():
+    array = np.random.default_rng(0).integers(0, 200, (2, 20, 30), dtype=np.uint8)
+    processor = ViTPSegmentationImageProcessor(input_spec={"band_names": SAR})
+    windowed = ViTPSegmentationImageProcessor(input_spec={"band_names": SAR, "window": [10, 90]})
+    pixels = processor(array, input_spec={"window": [10, 90]}, return_tensors="pt").pixel_values
+    assert torch.equal(pixels, windowed(array, return_tensors="pt").pixel_values)
 
 
 def test_wrong_number_of_bands_is_named_with_file(tmp_path):
@@ -261,3 +318,19 @@ def test_resizing_keeps_class_and_original_model(backbone):
         resized.embeddings.cls_token.add_(1)
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
     assert list(backbone.config.image_size) == [112, 112]
+
+
+@torch.no_grad()
+def test_resized_backbone_is_exported_and_opened(backbone, tmp_path):
+    resized = resize_backbone(backbone, 16, 128)
+    export_backbone(resized, tmp_path)
+    native = AutoModel.from_pretrained(tmp_path)
+    assert type(native) is InternVLVisionModel
+    pixels = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(native(pixels).last_hidden_state, resized.eval()(pixels).last_hidden_state)
+    assert type(resize_backbone(native, 8, 64)) is InternVLVisionModel
+
+
+def test_vit_without_position_embeddings_is_resized(backbone):
+    model = InternVLVisionModel(InternVLVisionConfig(**VISION, use_absolute_position_embeddings=False))
+    assert resize_backbone(model, 16, 128).embeddings.position_embeddings is None

@@ -141,6 +141,16 @@ def test_truncation_of_tokenizer_is_ignored(processor):
     assert torch.equal(found["input_ids"], expected["input_ids"])
 
 
+@pytest.mark.parametrize("token", ["<IMG_CONTEXT>", "<img>", "</img>"])
+def test_literal_image_token_is_named(processor, token):
+    text = f"what is {token}?"
+    for content in (text, [{"type": "text", "text": text}]):
+        conversations = [[QUESTION], [QUESTION, ANSWER, {"role": "user", "content": content}]]
+        for tokenize in (False, True):
+            with pytest.raises(ValueError, match=f"Conversation 1: message 2 .*{token}"):
+                processor.apply_chat_template(conversations, tokenize=tokenize)
+
+
 @pytest.mark.parametrize(
     "conversation, message",
     [
@@ -159,3 +169,12 @@ def test_unrenderable_conversation_is_named(processor, conversation, message):
     for tokenize in (False, True):
         with pytest.raises(ValueError, match=message):
             processor.apply_chat_template(conversation, tokenize=tokenize)
+
+
+def test_tool_answers_have_a_role(processor):
+    rendered = processor.apply_chat_template([QUESTION, {"role": "tool", "content": "12"}], add_generation_prompt=True)
+    assert rendered.endswith("<|im_start|>tool\n12<|im_end|>\n<|im_start|>assistant\n")
+    call = "{% for call in m.tool_calls or [] %}:{{ call.function.name }}{% endfor %}"
+    template = "{% for m in messages %}{{ m.role }}" + call + "{% endfor %}"
+    calls = [QUESTION, {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "count"}}]}]
+    assert processor.apply_chat_template(calls, chat_template=template) == "userassistant:count"

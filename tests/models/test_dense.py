@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 from tiny_models import HEAD, VISION, VISION_16, adapter_config
 from torch.nn import functional as F
 from transformers import (
+    AutoBackbone,
     InternVLVisionConfig,
     InternVLVisionModel,
     Trainer,
@@ -15,14 +16,17 @@ from transformers import (
     UperNetConfig,
     UperNetForSemanticSegmentation,
 )
+from transformers.models.internvl.modeling_internvl import InternVLVisionAttention
 
 from modeling_vitp import (
     ViTPAdapter,
     ViTPBackbone,
+    ViTPBackboneConfig,
     ViTPChangeDetectionConfig,
     ViTPFeaturePyramid,
     ViTPFeaturePyramidConfig,
     ViTPForChangeDetection,
+    ViTPForImageClassification,
     ViTPForSemanticSegmentation,
     ViTPSegmentationConfig,
     ViTPSegmentationImageProcessor,
@@ -67,6 +71,15 @@ def test_backbone_pads_to_whole_patches(vision, tmp_path):
     (features,) = backbone(image).feature_maps
     assert features.shape == (1, 32, 4, 3)
     assert torch.equal(features.flatten(2).transpose(1, 2), vision(padded).last_hidden_state[:, 1:])
+
+
+def test_backbones_open_through_auto_backbone():
+    backbone = AutoBackbone.from_config(ViTPBackboneConfig(**VISION, out_indices=[1, 3]))
+    assert isinstance(backbone, ViTPBackbone)
+    assert backbone.out_features == ["stage1", "stage3"]
+    assert AutoBackbone.from_config(adapter_config()).channels == [32] * 4
+    pyramid = AutoBackbone.from_config(ViTPFeaturePyramidConfig(**VISION_16, pyramid_channels=8))
+    assert isinstance(pyramid, ViTPFeaturePyramid)
 
 
 NECKS = {
@@ -355,3 +368,61 @@ assert [part["label"] for part in parts] == [f"LABEL_{index}" for index in expec
 assert {part["mask"].size for part in parts} == {(50, 40)}
 """
     run_without_package(script, tmp_path)
+
+
+EAGER = {"attn_implementation": "eager"}
+MADE_OF_A_BACKBONE = {
+    "adapter": lambda vit: ViTPAdapter.from_backbone(vit, deformable_heads=4, spatial_prior_channels=8),
+    "pyramid": lambda vit: ViTPFeaturePyramid.from_backbone(vit, pyramid_channels=8),
+    "resized": lambda vit: resize_backbone(vit, patch_size=8, image_size=32),
+    "segmentation": lambda vit: ViTPForSemanticSegmentation.from_backbone(
+        vit, "pyramid", image_size=96, backbone_kwargs={"pyramid_channels": 8}, **HEAD
+    ),
+    "classifier": lambda vit: ViTPForImageClassification.from_backbone(vit, num_labels=2),
+}
+
+
+@pytest.mark.parametrize("kind", MADE_OF_A_BACKBONE)
+def test_models_on_backbone_keep_its_attention(vision, tmp_path, kind):
+    """Only `"eager"` attention returns probabilities."""
+    vision.save_pretrained(tmp_path)
+    make = MADE_OF_A_BACKBONE[kind]
+    assert "sdpa" in {module.config._attn_implementation for module in attentions(make(vision))}
+    model = make(ViTPVisionModel.from_pretrained(tmp_path, **EAGER)).eval()
+    found = model(torch.randn(1, 3, 64, 64), output_attentions=True).attentions
+    assert len(found) == 3 and all(torch.allclose(given.sum(-1), torch.ones(())) for given in found)
+
+
+def test_folder_keeps_attention_of_backbone(vision, tmp_path):
+    vision.save_pretrained(tmp_path)
+    adapter = {"deformable_heads": 4, "spatial_prior_channels": 8}
+    for model in (
+        ViTPAdapter.from_backbone(tmp_path, **adapter, **EAGER),
+        ViTPForSemanticSegmentation.from_backbone(tmp_path, backbone_kwargs=adapter | EAGER, **HEAD),
+        ViTPForImageClassification.from_backbone(tmp_path, backbone_kwargs=EAGER, num_labels=2),
+    ):
+        assert {module.config._attn_implementation for module in attentions(model)} == {"eager"}
+
+
+def attentions(model):
+    return [module for module in model.modules() if isinstance(module, InternVLVisionAttention)]
+
+
+@torch.no_grad()
+def test_return_dict_of_config_gives_tuples(vision, tmp_path):
+    export_backbone(vision, tmp_path)
+    images = torch.randn(2, 3, 56, 56)
+    native = InternVLVisionModel.from_pretrained(tmp_path, return_dict=False).eval()
+    ours = ViTPVisionModel.from_pretrained(tmp_path, return_dict=False).eval()
+    (expected,), found = native(images), ours(images)
+    assert isinstance(found, tuple) and torch.equal(found[0], expected)
+    assert torch.equal(found[1], expected[:, 1:].mean(1))
+    assert [len(states) for states in ours(images, output_hidden_states=True)[2:]] == [4]
+    assert torch.equal(ours(images, return_dict=True).last_hidden_state, expected)
+    ((maps,),) = ViTPBackbone.from_pretrained(tmp_path, return_dict=False).eval()(images)
+    assert torch.equal(maps.flatten(2), expected[:, 1:].transpose(1, 2))
+    classifier = ViTPForImageClassification.from_backbone(ours, num_labels=2).eval()
+    assert torch.equal(classifier.backbone(images)[0], expected) and classifier(images).logits.shape == (2, 2)
+    pyramid = {"pyramid_channels": 8, "return_dict": False}
+    segmentation = ViTPForSemanticSegmentation.from_backbone(ours, "pyramid", backbone_kwargs=pyramid, **HEAD).eval()
+    assert segmentation(images).logits.shape == (2, 3, 56, 56)

@@ -211,6 +211,18 @@ def test_batch_equals_single_images(name):
         assert torch.equal(together.labels[image, :number], alone.labels[0])
 
 
+@every_detector
+@torch.no_grad()
+def test_image_is_padded_to_whole_strides(name):
+    """Pass the second image without its padding, so that the model pads it to 96 pixels again and masks the padding."""
+    model, images = original_detector(name), expected_of(name)["pixel_values"]
+    padded = images[1:].clone()
+    padded[..., 80:, :], padded[..., 90:] = 0, 0
+    found, wanted = model(images[1:, :, :80, :90]), model(padded, pixel_mask()[1:])
+    for key in ("scores", "labels", "pred_boxes"):
+        close(found[key], wanted[key], 1e-5)
+
+
 def without_objects(name: str, labels: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
     return [{key: value[:0] for key, value in label.items()} for label in labels]
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from transformers import GotOcr2ImageProcessor, image_utils
 
 from modeling_vitp import ViTPImageProcessor, ViTPSegmentationImageProcessor
-from modeling_vitp.input_spec import band_percentiles
+from modeling_vitp.input_spec import InputSpec, band_percentiles
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 HEIGHT, WIDTH = 7, 10
@@ -114,6 +114,13 @@ def test_mixed_batches_keep_order(nested):
     assert actual["num_patches"].tolist() == [one["num_patches"].item() for one in expected]
 
 
+def test_defaults_are_those_of_internvl():
+    processor = ViTPImageProcessor()
+    assert list(processor.image_mean) == MEAN and list(processor.image_std) == STD
+    assert dict(processor.size) == {"height": 448, "width": 448}
+    assert processor.crop_to_patches is False and processor.input_spec is None
+
+
 @pytest.mark.parametrize("min_patches, max_patches", [(1, 1), (1, 12), (3, 6)])
 def test_tiles_are_nearest_grid_and_thumbnail(min_patches, max_patches):
     processor = ViTPImageProcessor(size={"height": 28, "width": 28}, crop_to_patches=True)
@@ -145,6 +152,21 @@ def test_range_without_spec_is_that_of_type(dtype):
     native = array.astype(array.dtype.newbyteorder("="))
     assert_close(unit(array), oracle(native))
     assert_close(unit(array[0]), oracle(native[:1]))
+
+
+def test_pil_images_of_many_bits_have_range_of_type():
+    array = random_array((HEIGHT, WIDTH), np.uint16)
+    for mode, dtype in (("I;16", "<u2"), ("I;16B", ">u2")):
+        image = Image.frombytes(mode, (WIDTH, HEIGHT), array.astype(dtype).tobytes())
+        assert_close(unit(image), oracle(array[None]))
+    floats = random_array((HEIGHT, WIDTH), np.float32)
+    assert_close(unit(Image.fromarray(floats)), oracle(floats[None]))
+
+
+def test_image_stays_on_its_device():
+    image = torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint16, device="meta")
+    for spec in ({}, {"window": (0, 3000)}, {"window": ((0, 1), (0, 2), (0, 3))}):
+        assert InputSpec(**spec)(image).device == image.device
 
 
 def test_percentiles_of_constant_band_give_black():
@@ -237,6 +259,14 @@ def test_input_data_format_is_respected(input_data_format):
         bands = array if input_data_format == "channels_first" else array.transpose(2, 0, 1)
         actual = unit(array, size=bands.shape[1:], input_spec={"bands": [0]}, input_data_format=input_data_format)
         assert_close(actual, oracle(bands[:1]))
+
+
+def test_input_data_format_leaves_pil_images_alone():
+    image = picture(WIDTH, HEIGHT)
+    processor = ViTPImageProcessor(size={"height": HEIGHT, "width": WIDTH})
+    kwargs = {"input_data_format": "channels_first", "input_spec": {"gamma": 0.5}, "return_tensors": "pt"}
+    pixel_values = processor([image, np.asarray(image).transpose(2, 0, 1)], **kwargs)["pixel_values"]
+    assert torch.equal(pixel_values[0], pixel_values[1])
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from launching import run_without_package
 from original_detectors import DETECTORS, folder_of, original_detector, pixel_mask
 from pictures import picture
 from safetensors.torch import load_file
-from transformers import pipeline
+from transformers import AutoImageProcessor, pipeline
 
-from modeling_vitp import ViTPDetectionImageProcessor
+from modeling_vitp import ViTPDetectionImageProcessor, ViTPImageProcessor
 from modeling_vitp.modeling_vitp_detection import ViTPDetectionOutput
 from modeling_vitp.rotated_boxes import corners
 from modeling_vitp.tasks.detection.augmentation import resized_size
@@ -51,6 +51,13 @@ def test_resized_images_have_sizes_of_training():
         found.append(rounded)
         assert list(pixels.shape[1:]) == rounded == list(resized_size((height, width), 160, keep_ratio=True))
     assert len({tuple(size) for size in found}) > 50
+
+
+def test_object_with_flag_of_no_crowd_is_kept():
+    for flag in ("0", 0, False, None, "false"):
+        given = annotated({**SHIP, "iscrowd": flag}, {**SHIP, "iscrowd": "1"}, {**SHIP, "iscrowd": 1})
+        (label,) = ViTPDetectionImageProcessor()(picture(40, 30), given, return_tensors="pt")["labels"]
+        assert label["class_labels"].tolist() == [1]
 
 
 def test_corners_follow_boxes_when_stretched():
@@ -100,6 +107,16 @@ def test_boxes_are_clipped_or_left_out():
     torch.testing.assert_close(label["boxes"], torch.tensor([[1995 / 2000, 25 / 30, 10 / 2000, 10 / 30]]))
     assert label["class_labels"].tolist() == [0]
     assert label["masks"].shape == (1, 30, 2000) and label["masks"].all()
+
+
+def test_processor_of_backbone_has_its_mean_and_spec(tmp_path):
+    ViTPImageProcessor(image_mean=[0.1, 0.2, 0.3], input_spec={"bands": [0]}).save_pretrained(tmp_path)
+    processor = ViTPDetectionImageProcessor.from_backbone(tmp_path, do_resize=True, size={"height": 96, "width": 96})
+    assert (list(processor.image_mean), processor.input_spec) == ([0.1, 0.2, 0.3], {"bands": [0]})
+    radar = np.random.default_rng(0).integers(0, 60000, (2, 30, 40), dtype=np.uint16)
+    assert processor(radar, return_tensors="pt")["pixel_values"].shape == (1, 3, 96, 96)
+    processor.save_pretrained(tmp_path / "again")
+    assert AutoImageProcessor.from_pretrained(tmp_path / "again").input_spec == {"bands": [0]}
 
 
 @torch.no_grad()

@@ -280,6 +280,13 @@ def test_precomputed_features_give_same_logits_without_mask(vivid, processor, wi
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
+def test_wrong_number_of_visual_tokens_is_an_error(vivid, processor):
+    inputs = encode(processor, "seven_tiles", DROP_RATIO)
+    inputs["visual_token_indices"] = inputs["visual_token_indices"][:-1]
+    with pytest.raises(ValueError, match="do not match"):
+        vivid(**inputs)
+
+
 def test_language_model_and_projector_see_quarter(vivid, processor):
     seen = {}
 
@@ -536,6 +543,13 @@ def test_image_tokens_without_images_are_an_error(vivid, processor):
             call(**text_inputs)
 
 
+@torch.no_grad()
+def test_generated_image_token_is_plain_token(vivid, processor):
+    prompt = encode(processor, "one_tile")
+    written = torch.tensor([[processor.image_token_id]])
+    assert vivid(written, cache=cache_in(vivid(**prompt))).logits.isfinite().all()
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Stochastic depth
 
@@ -558,6 +572,13 @@ def tiles(number: int, seed: int = 0, size: tuple[int, int] = (56, 56)) -> torch
 def test_drop_path_grows_linearly_with_depth(depth, rate, wanted):
     model = ViTPVisionModel(ViTPVisionConfig(**{**VISION, "num_hidden_layers": depth, "drop_path_rate": rate}))
     assert [layer.drop_path.drop_prob for layer in model.encoder.layer] == pytest.approx(wanted)
+
+
+def test_vision_tower_of_whole_model_drops_paths(tokenizer, model):
+    config = copy.deepcopy(model.config)
+    config.vision_config.drop_path_rate = 0.2
+    layers = ViTPForConditionalGeneration(config).model.vision_tower.encoder.layer
+    assert [layer.drop_path.drop_prob for layer in layers] == pytest.approx([0.0, 0.1, 0.2])
 
 
 @torch.no_grad()
@@ -757,6 +778,17 @@ def test_auto_classes_open_saved_model(vivid, processor, tmp_path):
     assert_same_weights(base, vivid.model)
 
 
+def test_auto_class_opens_saved_vision_model(tmp_path):
+    model = vision_model(drop_path_rate=0.3).eval()
+    model.save_pretrained(tmp_path)
+    again, loading = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(loading.values())
+    assert type(again) is ViTPVisionModel
+    assert again.config.drop_path_rate == 0.3
+    assert again.encoder.layer[-1].drop_path.drop_prob == pytest.approx(0.3)
+    assert_same_weights(again, model)
+
+
 def test_sharded_model_saves_own_code(vivid, tmp_path):
     """FSDP2 replaces the class of the model by a subclass that is created in a module of torch."""
     where = {"__module__": "torch.distributed.fsdp._fully_shard._fsdp_init"}
@@ -785,6 +817,14 @@ def test_configuration_survives_saving(tmp_path):
         assert again.to_diff_dict() == config.to_diff_dict()
 
 
+def test_settings_of_call_complete_configuration(tmp_path):
+    ViTPVisionConfig(**VISION).save_pretrained(tmp_path)
+    config = ViTPVisionConfig.from_pretrained(tmp_path, image_size=112, band_names=["VV", "VH"])
+    assert ([*config.image_size], config.num_channels) == ([112, 112], 2)
+    with pytest.raises(ValueError, match="112 x 56|square"):
+        ViTPVisionConfig.from_pretrained(tmp_path, image_size=[112, 56])
+
+
 @pytest.mark.parametrize(
     ("vision_config", "downsample_ratio", "wanted"),
     [
@@ -796,6 +836,10 @@ def test_configuration_survives_saving(tmp_path):
 def test_image_seq_length_is_computed_from_sizes(vision_config, downsample_ratio, wanted):
     config = config_of(vision_config=vision_config, downsample_ratio=downsample_ratio, image_seq_length=999)
     assert config.image_seq_length == wanted
+
+
+def test_vit_alone_may_have_odd_grid():
+    assert vision_model(image_size=[70, 70])(tiles(1, size=(70, 70))).last_hidden_state.shape[1] == 1 + 25
 
 
 @pytest.mark.parametrize("size", [(112, 28), (56, 84)])

@@ -200,6 +200,11 @@ def test_adapter_starts_from_backbone_as_in_paper(tmp_path):
     assert all(torch.equal(tensor, ours[name]) for name, tensor in again.state_dict().items())
 
 
+def test_default_interactions_are_those_of_paper():
+    config = ViTPAdapterConfig(num_hidden_layers=24, patch_size=[16, 16])
+    assert config.interaction_layers == [[0, 7], [8, 11], [12, 15], [16, 23]]
+
+
 @pytest.mark.parametrize("stages", [["stride4", "stride32"], ["stride16"]])
 def test_unused_maps_update_no_statistics(stages):
     settings = {**TINY, **ADAPTER, "spatial_prior_norm": "batch_norm", "out_features": stages}

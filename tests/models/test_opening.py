@@ -1,5 +1,6 @@
 """Errors of damaged checkpoints name the file in one line; `tests/fuzz` has thousands of cases."""
 
+import configparser
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from internvl_checkpoints import edit_json
+from paths import ROOT
 from tiny_models import HEAD, VISION_16
 
 from modeling_vitp import (
@@ -198,6 +200,17 @@ def test_backbone_of_fine_tuned_model_starts_others(folders, tmp_path, kind):
     check_vit(ViTPFeaturePyramid.from_backbone(vit, pyramid_channels=8), weights)
 
 
+def test_backbone_of_classifier_is_exported(folders, tmp_path):
+    root, weights = folders
+    with pytest.raises(ValueError, match="ViTPForImageClassification"):
+        ViTPForImageClassification.from_backbone(root / "classifier")
+    with pytest.raises(ValueError, match="ViTPForImageClassification"):
+        export_backbone(root / "classifier", tmp_path / "vit")
+    vit = ViTPForImageClassification.from_pretrained(root / "classifier").backbone
+    check_vit(ViTPVisionModel.from_pretrained(export_backbone(vit, tmp_path / "vit")), weights)
+    check_vit(ViTPAdapter.from_backbone(vit, **ADAPTER), weights)
+
+
 def test_model_on_vit_is_not_exported(folders, tmp_path):
     root, _ = folders
     for kind in ("adapter", "pyramid", "segmentation", "classifier"):
@@ -205,6 +218,14 @@ def test_model_on_vit_is_not_exported(folders, tmp_path):
         with pytest.raises(ValueError, match=model_class.__name__):
             export_backbone(model_class.from_pretrained(root / kind), tmp_path / "vit")
         assert not (tmp_path / "vit").exists()
+
+
+def test_layer_backbone_starts_models(folders):
+    root, weights = folders
+    for start in (root / "backbone", ViTPBackbone.from_pretrained(root / "backbone")):
+        adapter = ViTPAdapter.from_backbone(start, **ADAPTER)
+        check_vit(adapter, weights)
+        assert adapter.out_features == ["stride4", "stride8", "stride16", "stride32"]
 
 
 EXTRAS = ["accelerate", "cv2", "datasets", "evaluate", "faster_coco_eval", "gradio", "httpx", "matplotlib", "nibabel"]
@@ -250,3 +271,10 @@ def test_backbones_work_without_extras(model, tmp_path):
     program = PROGRAM.format(extras=set(EXTRAS), small=ADAPTER, folder=str(folder))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_requirements_are_those_of_backbone():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    needed = {line.partition(">")[0] for line in setup["options"]["install_requires"].split()}
+    assert needed == {"transformers", "torch", "torchvision", "safetensors", "huggingface-hub", "pillow"}

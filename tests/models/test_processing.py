@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from packaging.version import Version
 from pictures import picture
+from PIL import Image
 from tiny_models import TOKENS_PER_TILE
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoProcessor, AutoTokenizer, GotOcr2ImageProcessor
@@ -210,6 +211,15 @@ def test_draw_differs_between_keys(processor):
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_draw_without_keys_uses_global_generator(processor):
+    images, texts = make_batch([SEVERAL])
+    draws = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        draws.append(processor(images=images, text=texts, vrl_drop_ratio=0.5)["visual_token_indices"].tolist())
+    assert draws[0] == draws[1] != draws[2]
+
+
 @pytest.mark.parametrize("prob, fewest, most", [(0.0, 0, 0), (0.25, 7, 26), (1.0, 64, 64)])
 def test_vrl_is_applied_to_share_of_samples(processor, prob, fewest, most):
     image, rows = picture(56, 56), 64
@@ -225,6 +235,14 @@ def test_vrl_is_applied_to_share_of_samples(processor, prob, fewest, most):
     assert fewest <= counts.count(1) <= most
     per_row = (output["visual_token_indices"] // TOKENS_PER_TILE).bincount(minlength=rows)
     assert per_row.tolist() == counts
+
+
+@pytest.mark.parametrize("name", ["mixed", "text only"])
+def test_no_positions_or_indices_without_drop(processor, name):
+    images, texts = make_batch(BATCHES[name])
+    output = processor(images=images, text=texts, vrl_keys=make_keys(texts), padding=True, return_tensors="pt")
+    assert set(output) - {"pixel_values"} == {"input_ids", "attention_mask"}
+    assert ("pixel_values" in output) == (name != "text only")
 
 
 def test_image_processor_shares_budget_by_sample(processor):
@@ -250,6 +268,12 @@ def test_images_share_tile_budget(processor, budget, num_images):
     assert [run.count("<IMG_CONTEXT>") for run in runs] == [n * TOKENS_PER_TILE for n in num_tiles]
 
 
+def test_share_is_at_least_min_patches(processor):
+    images = [picture(224, 56, seed) for seed in range(3)]
+    output = processor(images=images, text="<IMG_CONTEXT>" * 3, max_patches=6, min_patches=4)
+    assert len(output["pixel_values"]) == 3 * (4 + 1)
+
+
 @pytest.mark.parametrize(
     "images",
     [
@@ -267,6 +291,26 @@ def test_flat_nested_and_stacked_images_are_equal(processor, images):
     assert torch.equal(output["pixel_values"], torch.cat(tiles))
     counts = [ids.count(processor.image_token_id) for ids in output["input_ids"]]
     assert counts == [len(tiles[0]) * TOKENS_PER_TILE, 0, len(tiles[1]) * TOKENS_PER_TILE]
+
+
+@pytest.mark.parametrize("return_tensors, kind", [(None, list), ("np", np.ndarray)])
+def test_return_tensors_changes_type_only(processor, return_tensors, kind):
+    images, texts = make_batch([ONE])
+    kwargs = {"images": images, "text": texts, "vrl_drop_ratio": 0.5, "vrl_keys": [0]}
+    output = processor(return_tensors=return_tensors, **kwargs)
+    expected = processor(return_tensors="pt", **kwargs)
+    assert isinstance(output["input_ids"], kind) and isinstance(output["position_ids"], kind)
+    if kind is not list:
+        assert all(isinstance(value, kind) for value in output.values())
+    assert set(output) == set(expected)
+    for name in expected:
+        np.testing.assert_array_equal(np.asarray(output[name]), expected[name].numpy())
+
+
+def test_other_modalities_are_refused(processor):
+    for modality in ("videos", "audio"):
+        with pytest.raises(ValueError, match=modality):
+            processor(text="Describe the video.", **{modality: [np.zeros((2, 56, 56, 3), np.uint8)]})
 
 
 @pytest.mark.parametrize("return_tensors, kind", [(None, torch.Tensor), ("np", np.ndarray)])
@@ -431,6 +475,13 @@ def test_processor_survives_saving(chat_template, tmp_path):
         assert torch.equal(before[name], after[name])
 
 
+def test_input_spec_of_call_reaches_images(processor):
+    array = np.full((56, 56), 300, dtype=np.int16)
+    image = Image.fromarray(np.full((56, 56, 3), 51, dtype=np.uint8))
+    output = processor(images=[array], text=PLACE, input_spec={"window": [200, 700]})
+    torch.testing.assert_close(output["pixel_values"], tile_with_transformers([image])[0])
+
+
 def test_model_inputs_are_named(processor):
     images, texts = make_batch([ONE])
     output = processor(images=images, text=texts, vrl_drop_ratio=0.5)
@@ -453,6 +504,29 @@ def test_serving_engines_get_tiles_and_tokens(processor, sizes, max_patches):
     if len(sizes) == 1:
         assert told.num_image_patches == [len(one["pixel_values"]) for one in one_by_one]
     assert processor._get_num_multimodal_tokens().num_image_tokens is None
+
+
+def test_attention_mask_is_optional(processor):
+    images, texts = make_batch(BATCHES["mixed"])
+    kwargs = {"images": images, "text": texts, "padding": True, "vrl_drop_ratio": 0.5, "vrl_keys": make_keys(texts)}
+    whole, without = processor(**kwargs), processor(**kwargs, return_attention_mask=False)
+    assert set(whole) - set(without) == {"attention_mask"}
+    for name in ("input_ids", "position_ids"):
+        assert whole[name] == without[name]
+
+
+def test_default_device_is_not_used(processor):
+    """Processors run on the CPU, also with `torch.set_default_device`."""
+    images, texts = make_batch(BATCHES["mixed"])
+    kwargs = {"images": images, "text": texts, "vrl_drop_ratio": 0.75, "vrl_keys": make_keys(texts)}
+    expected = processor(**kwargs)
+    with torch.device("meta"):
+        output = processor(**kwargs)
+    assert output["input_ids"] == expected["input_ids"]
+    names = {"visual_token_indices"}
+    if Version(transformers.__version__) >= Version("5.24"):  # 5.20 makes the tiles on the default device
+        names.add("pixel_values")
+    assert all(torch.equal(output[name], expected[name]) for name in names)
 
 
 @pytest.mark.parametrize("added", [True, False])

@@ -7,6 +7,7 @@ import timm
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from internvl_oracle import blocked_mask
+from paths import ROOT
 from pictures import picture
 from transformers import (
     AutoBackbone,
@@ -18,7 +19,7 @@ from transformers import (
     TimmWrapperConfig,
     TimmWrapperModel,
 )
-from vision_families import FAMILIES, MEAN, NAMES, library_features, save_clip, save_language_model, save_vit
+from vision_families import FAMILIES, MEAN, NAMES, STD, library_features, save_clip, save_language_model, save_vit
 
 from modeling_vitp import (
     ViTPAdapter,
@@ -205,6 +206,26 @@ def test_export_stays_in_its_family(folder, vlm, composed, tmp_path):
         )
 
 
+def test_example_of_card_has_patches_in_order(vlm, composed, tmp_path):
+    export_backbone(vlm, tmp_path, composed[1].image_processor)
+    vit = open_vit(tmp_path).eval()
+    example, names = MODELS[vit.config.model_type].example, {}
+    exec(example.format(repo=tmp_path, source="local-dir", trust="", trust_processor=""), names)
+    if "backbone" not in names or "spatial_shapes" in names["inputs"]:  # timm's own code, or patches as inputs
+        return
+    wanted = tower_of(vit.config).patch_tokens(vit, names["inputs"]["pixel_values"])
+    torch.testing.assert_close(names["features"][:, -wanted.shape[1] :], wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_export_does_not_replace_the_original(folder, vlm, composed):
+    before = (folder / "config.json").read_text()
+    with pytest.raises(ValueError, match="exists"):
+        export_backbone(vlm, folder, composed[1].image_processor)
+    assert (folder / "config.json").read_text() == before
+    with pytest.raises(ValueError, match="image_processor"):
+        export_backbone(vlm, folder / "new")
+
+
 def test_export_is_replaced_by_the_next(vlm, composed, tmp_path):
     for factor in (1.0, 2.0):
         with torch.no_grad():
@@ -235,6 +256,14 @@ def test_resized_vit_keeps_frozen_weights_and_device(folder):
     assert resized.device == vit.device
 
 
+def test_image_processor_has_mean_and_std_of_vit(composed):
+    model, processor = composed
+    assert list(processor.image_processor.image_mean) == MEAN
+    assert list(processor.image_processor.image_std) == STD
+    assert [processor.image_processor.size.height] * 2 == [*pair(model.config.vision_config.image_size)]
+    assert processor.image_seq_length == model.config.image_seq_length == 4
+
+
 def test_tiles_of_another_size(folder, language_model):
     model, processor = compose(str(folder), str(language_model), image_size=2 * 56 if "dinov2" in folder.name else 128)
     assert model.config.image_seq_length == processor.image_seq_length == 16
@@ -245,6 +274,15 @@ def test_tiles_of_another_size(folder, language_model):
     tolerance = 0.05 if folder.name.startswith(("timm", "dinov2_with")) else 1e-5
     with torch.no_grad():
         torch.testing.assert_close(tower_of(vit.config).patch_tokens(vit, pixels), wanted, atol=tolerance, rtol=0)
+
+
+def test_odd_grid_loses_one_patch(tmp_path, language_model):
+    save_vit(tmp_path, "dinov2")
+    resize_backbone(AutoModel.from_pretrained(tmp_path), image_size=70).save_pretrained(tmp_path)
+    model, _ = compose(str(tmp_path), str(language_model))
+    assert model.config.vision_config.image_size == 56
+    with pytest.raises(ValueError, match="vision_image_size"):
+        compose(str(tmp_path), str(language_model), image_size=70)
 
 
 @pytest.mark.parametrize("neck", [ViTPAdapter, ViTPFeaturePyramid])
@@ -267,6 +305,18 @@ def test_multi_scale_maps_start_from_vit(folder, neck, tmp_path):
             assert torch.equal(actual, wanted)
     large = resize_backbone(backbone, image_size=128)
     assert pair(large.vit.config.image_size) == pair(large.config.image_size) == (128, 128)
+
+
+def test_neck_keeps_stochastic_depth_of_vit(folder):
+    vit = open_vit(folder)
+    tower = tower_of(vit.config)
+    assert ViTPFeaturePyramid.from_backbone(vit).config.drop_path_rate == 0.0
+    if not tower.has_stochastic_depth(vit.config):
+        return
+    tower.set_drop_path_rate(vit.config, 0.3)
+    for settings, rate in (({}, 0.3), ({"drop_path_rate": 0.1}, 0.1)):
+        config = ViTPFeaturePyramid.from_backbone(vit, **settings).config
+        assert config.drop_path_rate == tower.drop_path_rate(config.vit_config) == rate
 
 
 @pytest.mark.parametrize("model_class", [ViTPForSemanticSegmentation, ViTPForObjectDetection])
@@ -403,6 +453,14 @@ def test_layer_decay_has_rate_of_each_layer(folder):
     assert rates[id(model.decode_head.classifier.weight)] == (1.0, 0.1)
 
 
+def test_last_layers_of_frozen_vit_train(vlm):
+    freeze(vlm, ["vision"], unfreeze_vision_layers=1)
+    layers = vlm.model.vision_tower.get_submodule(tower_of(vlm.config.vision_config).layers)
+    trained = {name for name, weight in vlm.model.vision_tower.named_parameters() if weight.requires_grad}
+    assert len(trained) == len([*layers[-1].parameters()])
+    assert all(weight.requires_grad for weight in layers[-1].parameters())
+
+
 def test_cost_plan_counts_weights_and_operations(vlm):
     cost = step_cost(vlm.config, BatchShape(samples=1, tiles=1, text_tokens=8), bf16=False)
     assert cost.weights == sum(weight.numel() for weight in vlm.parameters()) * 4
@@ -422,6 +480,14 @@ def test_missing_weights_are_named(tmp_path, opening):
     model.save_pretrained(tmp_path, state_dict=state)
     with pytest.raises(ValueError, match=r"layer\.2"):
         opening(str(tmp_path))
+
+
+def test_probes_open_vit(folder):
+    backbone = load_backbone(str(folder))
+    pixels = images(open_vit(folder).config, SIZES["wide"])
+    maps = backbone.maps(pixels)
+    wanted = library_features(library_model(folder), pixels).unflatten(1, maps.shape[1:3])
+    torch.testing.assert_close(maps, wanted, atol=1e-5, rtol=0)
 
 
 def test_depths_are_layers(folder):
@@ -459,6 +525,21 @@ def test_unknown_families_are_named(tmp_path, language_model):
             opening()
     with pytest.raises(ValueError, match="resnet10t"):
         open_vit(tmp_path / "resnet")
+
+
+def test_stochastic_depth_needs_a_family_that_has_it(tmp_path, language_model):
+    save_vit(tmp_path, "vit")
+    with pytest.raises(ValueError, match="drop_path_rate.*'vit'"):
+        compose(str(tmp_path), str(language_model), drop_path_rate=0.1)
+
+
+def test_page_lists_each_family():
+    lines = (ROOT / "recipes/any_vit.md").read_text().splitlines()
+    rows = [[cell.strip(" `") for cell in line.split("|")] for line in lines if line.startswith("| `")]
+    has_graph = {cells[1]: cells[-2] == "yes" for cells in rows if len(cells) == 11 and cells[1] != "model_type"}
+    assert has_graph.keys() == {name for name in TOWERS if not name.startswith("vitp_")}
+    assert has_graph.keys() - {"internvl_vision"} == {*NAMES}
+    assert has_graph == {name: bool(MODELS[name].graph_outputs) or name == "internvl_vision" for name in has_graph}
 
 
 @pytest.mark.slow

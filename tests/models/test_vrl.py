@@ -136,6 +136,11 @@ def test_keys_have_different_draws():
     assert len(draws) == len(keys)
 
 
+def test_sample_id_may_be_number_or_string():
+    number, string = (draw_visual_tokens(64, 0.75, generator=keyed_generator(0, sample, 1)) for sample in (5, "5"))
+    assert torch.equal(number, string)
+
+
 def test_share_of_shortened_samples_is_apply_prob():
     apply_prob, draws = 0.6, 2000
     lengths = Counter(

@@ -172,6 +172,15 @@ def test_resumed_run_equals_undisturbed_run(folder, tmp_path):
         main(command(folder, tmp_path / "stopped", **options | {"teacher": tmp_path / "teacher"}))
 
 
+def test_removal_of_an_image_is_refused(folder, tmp_path):
+    shutil.copytree(folder / "images", tmp_path / "images")
+    options = {"images": tmp_path / "images", "save_strategy": "steps", "save_steps": 1}
+    make_trainer(folder, tmp_path / "run", **options, max_steps=1).train()
+    (tmp_path / "images" / "0" / "0.png").unlink()
+    with pytest.raises(ValueError, match="--allow_changed_data"):
+        make_trainer(folder, tmp_path / "run", **options, max_steps=2).train_or_resume()
+
+
 def assert_same_weights(first: Path, second: Path) -> None:
     first, second = (load_file(folder / "backbone" / "model.safetensors") for folder in (first, second))
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
@@ -234,6 +243,13 @@ def test_student_is_float32_and_recorded_only_with_its_weights(folder, tmp_path)
     with pytest.raises(ValueError, match="FSDP"):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+def test_default_student_has_the_sizes_of_the_teacher(folder):
+    teacher, processor = load_teacher(str(folder / "teacher"))
+    student = load_student(DistillationArguments(teacher="teacher", data=["images"]), teacher, processor)
+    assert list(student.config.image_size) == [56, 56] and list(student.config.patch_size) == [14, 14]
+    assert student.config.hidden_size == 384
 
 
 def test_bands_of_the_teacher_are_those_of_the_student(folder, tmp_path):

@@ -1,11 +1,14 @@
 """Loading of the model to pretrain."""
 
+import json
+
 import pytest
 import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from paths import ROOT
 from pictures import picture
+from pushed_runs import train
 from safetensors.torch import load_file
 from tiny_models import FROM_SCRATCH, TEXT, VISION, VISION_16
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -30,10 +33,15 @@ from modeling_vitp import (
     ViTPForObjectDetection,
     ViTPForSemanticSegmentation,
     ViTPImageProcessor,
+    ViTPObjectDetectionConfig,
     ViTPProcessor,
+    ViTPSegmentationConfig,
+    ViTPVisionConfig,
+    ViTPVisionModel,
     convert_checkpoint,
 )
 from modeling_vitp.command.errors import MISTAKE, explain_error
+from modeling_vitp.configuration_vitp import known_keys
 from modeling_vitp.pretraining.arguments import PretrainArguments
 from modeling_vitp.pretraining.loading import (
     build_tokenizer,
@@ -81,6 +89,25 @@ def test_internvl_checkpoint_is_loaded(tmp_path):
     with torch.no_grad():
         assert torch.equal(model.eval()(**inputs).logits, native(**inputs).logits)
     assert not any(parameter.is_meta for parameter in model.parameters())
+
+
+def test_model_from_scratch_has_requested_attention():
+    for implementation in ("eager", "sdpa"):
+        model, _ = load(ModelConfig(attn_implementation=implementation), ["How many?"], from_scratch=FROM_SCRATCH)
+        configs = (model.config, model.config.vision_config, model.config.text_config)
+        assert {config._attn_implementation for config in configs} == {implementation}
+
+
+def test_unsuitable_checkpoint_is_refused(model_and_processor, tmp_path):
+    Qwen2Config(**TEXT).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="'qwen2'"):
+        load(ModelConfig(model_name_or_path=str(tmp_path)))
+    model, processor = model_and_processor
+    del model.model.vision_tower.encoder.layer[0].lambda_1
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="missing_keys.*lambda_1"):
+        load(ModelConfig(model_name_or_path=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -243,6 +270,17 @@ def test_composed_model_is_saved_and_reloaded(vision_folder, tmp_path):
     assert_same_weights(load_file(backbone / "model.safetensors"), load_file(vision_folder / "model.safetensors"))
 
 
+def test_composed_model_trains(vision_folder, data_folder, tmp_path):
+    save_language_model(tmp_path / "lm")
+    parts = {"vision_model": str(vision_folder), "language_model": str(tmp_path / "lm")}
+    assert train(tmp_path, **parts, dataset_name=str(data_folder), learning_rate=1e-2) == 0
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["train"]["train_loss"] > 0
+    trained = load_file(tmp_path / "out" / "backbone" / "model.safetensors")
+    start = load_file(vision_folder / "model.safetensors")
+    assert trained.keys() == start.keys()
+    assert all(not torch.equal(trained[key], start[key]) for key in start)
+
+
 def test_from_scratch_loads_weights_of_backbone(vision_folder):
     model, _ = load(from_scratch=FROM_SCRATCH, vision_model=str(vision_folder))
     assert_same_weights(model.model.vision_tower.state_dict(), load_file(vision_folder / "model.safetensors"))
@@ -274,6 +312,15 @@ def test_tiling_equals_composed_image_processor(vision_folder, tmp_path):
     assert planned.size != ViTPImageProcessor().size
 
 
+def test_composed_weights_are_float32(vision_folder, tmp_path):
+    save_language_model(tmp_path / "lm")
+    for folder, model_class in ((vision_folder, ViTPVisionModel), (tmp_path / "lm", AutoModelForCausalLM)):
+        model_class.from_pretrained(folder).bfloat16().save_pretrained(folder)
+    for options, dtype in (({}, torch.float32), ({"dtype": "bfloat16"}, torch.bfloat16)):
+        model, _ = compose(str(vision_folder), str(tmp_path / "lm"), **options)
+        assert {weight.dtype for weight in model.parameters()} == {dtype}
+
+
 def test_incompatible_starts_are_refused(vision_folder, tmp_path):
     save_language_model(tmp_path / "lm")
     both = {"vision_model": str(vision_folder), "language_model": str(tmp_path / "lm")}
@@ -303,6 +350,26 @@ def test_other_heads_are_refused(vision_folder, tmp_path, model_type, settings, 
         composed(vision_folder, tmp_path / "lm")
 
 
+def test_language_model_with_missing_weights_is_refused(vision_folder, tmp_path):
+    language = save_language_model(tmp_path / "lm")
+    del language.model.layers[1].mlp.up_proj
+    language.save_pretrained(tmp_path / "lm")
+    with pytest.raises(ValueError, match="missing_keys.*up_proj"):
+        composed(vision_folder, tmp_path / "lm")
+
+
+CLASSES = [ViTPVisionConfig, ViTPSegmentationConfig, ViTPObjectDetectionConfig, Qwen2Config]
+
+
+@pytest.mark.parametrize("config_class", CLASSES, ids=lambda cls: cls.__name__)
+def test_saved_configuration_has_known_keys(config_class, tmp_path):
+    config_class().save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    saved = {name: value for name, value in saved.items() if name != "backbone_config"}
+    assert "model_type" in saved and "dtype" in known_keys(config_class)
+    check_config("head", saved, config_class)
+
+
 def test_names_of_configuration_fields():
     for key in ("id2label", "num_labels", "torch_dtype", "hidden_size", "model_type"):
         check_config("backbone", {key: None}, ViTPAdapterConfig)
@@ -328,6 +395,28 @@ def test_mistyped_key_from_scratch_is_refused(changed, named):
     check_from_scratch(FROM_SCRATCH | {"text_config": {"rope_parameters": {"rope_theta": 100.0}, "rope_theta": 1.0}})
     with pytest.raises(ValueError, match=f"from_scratch.*{named}|{named}.*from_scratch"):
         check_from_scratch(FROM_SCRATCH | changed)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"backbone": {"deformable_head": 4}}, "'deformable_head'.*'deformable_heads'"),
+        ({"backbone": {"deformable_heads": 4}, "neck": "pyramid"}, "'deformable_heads'.*adapter"),
+        ({"head": {"neck_chanels": 32}}, "'neck_chanels'.*'neck_channels'"),
+        ({"head": {"id2label": {0: "tree"}}}, "'id2label'"),
+    ],
+)
+def test_mistyped_key_of_fine_tuning_is_refused(settings, named):
+    args = {"from_scratch": VISION_16, "backbone": {"deformable_heads": 4}, "head": {"neck_channels": 16}}
+    check_start(ViTPForObjectDetection, BackboneArguments(**args))
+    with pytest.raises(ValueError, match=named):
+        check_start(ViTPForObjectDetection, BackboneArguments(**args | {"backbone": None} | settings))
+
+
+def test_random_weights_are_not_scored():
+    args = BackboneArguments(from_scratch=VISION_16)
+    with pytest.raises(ValueError, match="do_train.*model_name_or_path"):
+        check_start(ViTPForSemanticSegmentation, args, do_train=False)
 
 
 @pytest.mark.parametrize("settings", [{"deformable_heads": 5}, {"hidden_size": "wide"}])

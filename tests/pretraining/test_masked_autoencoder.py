@@ -5,15 +5,17 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from pictures import picture
+from pictures import picture, write_bands
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, SwinConfig, SwinModel, ViTMAEConfig, ViTMAEForPreTraining
 from vision_families import FAMILIES, MEAN, MLP, NAMES, SHAPE, SIZE, STD, library_features, save_vit
 
 from modeling_vitp import VisionTower, ViTPImageProcessor, ViTPVisionConfig, ViTPVisionModel, export_backbone
 from modeling_vitp.modeling_vitp_backbone import open_vit
+from modeling_vitp.pretraining.distillation import ImageFiles
 from modeling_vitp.pretraining.masked_autoencoder import (
     MaskedAutoencoder,
     MaskedAutoencoderConfig,
@@ -198,6 +200,18 @@ def test_every_family_trains_and_resumes(family, images, tmp_path):
     assert all(torch.equal(weight, stopped[name]) for name, weight in whole.items())
 
 
+def test_bands_are_read_by_the_image_processor(tmp_path):
+    spec = {"band_names": ["red", "green", "blue", "nir"], "window": [0, 1000]}
+    processor = ViTPImageProcessor(input_spec=spec, image_mean=[0.1] * 4, image_std=[0.5] * 4)
+    export_backbone(vit(band_names=spec["band_names"]), tmp_path / "vit", processor)
+    for index in range(4):
+        values = np.random.default_rng(index).integers(0, 1000, (4, 40, 50), dtype=np.uint16)
+        write_bands(tmp_path / "images" / f"{index}.tif", values)
+    train(tmp_path / "vit", [tmp_path / "images"], tmp_path / "run", max_steps=1)
+    written = AutoImageProcessor.from_pretrained(tmp_path / "run" / "backbone")
+    assert written.input_spec == processor.input_spec
+
+
 def operations_by_hand(prefix: int, attention: float) -> float:
     """Return the operations of an image of 16 patches of 16 pixels, of which four are seen, in a ViT of width 32.
 
@@ -242,3 +256,11 @@ def test_unsuitable_starts_and_images_are_named(images, tmp_path, monkeypatch):
     monkeypatch.setitem(TOWERS, "dinov3_vit", RotaryTower())
     with pytest.raises(ValueError, match="RotaryTower.*position_embeddings"):
         mae_steps(FAMILIES["dinov3_vit"][1], 2, 1e9)
+
+
+def test_images_of_one_name_are_told_apart(tmp_path):
+    for name in ("a/1/image.png", "a/2/image.png", "b/image.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        picture(8, 8).save(tmp_path / name)
+    files = ImageFiles([tmp_path / "a" / "1" / "image.png", tmp_path / "a" / "2" / "image.png", tmp_path / "b"])
+    assert [sample["id"] for sample in files] == ["a/1/image.png", "a/2/image.png", "b/image.png"]

@@ -22,6 +22,8 @@ from modeling_vitp import (
     ViTPConfig,
     ViTPDataCollator,
     ViTPForConditionalGeneration,
+    ViTPTrainer,
+    ViTPTrainingConfig,
 )
 from modeling_vitp.pretraining.model_patches import (
     attend_by_sequence,
@@ -233,6 +235,21 @@ def test_recurrent_layers_are_refused(attention):
     for name, options in [("lfm2", {"layer_types": ["conv", "full_attention"]}), ("bamba", {"mamba_n_heads": 4})]:
         with pytest.raises(ValueError, match=name):
             check_attention(model_with(name, attention, **options))
+
+
+def test_padding_collator_is_refused(tmp_path):
+    plain = make_trainer(tmp_path / "plain")
+    options = {"processing_class": plain.processing_class, "train_dataset": plain.train_dataset}
+    pads, free = (ViTPDataCollator(plain.processing_class, padding_free=padding_free) for padding_free in (False, True))
+
+    def trainer(collator, **settings):
+        args = ViTPTrainingConfig(str(tmp_path / "given"), report_to="none", bf16=False, **settings)
+        return ViTPTrainer(plain.model, args, data_collator=collator, **options)
+
+    with pytest.raises(ValueError, match="data_collator"):
+        trainer(pads, padding_free=True)
+    assert trainer(free).run_settings()["free"]["padding_free"] is True
+    assert trainer(pads).run_settings()["free"]["padding_free"] is None
 
 
 def test_trainer_refuses_what_has_no_padding_free_form(tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ from modeling_vitp.pretraining.plan import (
     config_of_start,
     empty_batch,
     mean_operations,
+    measure_pretraining,
     padding_of_samples,
     pretraining_operations,
     step_cost,
@@ -196,6 +197,12 @@ def test_padding_equals_expectation_over_sources(tmp_path):
     assert padding(0.0) == 0  # a source without known samples
 
 
+def test_padding_has_no_labels():
+    config = ViTPConfig(**INTERNVL2_5_1B)
+    batch = empty_batch(config, BatchShape(2, 1, 30, 0.75, answer_tokens=10, padding=8))
+    assert batch["input_ids"].shape == (2, 64 + 30 + 8) and batch["answer_labels"].shape == (2, 64 + 30 + 8)
+
+
 @pytest.mark.slow
 def test_fastest_checkpointing_that_fits_is_printed(capsys):
     """The configured run needs 19.2 GiB, checkpointing of every fourth layer 30.4."""
@@ -357,6 +364,13 @@ def test_step_cost_of_one_layer_equals_a_real_step(config):
     assert cost.activations == pytest.approx(step.kept, rel=0.05) and cost.backward == step.backward
 
 
+def test_layers_that_are_alike_stand_for_all(config):
+    """The costs of two layers of each kind, extended to all layers, equal those of the whole model."""
+    step, whole = (measure_pretraining(config, SHAPE, layers_are_alike=alike) for alike in (True, False))
+    for every in (0, 1, 2, 4):
+        assert step.cost(every) == whole.cost(every)
+
+
 def test_frozen_parts_and_lora_cost_less(config):
     def freeze(model):
         model.model.vision_tower.requires_grad_(False)
@@ -377,3 +391,9 @@ def test_optimizer_state_depends_on_optimizer(config):
     for optimizer, share in shares.items():
         cost = step_cost(config, SHAPE, optimizer=optimizer)
         assert cost.optimizer == share * cost.weights, optimizer
+
+
+def test_internvl_shape_has_published_weights():
+    """The 0.94 billion weights are 0.30 of InternViT, 0.49 of Qwen2.5-0.5B, 0.14 of the head, and the projector."""
+    cost = step_cost(ViTPConfig(**INTERNVL2_5_1B), BatchShape(1, 1, 8))
+    assert cost.weights / 4 == pytest.approx(0.938e9, rel=0.01)

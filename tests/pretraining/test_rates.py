@@ -66,6 +66,11 @@ def test_option_of_a_frozen_part_is_refused(tmp_path, option, value, part):
         trainer.create_optimizer()
 
 
+def test_unknown_part_is_named(tmp_path):
+    with pytest.raises(ValueError, match="'decoder'"):
+        ViTPTrainingConfig(tmp_path, part_learning_rates={"decoder": 1e-3}, bf16=False)
+
+
 def test_all_parts_train_after_projector_steps(tmp_path):
     trainer = make_trainer(tmp_path, projector_steps=1, **QUIET, max_steps=2)
     start = weights_of(trainer.model)

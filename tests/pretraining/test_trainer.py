@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import trl
 from datasets import Dataset, Features, Image, List, Value
 from internvl_oracle import build_native
 from pictures import picture
 from safetensors.torch import load_file, save_file
 from tiny_models import TEXT, TOKENS_PER_TILE, VISION
-from trl import GRPOConfig, GRPOTrainer, SFTConfig
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from modeling_vitp import (
     ViTPDataCollator,
@@ -200,6 +201,23 @@ def test_epoch_reaches_persistent_workers(tokenizer, rows, tmp_path, workers):
         expected.append(collator([rows[1]])["visual_token_indices"].tolist())
     assert seen == expected
     assert len({tuple(indices) for indices in expected}) > 1
+
+
+def test_rows_without_id_use_row_number(tokenizer, rows, tmp_path):
+    trainer = make_trainer(tokenizer, rows.remove_columns("id"), tmp_path)
+    assert trainer.train_dataset["id"] == list(range(6))
+
+
+@pytest.mark.skipif(trl.__version__.startswith("1.15."), reason="the loss of TRL 1.15 needs Triton")
+def test_sft_trainer_trains_with_vitp_collator(tokenizer, rows, tmp_path):
+    model, processor = build_model(tokenizer, VISION, TEXT, {"max_patches": 4})
+    settings = {"max_steps": 8, "per_device_train_batch_size": 6, "learning_rate": 1e-2, "logging_steps": 1}
+    settings |= {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True}
+    args = SFTConfig(str(tmp_path), remove_unused_columns=False, **settings)
+    collator = ViTPDataCollator(processor, vrl_drop_ratio=0.75)
+    trainer = SFTTrainer(model, args, data_collator=collator, train_dataset=rows, processing_class=processor)
+    trainer.train()
+    assert losses(trainer)[-1] < 0.8 * losses(trainer)[0]
 
 
 def test_mismatched_parts_are_refused(model_and_processor, rows, tmp_path):

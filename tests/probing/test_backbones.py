@@ -14,6 +14,7 @@ from transformers import (
     AutoModel,
     BertConfig,
     BertModel,
+    SamImageProcessor,
     SamVisionConfig,
     SamVisionModel,
     ViTImageProcessor,
@@ -64,6 +65,13 @@ def test_tokens_match_patch_positions(tmp_path, kind, prefix, grid):
     assert backbone.tokens(whole[None])[1].shape[1:3] == (grid // 2, grid // 2)
 
 
+def test_resized_image_is_not_padded():
+    processor = SamImageProcessor(size={"longest_edge": 64}, pad_size={"height": 64, "width": 64})
+    image = torch.randint(0, 256, (3, 48, 80), dtype=torch.uint8)
+    assert Preprocessing(processor, None)(image).shape == (3, 64, 64)
+    assert Preprocessing(processor, 32)(image).shape == (3, 32, 32)
+
+
 def test_checkpoint_uses_its_vision_tower(model_and_processor, tmp_path):
     model, processor = model_and_processor
     model.save_pretrained(tmp_path)
@@ -111,6 +119,14 @@ def test_channels_last_layers_are_read(tmp_path):
     pixels = torch.randn(1, 3, 32, 32)
     states = model(pixels, output_hidden_states=True).hidden_states
     assert load_backbone(str(tmp_path)).maps(pixels, 2).equal(torch.cat([states[1], states[2]], dim=-1))
+
+
+def test_image_size_must_be_multiple_of_patch(tmp_path):
+    backbone = load_backbone(str(save_backbone(tmp_path / "b", "vit")))
+    backbone.model.config.patch_size = 8
+    assert backbone.in_patches(96) == 96
+    with pytest.raises(ValueError, match="image_size must be a multiple of 8 x 8 pixels, .*100.* 104"):
+        backbone.in_patches(100)
 
 
 SPLITS = {"train": 11, "test": 6}  # Images of each of two classes.

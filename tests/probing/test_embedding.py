@@ -144,6 +144,16 @@ def test_geometries_of_several_crs_are_longitude_and_latitude(folder, tmp_path):
     assert table["ymax"][2] == 4977000 and np.isnan(table["ymax"][3])
 
 
+def test_crs_of_files_with_and_without_crs_is_kept(folder, tmp_path):
+    unknown = write_bands(tmp_path / "unknown.tif", colors(60, 60), transform=UTM["transform"])
+    for images, crs in ((["scene.tif", unknown], 32612), ([unknown], None)):
+        output = tmp_path / f"{crs}.parquet"
+        table = embed(folder, output, images=images)
+        stored = json.loads(pq.read_schema(output).metadata[b"geo"])["columns"]["geometry"]["crs"]
+        assert (stored and stored["id"]["code"]) == crs
+        assert table["geometry"].isna().tolist() == ([False, True] if crs else [False])
+
+
 @pytest.mark.parametrize("with_points", [False, True])
 def test_rotated_images_have_rotated_polygons(folder, tmp_path, with_points):
     """Check an affine transform, and ground control points of the same transform."""
@@ -252,6 +262,18 @@ def test_killed_run_resumes_to_same_file(folder, tmp_path, monkeypatch, batches)
     assert not part.exists()
 
 
+def test_unfinished_run_with_other_arguments_is_refused(folder, tmp_path, monkeypatch):
+    backbone, images = load_backbone(str(folder / "vit")), [folder / "photos"]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_after(backbone, patch, 2, "pool")  # one call finds the width
+        embed_images(backbone, images, tmp_path / "e.parquet", **OPTIONS)
+    with pytest.raises(ValueError, match="window, images"):
+        embed_images(backbone, [*images, folder / "scene.tif"], tmp_path / "e.parquet", **OPTIONS | {"window": 50})
+    backbone.model.layernorm.weight.data += 1
+    with pytest.raises(ValueError, match="different model"):
+        embed_images(backbone, images, tmp_path / "e.parquet", **OPTIONS)
+
+
 @pytest.mark.parametrize("kept", [3, 900])
 def test_corrupt_image_is_named_or_skipped(folder, tmp_path, caplog, kept):
     """Check a file without a header, and one whose pixels are truncated: the run that stops there is resumed."""
@@ -283,6 +305,22 @@ def test_bad_arguments_are_refused(folder, tmp_path, monkeypatch, words, message
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
         main([str(folder / "vit"), str(folder / "photos"), "--output", "e.parquet", "--device", "cpu", *words])
+
+
+def test_missing_inputs_are_named(folder, tmp_path):
+    backbone, output = load_backbone(str(folder / "vit")), tmp_path / "e.parquet"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="No image files found in .*empty"):
+        embed_images(backbone, [tmp_path / "empty"], output)
+    (tmp_path / "a.png").write_bytes(b"no")
+    with pytest.raises(ValueError, match="None of the images"):
+        embed_images(backbone, [tmp_path / "a.png"], output, bad_images="skip")
+    output.touch()
+    with pytest.raises(FileExistsError, match="e.parquet"):
+        embed_images(backbone, [folder / "photos"], output)
+    pooled = load_backbone(str(save_backbone(tmp_path / "swin", "swin")))
+    with pytest.raises(ValueError, match="CLS token"):
+        embed_images(pooled, [folder / "photos"], tmp_path / "o.parquet", pooling="cls")
 
 
 def test_embedding_beyond_float16_is_refused(folder, tmp_path, monkeypatch):

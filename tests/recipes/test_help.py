@@ -7,6 +7,7 @@ import pytest
 from modeling_vitp.__main__ import main as dispatch
 from modeling_vitp.command.settings import advanced_options, own_fields
 from modeling_vitp.pretraining import arguments as pretraining
+from modeling_vitp.pretraining.config import ViTPTrainingConfig
 from modeling_vitp.recipes import (
     finetune_change_detection,
     finetune_classification,
@@ -59,12 +60,6 @@ def test_help_hides_unsupported_options(capsys):
     everything = shown_options(pretrain, "--help_all", capsys)
     assert everything.isdisjoint(ViTPTrainingConfig.unsupported)
     assert everything.isdisjoint({"auto_find_batch_size", "load_in_8bit"})
-
-
-def test_help_of_a_task_describes_its_own_data(capsys):
-    with pytest.raises(SystemExit):
-        finetune_classification.main(["--help"])
-    assert "Name of a data set on the Hub, or a folder." in " ".join(capsys.readouterr().out.split())
 
 
 def test_overview_says_where_to_start(capsys):

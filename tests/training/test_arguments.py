@@ -12,6 +12,7 @@ from modeling_vitp.tasks.detection.arguments import DetectionArguments
 from modeling_vitp.tasks.detection.trainer import ViTPDetectionTrainingConfig
 from modeling_vitp.tasks.segmentation.arguments import DenseArguments
 from modeling_vitp.tasks.segmentation.trainer import ViTPSegmentationTrainingConfig
+from modeling_vitp.training.config import default_device
 
 
 def test_one_process_uses_one_gpu(tmp_path, monkeypatch, caplog):
@@ -20,6 +21,15 @@ def test_one_process_uses_one_gpu(tmp_path, monkeypatch, caplog):
     args = ViTPTrainingConfig(str(tmp_path), bf16=False, per_device_train_batch_size=3, global_batch_size=6)
     assert (args.n_gpu, args.train_batch_size, args.gradient_accumulation_steps) == (1, 3, 2)
     assert "4 GPUs are visible" in caplog.text
+
+
+def test_device_without_a_gpu_is_the_cpu(monkeypatch):
+    # as of a CUDA build
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert default_device() == torch.device("cpu")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert default_device() == torch.device("cuda")
 
 
 @pytest.mark.parametrize(
@@ -35,6 +45,13 @@ def test_precision_is_that_of_the_options(tmp_path, monkeypatch, launcher, optio
     args = ViTPTrainingConfig(str(tmp_path / "out"), **options)
     assert args.mixed_precision == wanted and (args.bf16, args.fp16) == (wanted == "bf16", wanted == "fp16")
     assert os.environ["ACCELERATE_MIXED_PRECISION"] == ("no" if wanted == "no" else launcher)  # DeepSpeed reads it
+
+
+@pytest.mark.parametrize("pins", [True, False])
+def test_pinned_batches_are_copied_without_blocking(tmp_path, monkeypatch, pins):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)  # nothing is pinned on a CPU
+    args = ViTPTrainingConfig(str(tmp_path / "out"), dataloader_pin_memory=pins, bf16=False)
+    assert args.accelerator_config.non_blocking is pins
 
 
 RULES = [  # what the declarations of `tests/command/test_settings.py` do not say

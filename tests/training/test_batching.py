@@ -6,16 +6,18 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+import yaml
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pushed_runs import train
 from sample_rows import sized_row
 from tiny_models import FROM_SCRATCH, TEXT, VISION
-from training_run import FEATURES, make_rows, make_trainer, run
+from training_run import FEATURES, OPTIONS, make_rows, make_trainer, run
 
-from modeling_vitp import ViTPDataCollator
+from modeling_vitp import ViTPDataCollator, ViTPTrainingConfig
 from modeling_vitp.instructions.collator import STEP
+from modeling_vitp.instructions.mixture import load_mixture, open_mixture
 from modeling_vitp.instructions.raw_tiles import normalize_tiles
 from modeling_vitp.instructions.rows import prepare_rows
 from modeling_vitp.instructions.sample_length import SampleLength
@@ -27,7 +29,8 @@ from modeling_vitp.training.batching import (
     StepSampler,
 )
 from modeling_vitp.training.callbacks import take_names
-from modeling_vitp.training.checkpointing import last_checkpoint
+from modeling_vitp.training.checkpointing import last_checkpoint, publish_checkpoint
+from modeling_vitp.training.resuming import default_warmup
 
 RATIO = 0.75  # drop ratio of `training_run`
 PERSISTENT = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
@@ -51,6 +54,20 @@ def collator(tokenizer):
     torch.manual_seed(0)
     _, processor = build_model(tokenizer, VISION, TEXT, {"max_patches": 12})
     return ViTPDataCollator(processor, vrl_drop_ratio=0.75)
+
+
+def test_run_without_batches_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path, num_rows=3, dataloader_drop_last=True, max_steps=2)
+    with pytest.raises(ValueError, match="4 training samples.*got 3"):
+        trainer.train()
+
+
+def test_named_template_has_the_same_lengths(collator, mixed_rows, monkeypatch):
+    rows = list(mixed_rows)[:4]
+    expected = [SampleLength.of(collator)(row) for row in rows]
+    named = {"default": collator.processor.chat_template, "other": ""}
+    monkeypatch.setattr(collator.processor, "chat_template", named)
+    assert min(expected) > 0 and [SampleLength.of(collator)(row) for row in rows] == expected
 
 
 def test_batches_by_length_have_little_padding(collator, mixed_rows):
@@ -93,6 +110,31 @@ def test_trainer_batches_by_length_and_logs_padding(mixed_rows, tmp_path):
         shares[strategy] = next(entry for entry in trainer.state.log_history if "loss" in entry)["padding_share"]
         assert shares[strategy] == pytest.approx(1 - torch.cat(masks).double().mean().item())
     assert shares["batch_rebalance"] < 0.15 < shares["random"]
+
+
+def test_rows_without_messages_need_length_column(mixed_rows, tmp_path):
+    options = {"train_sampling_strategy": "group_by_length", "eval_strategy": "no"}
+    trainer = make_trainer(tmp_path, **options)
+    bare = mixed_rows.remove_columns("messages")
+    with pytest.raises(ValueError, match="train_sampling_strategy.*'messages'.*'length'"):
+        trainer._lengths(bare)
+    assert trainer._lengths(bare.add_column("length", list(range(192)))) == list(range(192))
+
+
+def test_mixtures_of_folders_are_batched_by_length(data_folder, tmp_path):
+    mixture = tmp_path / "mixture.yaml"
+    mixture.write_text(yaml.safe_dump({"root": str(tmp_path), "sources": [{"name": "trees", "folder": "data"}]}))
+    rows = open_mixture(load_mixture(str(mixture)), 0)
+    trainer = make_trainer(tmp_path / "run", train_sampling_strategy="batch_rebalance", eval_strategy="no")
+    measured = trainer._lengths(rows)
+    assert measured == [SampleLength.of(trainer.data_collator)(row) for row in rows]
+    assert min(measured) > 4
+
+
+def test_evaluation_does_not_depend_on_strategy(tmp_path):
+    strategies = ("random", "group_by_length")
+    trainers = [make_trainer(tmp_path / name, train_sampling_strategy=name) for name in strategies]
+    assert trainers[0].evaluate()["eval_loss"] == trainers[1].evaluate()["eval_loss"]
 
 
 @pytest.mark.parametrize("num_rows", [1, 5, 9])
@@ -274,3 +316,18 @@ def test_default_warmup_is_half_from_scratch(data_folder, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| first optimizer steps, without VRL | 1 |" in card
     assert "without VRL" not in (tmp_path / "next" / "out" / "README.md").read_text()
+
+
+def test_default_warmup_counts_epochs(tmp_path):
+    args = ViTPTrainingConfig(str(tmp_path), **OPTIONS | {"max_steps": -1, "num_train_epochs": 2.5})
+    rows = make_rows()  # three steps per epoch; the Trainer counts 8 in 2.5 epochs
+    assert default_warmup(args, rows) == 4
+    assert make_trainer(tmp_path, max_steps=-1, num_train_epochs=2.5, **ONCE).train().global_step == 8
+    args.max_steps = 9
+    assert default_warmup(args, rows.to_iterable_dataset()) == 4
+    args.max_steps, args.dataloader_drop_last = -1, True  # two steps per epoch, 5 in total
+    assert default_warmup(args, rows) == 2
+    for step, recorded in ((1, {"vrl_warmup_steps": 7}), (2, {})):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        publish_checkpoint(tmp_path / f"checkpoint-{step}", {"fixed": recorded, "free": {}})
+        assert default_warmup(args, rows) == recorded.get("vrl_warmup_steps", 0)

@@ -25,13 +25,17 @@ from torch import nn
 from training_run import Send, make_trainer, run, run_ranks, summary
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
+from trl import ModelConfig
 
 from modeling_vitp.command.errors import RunStopped, TrainingDiverged
+from modeling_vitp.pretraining.arguments import PretrainArguments
+from modeling_vitp.pretraining.loading import load_start
 from modeling_vitp.pretraining.trainer import ViTPTrainer
 from modeling_vitp.training.callbacks import (
     TAG,
     LogPredictionsCallback,
     StopAtNotFinite,
+    choose,
     ignore_signals_in_worker,
     next_command,
 )
@@ -90,6 +94,16 @@ def test_step_skipped_by_scaler_is_ignored(tmp_path):
         end_step()
 
 
+def test_nan_weights_are_refused_as_start(model_and_processor, tmp_path):
+    model, processor = model_and_processor
+    with torch.no_grad():
+        model.lm_head.weight[3, 3] = float("nan")
+    for part in (model, processor):
+        part.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="lm_head.weight"):
+        load_start(PretrainArguments("rows"), ModelConfig(str(tmp_path)), [])
+
+
 def stopped(folder, number: int, step: int, **options) -> RunStopped:
     trainer = make_trainer(folder, **options)
     trainer.add_callback(Send(number, step))
@@ -137,6 +151,17 @@ def test_closed_terminal_saves(tmp_path):
             os.dup2(copy, descriptor)
         signal.signal(signal.SIGHUP, ignored)
     assert stop.status == 129 and last_checkpoint(tmp_path).endswith("checkpoint-1")
+
+
+def test_nohup_is_respected(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        trainer = make_trainer(tmp_path, max_steps=1, eval_strategy="no")
+        trainer.add_callback(Send(signal.SIGHUP, 1))
+        trainer.train()
+        assert trainer.state.global_step == 1
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 class SendToAll(TrainerCallback):
@@ -313,6 +338,14 @@ def test_every_step_has_one_picture(stopped_and_resumed):
         assert np.array_equal(image, np.asarray(Image.open(path).convert("RGB")))
 
 
+def test_pictures_are_drawn_in_the_precision_of_training(tmp_path):
+    trainer, precisions = make_trainer(tmp_path, bf16=True), set()
+    layer = trainer.model.model.vision_tower.encoder.layer[0].mlp.fc1
+    layer.register_forward_hook(lambda module, inputs, output: precisions.add(output.dtype))
+    trainer.draw_samples(trainer.watched_samples(1), tmp_path / "step.png")
+    assert precisions == {torch.bfloat16} and (tmp_path / "step.png").is_file()
+
+
 def watcher_of(
     folder, draw=lambda samples, path: Image.new("RGB", (3, 2)).save(path, "PNG"), **options
 ) -> LogPredictionsCallback:
@@ -341,6 +374,21 @@ def test_failing_picture_changes_no_state(tmp_path, caplog):
     assert "no ink" in caplog.text and not list((tmp_path / "watch").glob("*.png"))
     assert [module.training for module in watcher.trainer.model] == [True, False]
     assert torch.equal(states[0], torch.get_rng_state()) and np.array_equal(states[1], np.random.get_state()[1])
+
+
+def test_sharded_model_is_not_drawn(tmp_path, caplog):
+    watcher = watcher_of(tmp_path, distributed_type=DistributedType.FSDP)
+    watcher.on_train_begin(watcher.trainer.args, SimpleNamespace(global_step=0), None)
+    watcher.on_evaluate(watcher.trainer.args, SimpleNamespace(global_step=5), None)
+    assert "watch_samples" in caplog.text and not list(tmp_path.iterdir())
+
+
+def test_samples_depend_on_the_seed():
+    samples = [chr(97 + index) for index in range(20)]
+    chosen = choose(samples, 5, seed=3)
+    assert chosen == choose(samples, 5, seed=3) == sorted(chosen) and len(set(chosen)) == 5
+    assert chosen != choose(samples, 5, seed=4)
+    assert choose(samples, 50, seed=3) == samples
 
 
 @pytest.mark.slow

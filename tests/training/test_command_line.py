@@ -13,7 +13,7 @@ from modeling_vitp.instructions.mixture import load_mixture
 from modeling_vitp.pretraining import plan
 from modeling_vitp.recipes import pretrain
 from modeling_vitp.training.checkpointing import publish_checkpoint
-from modeling_vitp.training.command_line import find_checkpoint
+from modeling_vitp.training.command_line import check_output, find_checkpoint
 
 
 def write_checkpoint(folder, step):
@@ -34,6 +34,14 @@ def test_resume_option_finds_the_checkpoint(tmp_path):
     for option in (True, "true", "True"):
         assert found(option) == str(tmp_path / "checkpoint-10")
     assert [found(option) for option in (None, False, "false", "there")] == [None, None, None, "there"]
+
+
+def test_output_folder_on_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for place in ("file", "file/a/run"):
+        with pytest.raises(ValueError, match=f"output_dir='{tmp_path / place}'"):
+            check_output([SimpleNamespace(output_dir=str(tmp_path / place))])
+    check_output([SimpleNamespace(output_dir=str(tmp_path / "new" / "run"))])
 
 
 @pytest.mark.parametrize(("named", "kind"), [("it's.jsonl", "annotation"), ("data", "dataset")])

@@ -12,10 +12,13 @@ import pytest
 import yaml
 from datasets import Dataset, Features, Image, List, load_dataset
 from pictures import picture
+from row_formats import FORMATS
 from training_run import FEATURES, make_rows, make_trainer
+from trl import ScriptArguments
 
 from modeling_vitp.instructions.mixture import load_mixture, open_mixture
 from modeling_vitp.instructions.rows import prepare_rows
+from modeling_vitp.instructions.sources import open_splits
 from modeling_vitp.recipes import finetune_segmentation
 from modeling_vitp.training.resuming import fingerprint_data
 
@@ -130,6 +133,20 @@ def test_stream_fingerprint_changes_with_files(data_folder):
     assert stream() != known
 
 
+def test_stream_fingerprint_changes_with_reader(tmp_path):
+    picture(20, 20).save(tmp_path / "0.png")
+    row = {"photo": "0.png", "short": "a tree", "long": "a green tree"}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    args = ScriptArguments(dataset_name=str(tmp_path), dataset_streaming=True)
+
+    def known(caption="short", prompt=None):
+        stream = open_splits(args, columns={"image": "photo", "caption": caption}, prompt=prompt)[0]["train"]
+        return fingerprint_data(prepare_rows(stream))["stream"]
+
+    assert known() == known()
+    assert len({known(), known("long"), known(prompt="What is it?")}) == 3
+
+
 @pytest.mark.slow
 def test_changed_masks_are_refused(tmp_path):
     dense_data.make_loveda(tmp_path / "data")
@@ -140,3 +157,14 @@ def test_changed_masks_are_refused(tmp_path):
     os.utime(next((tmp_path / "data/Train").glob("*/masks_png/*.png")), ns=(1, 1))
     with pytest.raises(ValueError, match="'split 1, files' changed since"):
         finetune_segmentation.main(*arguments)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_json_fingerprint_changes_with_its_file(tmp_path, streaming):
+    FORMATS["LLaVA"][0](tmp_path, [picture(20, 20, seed) for seed in range(3)])
+    args = ScriptArguments(dataset_name=str(tmp_path), dataset_streaming=streaming)
+    known = fingerprint_data(open_splits(args)[0]["train"])
+    assert None not in known.values() and fingerprint_data(open_splits(args)[0]["train"]) == known
+    file = tmp_path / "llava_instruct.json"
+    file.write_text(file.read_text().replace("There are 2 trees", "There are 9 trees"))
+    assert fingerprint_data(open_splits(args)[0]["train"]) != known

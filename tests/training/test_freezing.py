@@ -24,6 +24,7 @@ from modeling_vitp import (
 )
 from modeling_vitp.convert.export import trained_vision_model
 from modeling_vitp.pretraining.loading import build_model
+from modeling_vitp.pretraining.options import parse_options
 from modeling_vitp.training.freezing import freeze, lora_config
 
 PARTS = {
@@ -171,6 +172,12 @@ def test_invalid_freezing_is_refused(model):
         with pytest.raises(ValueError, match=named):
             lora_config(model, args, **options)
     assert lora_config(model, no_peft, frozen_parts=["language_model"]) is None
+
+
+@pytest.mark.parametrize(("words", "frozen"), [(["vision", "projector"], ["vision", "projector"]), ([""], [])])
+def test_freeze_option_names_parts(words, frozen):
+    argv = ["--dataset_name", "rows", "--output_dir", "out", "--freeze", *words]
+    assert parse_options(argv, "").data.freeze == frozen
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:

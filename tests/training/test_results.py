@@ -1,6 +1,7 @@
 """Results are saved before the next step that may fail."""
 
 import json
+import shlex
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -14,7 +15,8 @@ from transformers import PreTrainedConfig, Trainer, TrainerCallback, TrainingArg
 from transformers.integrations import deepspeed, is_deepspeed_zero3_enabled
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPVisionModel
-from modeling_vitp.pretraining.results import START, keep_start
+from modeling_vitp.pretraining.requirements import check_requirements
+from modeling_vitp.pretraining.results import START, keep_start, next_commands
 from modeling_vitp.pretraining.trainer import ViTPTrainer
 from modeling_vitp.training import results
 from modeling_vitp.training.base_trainer import BaseTrainer
@@ -78,6 +80,17 @@ def test_failing_evaluation_comes_after_saving(data_folder, tmp_path, from_scrat
     assert ViTPForConditionalGeneration.from_pretrained(out)
     assert (out / "backbone" / "model.safetensors").is_file() and (out / "adapter").is_dir()
     assert json.loads((out / "metrics.json").read_text())["train"]["train_loss"] > 0
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["results.draw_losses", "results.write_part_card", "base_trainer.write_model_card"],
+)
+def test_failing_plot_or_card_is_status_1(data_folder, tmp_path, from_scratch, monkeypatch, caplog, what):
+    monkeypatch.setattr(f"modeling_vitp.training.{what}", fail)
+    assert train(tmp_path, **from_scratch) == 1
+    assert "TypeError: a bad day." in caplog.text
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["eval"]["eval_loss"] > 0
 
 
 def test_file_is_written_atomically(tmp_path):
@@ -160,6 +173,22 @@ def test_train_loss_of_resumed_run_has_all_steps(tmp_path, monkeypatch, resume):
 @pytest.fixture
 def from_scratch(data_folder):
     return {"from_scratch": FROM_SCRATCH, "dataset_name": str(data_folder), "max_steps": 1}
+
+
+def test_report_of_a_pretraining(tmp_path, capsys):
+    folder = tmp_path / "mein Ordner"
+    (folder / "backbone").mkdir(parents=True)
+    metrics = {"eval": {"eval_loss": 0.25}, "probe": {"least_gain": {"linear": 0.0312}}}
+    metrics["requirements"] = check_requirements({"probe.least_gain.linear": "> 0.02"}, metrics)
+    assert results.report(metrics, folder, "vitp", next_commands(folder)) == 0
+    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith("    vitp ")]
+    assert [command[1] for command in commands] == ["finetune_segmentation", "pretrain", "push_to_hub"]
+    assert all({str(folder), str(folder / "backbone")} & set(command) for command in commands)
+
+    metrics["requirements"] = check_requirements({"probe.least_gain.linear": "> 0.04", "answers.x": "< 1"}, metrics)
+    assert results.report(metrics, folder, "vitp", next_commands(folder)) == 1
+    errors = capsys.readouterr().err
+    assert "probe.least_gain.linear" in errors and "answers.x" in errors
 
 
 def test_parts_are_saved_without_sharding_under_zero3(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Settings that must match on resume, and settings whose changes cause a warning."""
 
 import copy
+import logging
 import shutil
 
 import pytest
@@ -9,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from training_run import make_trainer
 
 from modeling_vitp.training.freezing import freeze
-from modeling_vitp.training.resuming import base_fingerprint, check_resume_settings, freezing_settings
+from modeling_vitp.training.resuming import base_fingerprint, check_resume_settings, fingerprint_data, freezing_settings
 
 TARGETS = ["q_proj", "v_proj"]
 
@@ -43,6 +44,13 @@ def test_changed_adapter_or_optimizer_is_refused(stopped, run, change, named):
     """A resumed run takes the settings of its optimizer from the checkpoint, so that a change would be ignored."""
     with pytest.raises(ValueError, match=named):
         make_trainer(stopped / run, max_steps=2, **change).train(resume_from_checkpoint=True)
+
+
+def test_changed_freezing_is_refused(stopped):
+    trainer = make_trainer(stopped / "full")
+    freeze(trainer.model, ["vision"], unfreeze_vision_layers=1)
+    with pytest.raises(ValueError, match=r"freeze was \[\] and is \['vision'\].*unfreeze_vision_layers was 0 and is 1"):
+        trainer.train(resume_from_checkpoint=True)
 
 
 def test_adapter_on_another_model_is_refused(stopped):
@@ -90,6 +98,29 @@ def test_base_fingerprint_ignores_the_adapter(model):
 def test_freezing_settings_equal_freeze_arguments(model, parts, layers):
     freeze(model, parts, layers)
     assert freezing_settings(model) == {"freeze": parts, "unfreeze_vision_layers": layers}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"loss_type": "dft"}, "loss_type was None and is 'dft'"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha was None and is 5.0"),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_changed_loss_is_a_warning(stopped, caplog, change, named):
+    trainer = make_trainer(stopped / "full", max_steps=1, **change)
+    with caplog.at_level(logging.WARNING):
+        trainer._settings, trainer._data = trainer.run_settings(), fingerprint_data(trainer.training_data())
+        trainer.check_checkpoint(str(stopped / "full" / "checkpoint-1"))
+    assert (named in caplog.text) if named else ("changed settings" not in caplog.text)
+
+
+def test_tuples_equal_recorded_lists(caplog):
+    recorded, settings = {"fixed": {"spec": [1, 2]}, "free": {}}, {"fixed": {"spec": (1, 2)}, "free": {}}
+    check_resume_settings("checkpoint-1", recorded, settings)
+    assert not caplog.records
 
 
 def test_extra_settings_are_compared_if_both_exist():

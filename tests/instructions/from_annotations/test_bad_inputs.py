@@ -6,7 +6,7 @@ import os
 import nibabel
 import numpy as np
 import pytest
-from annotated_images import LAYOUTS, NAMES, noise, write_voc
+from annotated_images import LAYOUTS, NAMES, make, noise, write_voc
 from PIL import Image
 
 from modeling_vitp.data import layouts
@@ -170,6 +170,16 @@ def test_coco_file_name_must_stay_below_root(tmp_path, way):
         annotate_all(read, chosen)
     images = annotate_all(read, chosen, "skip")
     assert [image.paths[0].name for image in images] == [f"00{number}.png" for number in (0, 2, 3, 4, 5)]
+
+
+def test_command_skips_invalid_annotation(tmp_path, capsys):
+    write_voc(tmp_path / "data", "train", NAMES["train"][:12])
+    (tmp_path / "data" / VOC).write_text("<annotation")
+    rows = make("voc", tmp_path / "data", tmp_path / "out", "--on_error", "skip")["train"]
+    assert "003.xml" in capsys.readouterr().err
+    assert "003" not in rows["id"] and len(rows) > 5
+    with pytest.raises(ValueError, match=r"003\.xml"):
+        make("voc", tmp_path / "data", tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,20 @@
 """Collages of images whose colors encode the origin of each pixel."""
 
 import io
+import json
 
 import numpy as np
 import pytest
 from annotated_images import NAMES, make, turns_of, write_coco
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from modeling_vitp.data.annotations import AnnotatedImage, Region, read_labels, regions_of
 from modeling_vitp.instructions.from_annotations.collages import (
     draw_collages,
     encode_collages,
+    split_collage,
     stated_crops,
 )
 
@@ -121,6 +125,29 @@ def test_collages_depend_on_seed_only(images):
     assert all((one == other).all() for one, other in zip(first, second))
     others = opened(draw_collages(images, 3, 84, (2, 7), seed=5))
     assert not any(one.shape == other.shape and (one == other).all() for one, other in zip(first, others))
+
+
+def test_small_images_are_excluded(images):
+    collages = draw_collages(images, 20, 100, (2,), seed=0)
+    assert {piece.image.id for collage in collages for piece in collage.crops} == {"train/0", "train/2"}
+
+
+def test_jpeg_collages_list_their_crops(tmp_path):
+    (stored,) = next(encode_collages(draw_collages(painted(tmp_path, "jpg"), 1, 84, (7,), seed=0)))
+    image = Image.open(io.BytesIO(stored["bytes"]))
+    assert image.format == "JPEG" and len(stated_crops(image)) == 49 and len(split_collage(image)) == 49
+    assert stored["path"] == "000000.jpg"
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=25)
+@given(
+    st.one_of(st.binary(), st.text(), st.integers(), st.lists(st.integers()).map(lambda a: json.dumps({"collage": a})))
+)
+def test_any_metadata_text_is_accepted(said):
+    image = Image.new("RGB", (8, 8))
+    image.info["comment"] = said
+    assert len(split_collage(image)) in (0, *(n * n for n in range(1, 9)))
 
 
 def test_collages_of_training_images_have_questions(tmp_path):

@@ -498,6 +498,14 @@ def test_view_is_same_in_new_process(painted, tmp_path):
     assert done.stdout.strip() == str(sorted(digests_of(opened(painted, **PAINTED), KEYS).items()))
 
 
+def test_rows_are_windows_and_collages(coco):
+    rows = opened(coco, **MIXED).rows()
+    assert len(set(rows["id"])) == len(rows) == 30 * 4 * 2  # Four windows cover 320 x 240, and a collage for each.
+    assert Counter(rows["image_index"]) == dict.fromkeys(range(30), 8)
+    assert len(opened(coco, collages=0.5).rows()) == 45
+    assert len(opened(coco, collages=1, kinds=["counting"]).rows()) == 30  # Collages are asked for maps alone.
+
+
 def test_changed_label_changes_its_rows(coco, tmp_path):
     shutil.copytree(coco, tmp_path / "copy")
     path = tmp_path / "copy" / "annotations" / "instances_train2017.json"
@@ -510,6 +518,20 @@ def test_changed_label_changes_its_rows(coco, tmp_path):
     changed = [one["image_index"] for one, other in zip(before, after) if one["labels"] != other["labels"]]
     assert changed == [annotation["image_id"]]
     assert before["id"] == after["id"]
+
+
+def test_changed_mask_changes_its_rows(tmp_path):
+    """A hole that moves changes neither the box nor the area of its region."""
+    classes = paint(tmp_path, "train", 3)
+    for numbers in classes.values():
+        numbers[:20, :20] = 1
+    classes["train/1"][5, 5] = 0
+    write_masks(tmp_path, classes, lambda numbers: numbers)
+    before = opened(tmp_path).rows()["labels"]
+    classes["train/1"][5, 5:7] = 1, 0
+    write_masks(tmp_path, classes, lambda numbers: numbers)
+    after = opened(tmp_path).rows()["labels"]
+    assert [one == other for one, other in zip(before, after)] == [True, False, True]
 
 
 def test_yes_and_no_are_equally_frequent(coco):

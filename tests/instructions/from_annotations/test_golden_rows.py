@@ -93,6 +93,15 @@ def test_rows_are_pinned(layout, tmp_path):
     assert (len(rows), digest) == DIGESTS[layout]
 
 
+def test_masks_have_default_names(tmp_path, capsys):
+    write("masks", tmp_path / "data")
+    rows = make("masks", tmp_path / "data", tmp_path / "out")["train"]
+    assert "0 is the background, 1 is 'class 1'" in capsys.readouterr().out
+    (tmp_path / "names.json").write_text('{"0": null, "1": "class 1", "2": "class 2", "3": "class 3"}')
+    expected = make("masks", tmp_path / "data", tmp_path / "expected", "--names", tmp_path / "names.json")["train"]
+    assert rows.to_list() == expected.to_list()
+
+
 @pytest.mark.parametrize("layout", OPTIONS)
 def test_layout_is_recognized(layout, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -105,3 +114,34 @@ def test_layout_is_recognized(layout, tmp_path, monkeypatch):
     assert (program, command, words[0]) == ("vitp", "make_instructions", layout)
     assert make_instructions.main(words) == 0
     assert (tmp_path / f"{folder}_instructions" / "README.md").is_file()
+
+
+def write_captions(root):
+    image = {"id": 1, "file_name": "0.png"}
+    contents = {"images": [image], "annotations": [{"id": 1, "image_id": 1, "caption": "A bbox of categories."}]}
+    (root / "annotations").mkdir()
+    (root / "annotations" / "captions_train2017.json").write_text(json.dumps(contents))
+    noise(root / "train2017" / "0.png", 0)
+
+
+def write_numbers(root):
+    (root / "labels").mkdir()
+    (root / "labels" / "0.txt").write_text("0 0.1 0.1 0.2 0.1 0.2 0.2 0.1 0.2\n")
+    noise(root / "images" / "0.png", 0)
+
+
+@pytest.mark.parametrize("write_other", [write_captions, write_numbers])
+def test_other_folder_is_not_recognized(write_other, tmp_path):
+    write_other(tmp_path)
+    assert layouts.recognize_layout(tmp_path) is None
+    assert pipeline.make_instructions_command(tmp_path) is None
+    assert layouts.recognize_layout(tmp_path / "missing") is None
+
+
+def test_command_names_split_of_folder(tmp_path):
+    for label in ("river", "forest"):
+        noise(tmp_path / label / "0.png", 0)
+    assert "--split" not in pipeline.make_instructions_command(tmp_path)  # All images are used.
+    for label in ("river", "forest"):
+        noise(tmp_path / "splits" / "val" / label / "0.png", 0)
+    assert "--split val" in pipeline.make_instructions_command(tmp_path / "splits")

@@ -29,6 +29,7 @@ from modeling_vitp.instructions.from_annotations.questions import (
     LETTERS,
     cell_covers,
     explained,
+    plural,
     signs_of,
 )
 
@@ -181,6 +182,14 @@ def test_map_of_transposed_image_is_transposed(drawn):
     assert swapped == plain.reshape(side, side).T.flatten().tolist()
 
 
+def test_unclear_boxes_prevent_map():
+    crowd = (Region("tree", (0, 0, 9, 9), 81.0, is_clear=False),)
+    labels = LabelMap(np.zeros((9, 9), dtype=np.int32), PHRASES)
+    assert cell_covers(AnnotatedImage("x", (), (9, 9), crowd), 3) is None
+    assert cell_covers(AnnotatedImage("x", (), (9, 9), slivers=crowd), 3) is None
+    assert cell_covers(AnnotatedImage("x", (), (9, 9), crowd, mask=lambda: labels), 3) == [None] * 9
+
+
 def test_map_words_are_classes_or_letters():
     assert signs_of(["road", "tree"]) == {"road": "road", "tree": "tree", None: BACKGROUND}
     assert explained(signs_of(["road", "tree"])) == ["road", "tree", BACKGROUND]
@@ -189,3 +198,10 @@ def test_map_words_are_classes_or_letters():
     assert signs_of([BACKGROUND, "road"]) == {BACKGROUND: "A", "road": "B", None: "none"}
     assert len(set(signs_of(f"big {number}" for number in range(len(LETTERS))).values())) == len(LETTERS) + 1
     assert signs_of(f"big {number}" for number in range(len(LETTERS) + 1)) == {}
+
+
+def test_plurals():
+    words = {"tree": "trees", "bus": "buses", "bridge": "bridges", "factory": "factories", "railway": "railways"}
+    words |= {"fish": "fish", "series": "series", "glass": "glasses", "large buildings": "large buildings"}
+    words |= {"storage tank": "storage tanks", "class 1": "class 1"}
+    assert {word: plural(word) for word in words} == words

@@ -84,6 +84,36 @@ def test_dicom_series_and_nnunet_folders_are_read(tmp_path, names):
     assert all(b"ann" not in row["images"][0]["bytes"] for row in stored)
 
 
+def test_first_nnunet_channel_is_used(tmp_path, names):
+    values, mask = volume(0)
+    for folder, channels in (("both", 2), ("first", 1)):
+        for case in ("a", "b_0001"):
+            save_volume(tmp_path / folder / "labelsTr" / f"{case}.nii.gz", mask, np.eye(4))
+            for channel in range(channels):
+                path = tmp_path / folder / "imagesTr" / f"{case}_000{channel}.nii.gz"
+                save_volume(path, values + 50 * channel, np.eye(4))
+    rows = make("volumes", tmp_path / "both", tmp_path / "rows", *names, *WINDOW)
+    expected = make("volumes", tmp_path / "first", tmp_path / "expected", *names, *WINDOW)
+    assert {row["id"].split("/")[0] for row in rows} == {"a", "b_0001"}
+    for row, other in zip(rows, expected, strict=True):
+        assert np.array_equal(np.asarray(row["images"][0]), np.asarray(other["images"][0]))
+
+
+def test_case_in_two_splits_is_named(tmp_path, names):
+    root = tmp_path / "ct"
+    write_case(root, "train", "a", 0)
+    write_case(root, "val", "a", 1)
+    arguments = ["volumes", str(root), *names, *WINDOW, "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match="case a is in two splits"):
+        make_instructions.main(arguments)
+    shutil.rmtree(root)
+    values = volume(0)[0].transpose(2, 1, 0)
+    write_series(root / "train" / "images" / "a", values, patient="ann")
+    write_series(root / "test" / "images" / "b", values + 1, patient="ann")
+    with pytest.raises(ValueError, match="PatientID ann is in two splits"):
+        make_instructions.main(arguments)
+
+
 def test_recompressed_volume_is_excluded_as_copy(tmp_path, names, capsys):
     root = tmp_path / "ct"
     write_case(root, "train", "a", 0)

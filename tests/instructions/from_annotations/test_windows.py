@@ -42,6 +42,23 @@ def test_windows_have_transparency_only_if_the_scene_has(tmp_path, fourth):
             assert file.colorinterp[3] == fourth
 
 
+def test_windows_of_16_bit_png_colors_are_refused(tmp_path):
+    path = write_bands(tmp_path / "scene.png", np.zeros((3, 50, 70), np.uint16))
+    with pytest.raises(ValueError, match="scene.png .*bits"):
+        image_bytes(windows_of(AnnotatedImage("scene", (path,), (50, 70)), 40, 10)[0])
+
+
+@pytest.mark.parametrize("name", ["scene.png", "scene.jpg", "scene.tif"])
+def test_truncated_scene_is_named(tmp_path, name):
+    pixels = np.random.default_rng(0).integers(0, 250, (70, 70, 4 if name == "scene.tif" else 3)).astype(np.uint8)
+    path = tmp_path / name
+    PIL.Image.fromarray(pixels).save(path)
+    window = windows_of(AnnotatedImage("scene", (path,), (70, 70)), 40, 10)[-1]
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(ValueError, match=name):
+        image_bytes(window)
+
+
 def test_windows_of_huge_scene_are_read_separately(tmp_path, monkeypatch):
     """Follow the advice in the error for large images: use a TIFF."""
     scene = np.random.default_rng(0).integers(0, 250, (3, 50, 70)).astype(np.uint8)
