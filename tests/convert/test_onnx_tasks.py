@@ -109,9 +109,9 @@ def test_dense_graph_has_the_logits(tmp_path, name, neck):
 
 
 @pytest.mark.slow
-def test_detection_graph_has_the_detections(tmp_path):
-    """Instances have the boxes of object detection. The pages export a detector without masks."""
-    model = write_model(tmp_path / "model", "instances")
+@pytest.mark.parametrize(("name", "neck"), [("boxes", "pyramid"), ("instances", "adapter")])
+def test_detection_graph_has_the_detections(tmp_path, name, neck):
+    model = write_model(tmp_path / "model", name, neck)
     onnx.export_onnx(tmp_path / "model", tmp_path / "a.onnx")
     for size in LARGER_SIZES:
         found, images = run_graph(tmp_path / "a.onnx", size, 1)
@@ -127,7 +127,7 @@ def test_detection_graph_has_the_detections(tmp_path):
 
 @pytest.mark.slow
 def test_oriented_graph_has_the_boxes_before_nms(tmp_path):
-    model = write_model(tmp_path / "model", "oriented")
+    model = write_model(tmp_path / "model", "oriented", "adapter")
     onnx.export_onnx(tmp_path / "model", tmp_path / "a.onnx")
     metadata = onnxruntime.InferenceSession(tmp_path / "a.onnx").get_modelmeta().custom_metadata_map
     threshold, overlap, most = (

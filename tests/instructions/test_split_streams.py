@@ -156,7 +156,7 @@ def test_part_draws_fractional_rate(folder, monkeypatch, resample):
 
 @pytest.mark.slow
 def test_parts_round_tiny_rates_at_random(folder):
-    seeds, parts, rate = 20, FILES, 0.03  # A pass has 0.3 rows of a part, and 1.8 rows of all parts.
+    seeds, parts, rate = 40, FILES, 0.03  # A pass has 0.3 rows of a part, and 1.8 rows of all parts.
     found = [
         sum(1 for row in rows._shuffled(0, parts, part, 0))
         for rows in (of_rate(folder, rate, seed) for seed in range(seeds))
@@ -187,6 +187,19 @@ def test_part_continues_after_broken_connection(folder, monkeypatch, parts):
     monkeypatch.setattr(sources, "pause", lambda *args: pauses.append(args))
     assert list(sources.stream_rows(source, parts, 1)) == whole
     assert len(pauses) == 2
+
+
+def test_damaged_part_names_the_source(folder, monkeypatch):
+    source = of_rate(folder, 1).mixture.sources[0]
+
+    def damaged(*_):
+        raise ValueError("line 3 is not valid JSON")
+        yield
+
+    monkeypatch.setattr(sources, "stored_rows", damaged)
+    monkeypatch.setattr(sources, "download_line_files", lambda _: pytest.fail("the rows of others would be read, too"))
+    with pytest.raises(ValueError, match="Source 'parquet', row 0: .*line 3 is not valid JSON"):
+        list(sources.stream_rows(source, 2, 1))
 
 
 def test_split_streams_of_released_mixture_is_refused(folder):
