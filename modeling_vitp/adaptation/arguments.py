@@ -182,7 +182,8 @@ class AdaptArguments(Settings):
         default=False,
         metadata={
             "help": "Go on where the command would stop: answers that follow from their questions, test images in the "
-            "training data or of one scene, a backbone that is worse after a tenth of the steps. Default: false."
+            "training data or of one scene, a backbone that is worse after a tenth of the steps or not better than its "
+            "start on the validation images. Default: false."
         },
     )
     output_dir: str | None = field(default=None, metadata={"help": "Output folder. The same command resumes in it."})

@@ -25,6 +25,7 @@ def score_alphas(prober: Prober, start: str, pretrained: Path, folder: Path) -> 
     Returns:
         `alpha`, `score` and the `resampled` scores of each backbone, in the order of [`ALPHAS`].
     """
+    shutil.rmtree(folder, ignore_errors=True)  # of a call that was stopped
     backbones = []
     for alpha in ALPHAS:
         backbone = export_backbone(pretrained, folder / f"alpha_{alpha:g}", start=start, interpolation_alpha=alpha)

@@ -122,6 +122,7 @@ def compare_with_start(prober: Prober, checkpoints: Sequence[str], start: str, f
         `best`, the index of the checkpoint with the highest score; `is_worse`, whether its backbone is clearly worse;
         and `text` with its score and that of the start.
     """
+    shutil.rmtree(folder, ignore_errors=True)  # of a call that was stopped
     backbones = []
     for index, checkpoint in enumerate(checkpoints):
         backbones.append(str(export_backbone(checkpoint, folder / f"backbone_{index}")))

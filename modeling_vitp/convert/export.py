@@ -79,9 +79,11 @@ def export_backbone(
 
     Raises:
         ValueError: if `model` or the checkpoint has another model type, such as a backbone or a detector, weights are
-            NaN or infinite, a model with other bands has no image processor, the folder has other files, or `start`
-            and the trained ViT differ in their shapes.
+            NaN or infinite, a model with other bands has no image processor, the folder has other files, `start` and
+            the trained ViT differ in their shapes, or `interpolation_alpha` is set without `start`.
     """
+    if start is None and interpolation_alpha != 1:
+        raise ValueError(f"interpolation_alpha={interpolation_alpha} needs `start`, the ViT before the training.")
     vision_model, image_processor = open_trained_vision_model(model, image_processor, allow_nan)
     if start is not None:
         vision_model = interpolate_vit(start, vision_model, interpolation_alpha)

@@ -7,16 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import yaml
 from classification_data import write_folders
 from dense_data import BACKBONE, HEAD
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoModel
+from vision_families import save_language_model, save_vit
 
 from modeling_vitp import adapt
 from modeling_vitp.adaptation import runs
 from modeling_vitp.adaptation.report import AdaptationReport
 from modeling_vitp.command.errors import RunStopped
 from modeling_vitp.evaluation.comparison import Progress
+from modeling_vitp.modeling_vitp_backbone import resize_backbone
 from modeling_vitp.recipes import finetune_classification, probe
 
 NAMES = ("field", "forest", "river", "town")
@@ -141,6 +146,34 @@ def test_unchanged_backbone_is_not_called_better(adapted, classes, tmp_path, wit
     difference = report.differences()["mae"]
     assert (difference.mean, difference.low, difference.high, difference.is_clear) == (0.0, 0.0, 0.0, False)
     assert report.verdict.startswith("Keep mae: no difference to the adapted backbone was found")
+
+
+def test_chosen_rate_is_trained_as_in_one_run(classes, tmp_path, quick_prior, without_onnx):
+    """The run of the chosen rate has the weights of an undisturbed run, and the backbone lies on the line to them."""
+    save_vit(tmp_path / "vit", "dinov2")
+    save_language_model(tmp_path / "lm")
+    settings = SETTINGS | {"pretraining": {"bf16": False, "watch_samples": 0}, "learning_rates": [1e-3], "seeds": [0]}
+    settings |= {"steps": 20, "force": True, "language_model": str(tmp_path / "lm"), "baselines": ["start"]}
+    out = tmp_path / "out"
+    report = adapt(classes, start=tmp_path / "vit", output_dir=out, **settings)
+    assert sorted(path.name for path in out.glob("pretraining*") if path.is_dir()) == ["pretraining"]
+    best = json.loads((out / "progress.json").read_text())["pretraining/look"]["result"]["best"]
+    rate = (5e-5, 1e-5)[best]
+    configuration = yaml.safe_load((out / f"pretraining_rate_{rate:g}.yaml").read_text())
+    assert configuration.pop("stop_at_step") == 2 and configuration["part_learning_rates"]["vision"] == rate
+    del configuration["output_dir"]
+    runs.run_pretraining(configuration, tmp_path / "undisturbed")
+    undisturbed = load_file(tmp_path / "undisturbed" / "model.safetensors")
+    trained = load_file(out / "pretraining" / "model.safetensors")
+    assert undisturbed.keys() == trained.keys()
+    assert all(torch.equal(weight, trained[name]) for name, weight in undisturbed.items())
+
+    alpha = float(report.controls["interpolation"].split()[0])
+    start = resize_backbone(AutoModel.from_pretrained(tmp_path / "vit"), image_size=report.plan["image_size"])
+    pretrained = AutoModel.from_pretrained(tmp_path / "undisturbed" / "backbone").state_dict()
+    backbone = AutoModel.from_pretrained(out / "bundle").state_dict()
+    for name, weight in start.state_dict().items():
+        torch.testing.assert_close(backbone[name], torch.lerp(weight, pretrained[name], alpha))
 
 
 def test_model_that_learns_shuffled_labels_does_not_look(adapted, classes, tmp_path, quick_prior, without_onnx):

@@ -85,6 +85,14 @@ def test_backbone_is_replaced_by_the_chosen_one(folder, model_and_processor, mon
     assert sorted(path.name for path in folder.iterdir()) == ["pretraining", "progress.json"]
 
 
+def test_interrupted_choice_begins_anew(folder, monkeypatch):
+    (folder / "between" / "alpha_0").mkdir(parents=True)
+    (folder / "between" / "alpha_0" / "half_written").touch()
+    progress = interpolate(folder, [0.70, 0.72, 0.74, 0.76, 0.78], monkeypatch)
+    assert progress.parts["interpolation/backbone"]["result"].startswith("1 of the way")
+    assert not (folder / "between").exists()
+
+
 def test_start_is_kept_unless_forced(folder, monkeypatch):
     values = [0.78, 0.76, 0.74, 0.72, 0.70]
     for _ in range(2):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModel, Dinov2Config, Dinov2Model
 
-from modeling_vitp import ViTPVisionModel
+from modeling_vitp import ViTPVisionModel, export_backbone
 from modeling_vitp.command.errors import WrongArguments
 from modeling_vitp.convert.interpolation import interpolate_vit
 from modeling_vitp.modeling_vitp_backbone import resize_backbone
@@ -61,6 +61,13 @@ def test_export_between_start_and_checkpoint(model_and_processor, tmp_path):
         torch.testing.assert_close(weight, expected)
     with pytest.raises(WrongArguments, match="start"):
         main([*words[:2], "--interpolation_alpha", "0.25"])
+
+
+def test_alpha_needs_the_start(model_and_processor, tmp_path):
+    model, processor = model_and_processor
+    with pytest.raises(ValueError, match="start"):
+        export_backbone(model, tmp_path / "out", processor.image_processor, interpolation_alpha=0.5)
+    assert not (tmp_path / "out").exists()
 
 
 def test_different_vits_are_refused():
