@@ -134,10 +134,14 @@ def test_backbone_is_compared_with_its_start(tmp_path, monkeypatch, score, is_wo
                 entries.append(entry | {"resampled": (value + noise).tolist()})
         return entries
 
-    monkeypatch.setattr(probing, "export_backbone", lambda checkpoint, folder: folder)
+    def export(checkpoint, folder):
+        folder.mkdir(parents=True)
+        return folder
+
+    monkeypatch.setattr(probing, "export_backbone", export)
     monkeypatch.setattr(Prober, "score", score_both)
     prober = Prober(SimpleNamespace(task="segmentation"), 32, 0)
-    (tmp_path / "early").mkdir()
+    (tmp_path / "early" / "backbone_0").mkdir(parents=True)  # of a call that was stopped
     comparison = compare_with_start(prober, ["worse", "better"], "start", tmp_path / "early")
     assert comparison["best"] == 1 and comparison["is_worse"] == is_worse and not (tmp_path / "early").exists()
     assert comparison["text"].startswith(f"mIoU {score:.3f} instead of 0.500 (95% interval")
