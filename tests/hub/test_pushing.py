@@ -70,7 +70,7 @@ def test_failed_push_does_not_stop_training(hub, settings, tmp_path, caplog, pau
     assert train(tmp_path, **settings, max_steps=1) == 1
     (error,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     command = f"vitp push_to_hub {tmp_path / 'second'} tester/second --what model --revision v2 --private"
-    assert "the Hub refuses tester" in error and error.endswith(command)
+    assert "500" in error and error.endswith(command)
     assert (tmp_path / "second" / "metrics.json").is_file() and (tmp_path / "second" / "backbone").is_dir()
     hub.failures.clear()
     assert push_to_hub.main(command.split()[2:]) == 0

@@ -113,7 +113,7 @@ def test_second_run_in_same_folder_is_refused(tmp_path, data_folder, monkeypatch
     with subprocess.Popen(command, **pipes) as other:
         assert other.stdout.readline() == b"held\n"
         for start in (make_trainer(out).train, lambda: train(tmp_path, **settings)):
-            with pytest.raises(RunStopped, match=f"{out}.*output_dir"):
+            with pytest.raises(RunStopped, match=str(out)):
                 start()
         assert [path.name for path in out.iterdir()] == [".run.lock"]
         monkeypatch.setenv("RANK", "1")

@@ -412,7 +412,7 @@ print(time.time() - start, int(peak.split()[1]) * 1024)
 """
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
-    seconds, memory = map(float, run.stdout.split())
+    seconds, memory = map(float, run.stdout.splitlines()[-1].split())
     features = pyogrio.read_info(tmp_path / "objects.geojson")["features"]
     print(f"{seconds:.0f} s, {memory / 1e9:.2f} GB, {features} objects")
     assert memory < 9e8 and features > 20_000

@@ -541,15 +541,17 @@ class Model(torch.nn.Conv2d):
 processor = ViTPSegmentationImageProcessor(input_spec={"percentiles": [2, 98]})
 torch.manual_seed(0)
 model = Model(3, 2, 1)
+peaks = []
 for height in sys.argv[1:]:
     used = []
     predict_large(model, processor, f"{height}.tif", f"classes_{height}.tif", window=512, stride=480)
-    print(max(used), memory("VmHWM"))
+    peaks += [max(used), memory("VmHWM")]
+print(*peaks)
 """
     command = [sys.executable, "-c", code, *map(str, heights)]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
-    low, high = (np.array(line.split(), dtype=int) for line in run.stdout.splitlines())
+    low, high = np.array(run.stdout.splitlines()[-1].split(), dtype=int).reshape(2, 2)
     print("MB while predicting, and at most:", low / 1e6, high / 1e6)
     assert (high - low).max() < 50e6
     with rasterio.open(tmp_path / f"classes_{heights[1]}.tif") as file:
