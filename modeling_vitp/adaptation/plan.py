@@ -420,12 +420,11 @@ def measure_runs(
         samples_of_step = affordable_samples
     else:
         samples_of_step = samples
-    further_samples = steps * samples_of_step - first_samples
-    if further_samples < 1:
+    if steps * samples_of_step <= first_samples:
         return samples * seconds_of_sample, rest
-    train_seconds, rest = measure(steps, samples_of_step)  # The rest of the first run has the time of imports, too.
-    further_seconds = max(train_seconds - seconds_of_first, 1e-3)
-    return samples * further_seconds / further_samples, rest
+    # The first run pays for imports and for the first step of the process, so that it counts for nothing.
+    train_seconds, rest = measure(steps, samples_of_step)
+    return samples * train_seconds / (steps * samples_of_step), rest
 
 
 def choose_plan(

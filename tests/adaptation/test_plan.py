@@ -139,6 +139,17 @@ def test_measurement_begins_small_and_keeps_its_time(tmp_path, monkeypatch, seco
     assert clock.now <= max(seconds, 13)
 
 
+def test_slow_first_step_of_a_process_is_not_measured(tmp_path):
+    """The first run is slower than the second one with more samples, as with the kernels that are made then."""
+    seconds_of_runs = iter([20.0, 16.0])
+
+    def run(settings, output):
+        return {"train": {"train_runtime": next(seconds_of_runs)}}
+
+    step, _ = measure_runs(run, {"per_device_train_batch_size": 8}, 8, tmp_path / "run", 125)
+    assert step == 16
+
+
 def test_plan_measures_all_backbones(tmp_path, monkeypatch):
     """Adapted, start and random weights have the costs of the start, and the other ViT has its own."""
     monkeypatch.setattr(plan, "measure_runs", lambda run, settings, *args: settings["costs"])
