@@ -37,6 +37,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from .configuration_vitp import ViTPConfig, ViTPVisionConfig, patch_grid
 from .opening import NamesItsFiles, naming, way_to_vit
 from .vision_towers import TimmTower, pair, tower_of
+from .vrl import flat_indices
 
 # Model types that may be mistaken for a checkpoint of ours. Their parameters have other names, which transformers only
 # reports: the model would keep its random weights.
@@ -258,6 +259,7 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
         vision_feature_layer: int | list[int] | None = None,
         vision_feature_select_strategy: str | None = None,
         visual_token_indices: torch.LongTensor | None = None,
+        visible_token_indices: torch.LongTensor | None = None,
         **kwargs,
     ) -> tuple | BaseModelOutputWithPooling:
         r"""Return the projected visual tokens of images.
@@ -268,13 +270,28 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
             visual_token_indices (`torch.LongTensor` of shape `(num_kept,)`, *optional*):
                 Indices of the `num_tiles * tokens_per_tile` visual tokens that VRL keeps. They are gathered before the
                 projector, which therefore processes only these.
+            visible_token_indices (`torch.LongTensor` of shape `(num_tiles, num_visible)`, *optional*):
+                Indices of the visual tokens of each tile whose patches the vision model computes; other patches are
+                dropped before its first layer. They include the tokens of `visual_token_indices`.
 
         Returns:
             Outputs of the vision model, with the projected visual tokens as `pooler_output`, of shape
             `(num_tiles, tokens_per_tile, text_hidden_size)`, or with VRL `(num_kept, 1, text_hidden_size)`: each
             token is a group, so that `generate` can assign tokens to samples when it expands the batch for beam search.
+
+        Raises:
+            ValueError: if the features are those of another layer than the last one, and patches are dropped or the
+                ViT is timm's.
         """
         tower = tower_of(self.config.vision_config)
+        pixel_values = pixel_values.to(dtype=self.dtype)
+        if visible_token_indices is not None:
+            if vision_feature_layer != -1:
+                raise ValueError(
+                    f"Expected vision_feature_layer=-1, got {vision_feature_layer}: patches are dropped for the "
+                    "features of the last layer alone. Set patch_drop_ratio=0."
+                )
+            return self._visible_features(pixel_values, visual_token_indices, visible_token_indices)
         if vision_feature_layer != -1:
             if isinstance(tower, TimmTower):
                 raise ValueError(
@@ -282,7 +299,7 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
                     "without prefix tokens."
                 )
             kwargs["output_hidden_states"] = True
-        inputs = tower.inputs(self.vision_tower, pixel_values.to(dtype=self.dtype))
+        inputs = tower.inputs(self.vision_tower, pixel_values)
         # The first argument by position, as older PEFT's wrapper of fully trained modules takes it.
         vision_outputs = self.vision_tower(
             inputs.pop("pixel_values"),
@@ -312,6 +329,33 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
             attentions=getattr(vision_outputs, "attentions", None),
         )
 
+    def _visible_features(
+        self,
+        pixel_values: torch.Tensor,
+        visual_token_indices: torch.LongTensor | None,
+        visible_token_indices: torch.LongTensor,
+    ) -> BaseModelOutputWithPooling:
+        """Return the outputs of [`get_image_features`] if patches are dropped before the vision model."""
+        tower = tower_of(self.config.vision_config)
+        grid = self._grid(pixel_values)
+        # The pixel shuffle of the patches' indices gives the patches of each token, in the order of its channels.
+        patches = torch.arange(grid[0] * grid[1], device=pixel_values.device).view(1, *grid, 1)
+        patches_of_token = self.pixel_shuffle(patches, scale_factor=self.config.downsample_ratio).flatten(0, 2)
+        visible_tokens = visible_token_indices.to(pixel_values.device)
+        visible_patches = patches_of_token[visible_tokens]
+        # All tiles keep the same number of patches, so a plain tensor is a batch without padding.
+        states = tower.encode_patches(self.vision_tower, pixel_values, visible_patches.flatten(1))
+        first_patch = tower.num_prefix_tokens(self.config.vision_config)
+        features = states[:, first_patch:].unflatten(1, visible_patches.shape[1:]).flatten(2)
+        if visual_token_indices is not None:
+            visible_indices = flat_indices(visible_tokens, len(patches_of_token))
+            positions = torch.searchsorted(visible_indices, visual_token_indices.to(pixel_values.device))
+            features = features.flatten(0, 1).index_select(0, positions).unsqueeze(1)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=states,
+            pooler_output=self.multi_modal_projector(features),
+        )
+
     @can_return_tuple
     def forward(
         self,
@@ -323,6 +367,7 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
         vision_feature_layer: int | list[int] | None = None,
         vision_feature_select_strategy: str | None = None,
         visual_token_indices: torch.LongTensor | None = None,
+        visible_token_indices: torch.LongTensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs,
     ) -> tuple | InternVLModelOutputWithPast:
@@ -333,6 +378,9 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
                 Visual tokens that VRL keeps, as ascending flat indices over the batch's tiles times tokens per tile.
                 `input_ids` has one image token for each, and `position_ids` has their positions in the full sequence.
                 [`ViTPProcessor`] returns all three.
+            visible_token_indices (`torch.LongTensor` of shape `(num_tiles, num_visible)`, *optional*):
+                Visual tokens of each tile whose patches the vision model computes, see [`get_image_features`]. Defaults
+                to all.
 
         A sequence with gaps in its `position_ids` is one sequence, also without an `attention_mask`. With a cache, the
         tokens that follow it also need `position_ids`. Packed rows are marked by `cu_seq_lens_q` and related arguments,
@@ -372,6 +420,7 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
                 vision_feature_layer=vision_feature_layer,
                 vision_feature_select_strategy=vision_feature_select_strategy,
                 visual_token_indices=visual_token_indices,
+                visible_token_indices=visible_token_indices,
                 return_dict=True,
             )
             mm_encoder_outputs = {**(mm_encoder_outputs or {}), "image": image_outputs}
@@ -585,6 +634,7 @@ class ViTPForConditionalGeneration(CheckpointsOfOurs, InternVLForConditionalGene
         vision_feature_layer: int | list[int] | None = None,
         vision_feature_select_strategy: str | None = None,
         visual_token_indices: torch.LongTensor | None = None,
+        visible_token_indices: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
@@ -598,6 +648,8 @@ class ViTPForConditionalGeneration(CheckpointsOfOurs, InternVLForConditionalGene
         Args:
             visual_token_indices (`torch.LongTensor` of shape `(num_kept,)`, *optional*):
                 Visual tokens that VRL keeps, see [`ViTPModel.forward`]. Defaults to all.
+            visible_token_indices (`torch.LongTensor` of shape `(num_tiles, num_visible)`, *optional*):
+                Visual tokens whose patches the vision model computes, see [`ViTPModel.forward`]. Defaults to all.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Targets, one for each of `input_ids`; -100 is ignored.
             cache, past_key_values (`Cache`, *optional*):
@@ -620,6 +672,7 @@ class ViTPForConditionalGeneration(CheckpointsOfOurs, InternVLForConditionalGene
             "vision_feature_layer": vision_feature_layer,
             "vision_feature_select_strategy": vision_feature_select_strategy,
             "visual_token_indices": visual_token_indices,
+            "visible_token_indices": visible_token_indices,
             "mm_encoder_outputs": mm_encoder_outputs,
             **kwargs,
         }

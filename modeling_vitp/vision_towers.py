@@ -181,6 +181,30 @@ class VisionTower:
             raise ValueError(f"{type(self).__name__} cannot leave out patches: its layers take {', '.join(names)}.")
         return layer_inputs
 
+    def encode_patches(
+        self,
+        model: nn.Module,
+        pixel_values: torch.Tensor,
+        patches: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the output of the model for some of the patches, which alone are computed and attended to.
+
+        The other patches are dropped after the position embeddings. The modules of the model are called, but not the
+        model itself.
+
+        Args:
+            pixel_values: images `(batch_size, num_channels, height, width)`.
+            patches: indices of the patches of each image, int64 `(batch_size, number)`.
+
+        Returns:
+            Prefix tokens and these patches in this order, `(batch_size, prefix + number, hidden_size)`.
+        """
+        tokens, layer_inputs = self.embed(model, pixel_values)
+        prefix, all_patches = tokens.tensor_split([self.num_prefix_tokens(model.config)], dim=1)
+        visible = all_patches.take_along_dim(patches[..., None], dim=1)
+        layer_inputs = self.select_patches(layer_inputs, patches)
+        return self.encode(model, torch.cat([prefix, visible], dim=1), layer_inputs)
+
     def encode(
         self,
         model: nn.Module,

@@ -1,4 +1,7 @@
-"""Visual Robustness Learning (VRL, arXiv 2509.17562): random choice of the visual tokens for the language model."""
+"""Visual Robustness Learning (VRL, arXiv 2509.17562): random choice of the visual tokens for the language model.
+
+Patches can be dropped too, before the ViT (FLIP, arXiv 2212.00794).
+"""
 
 import hashlib
 import math
@@ -9,13 +12,13 @@ import numpy as np
 import torch
 
 
-def check_drop_ratio(drop_ratio: float) -> float:
-    """Return `drop_ratio` as a float. Raise a `ValueError` unless it is in [0, 1)."""
+def check_drop_ratio(drop_ratio: float, name: str = "vrl_drop_ratio") -> float:
+    """Return `drop_ratio`, the setting `name`, as a float. Raise a `ValueError` unless it is in [0, 1)."""
     drop_ratio = float(drop_ratio)
     if not 0.0 <= drop_ratio < 1.0:
         raise ValueError(
-            f"Expected `vrl_drop_ratio` in [0, 1), got {drop_ratio}. 0 keeps every visual token, 0.75 (the paper's "
-            "value) keeps a quarter."
+            f"Expected `{name}` in [0, 1), got {drop_ratio}. 0 keeps every visual token, 0.75 (the paper's value for "
+            "VRL) keeps a quarter."
         )
     return drop_ratio
 
@@ -49,6 +52,27 @@ def num_kept_tokens(num_tokens: int, drop_ratio: float) -> int:
     return num_tokens - math.floor(ratio * num_tokens)
 
 
+def num_language_tokens(
+    num_tiles: float,
+    tokens_of_tile: int,
+    drop_ratio: float,
+    patch_drop_ratio: float = 0.0,
+) -> int:
+    """Return the number of visual tokens of a sample that the language model sees.
+
+    Both ratios are of all tokens. VRL drops tokens only if it keeps fewer than the ViT computes.
+
+    Args:
+        num_tiles: number of tiles of the sample, which may be a mean.
+        tokens_of_tile: visual tokens of a tile.
+        drop_ratio: VRL's drop ratio.
+        patch_drop_ratio: share of the patches of each tile that is dropped before the ViT.
+    """
+    num_kept = num_kept_tokens(round(num_tiles * tokens_of_tile), drop_ratio)
+    num_visible = round(num_tiles * num_kept_tokens(tokens_of_tile, patch_drop_ratio))
+    return min(num_kept, num_visible)
+
+
 def keyed_generator(*key: object) -> torch.Generator:
     """Return a CPU generator that is seeded by the key alone, e.g. `keyed_generator(seed, sample_id, epoch)`.
 
@@ -66,6 +90,7 @@ def draw_visual_tokens(
     drop_ratio: float,
     apply_prob: float = 1.0,
     generator: torch.Generator | None = None,
+    visible_indices: torch.LongTensor | None = None,
 ) -> torch.LongTensor:
     """Draw the visual tokens that one sample keeps.
 
@@ -75,6 +100,8 @@ def draw_visual_tokens(
         apply_prob: probability that VRL is applied to the sample; otherwise every token is kept. 1.0 in the paper;
             the authors' released code amounts to 1 - r.
         generator: random generator. Defaults to torch's global one.
+        visible_indices: ascending indices of the tokens that the ViT computes, from which those to keep are drawn. All
+            are kept if they are too few. Defaults to all tokens.
 
     Returns:
         Ascending indices in [0, num_tokens) of a uniformly random subset, int64 of shape `(num_kept,)`.
@@ -87,8 +114,40 @@ def draw_visual_tokens(
     draw = torch.rand((), dtype=torch.float64, generator=generator, device="cpu")
     if draw >= check_apply_prob(apply_prob):
         num_kept = num_tokens
-    order = torch.randperm(num_tokens, generator=generator, device="cpu")
-    return order[:num_kept].sort().values
+    if visible_indices is None:
+        visible_indices = torch.arange(num_tokens, device="cpu")
+    order = torch.randperm(len(visible_indices), generator=generator, device="cpu")
+    return visible_indices[order[:num_kept].sort().values]
+
+
+def draw_visible_tokens(
+    num_tiles: int,
+    tokens_of_tile: int,
+    drop_ratio: float,
+    generator: torch.Generator | None = None,
+) -> torch.LongTensor:
+    """Draw the visual tokens of each tile whose patches the ViT computes.
+
+    Args:
+        num_tiles: number of tiles of a sample.
+        tokens_of_tile: visual tokens of a tile, each of which the pixel shuffle makes of a block of patches.
+        drop_ratio: share of the tokens of each tile that is dropped, in [0, 1).
+        generator: random generator. Defaults to torch's global one.
+
+    Returns:
+        Ascending indices of a uniformly random subset of the tokens of each tile, int64 `(num_tiles, num_visible)`.
+        All tiles keep the same number, so that tiles of any samples are a batch of the ViT without padding.
+    """
+    num_visible = num_kept_tokens(tokens_of_tile, drop_ratio)
+    numbers = torch.rand(num_tiles, tokens_of_tile, dtype=torch.float64, generator=generator, device="cpu")
+    return numbers.argsort(1)[:, :num_visible].sort(1).values
+
+
+def flat_indices(visible_token_indices: torch.LongTensor, tokens_of_tile: int) -> torch.LongTensor:
+    """Return the indices of the visible tokens of tiles, `(num_tiles, num_visible)`, among the tokens of all tiles."""
+    num_tiles = len(visible_token_indices)
+    first_tokens = tokens_of_tile * torch.arange(num_tiles, device=visible_token_indices.device)
+    return (visible_token_indices + first_tokens[:, None]).flatten()
 
 
 @dataclass
@@ -127,6 +186,7 @@ def draw_kept_tokens(
     drop_ratio: float,
     apply_prob: float,
     key: object | None,
+    visible_indices: torch.LongTensor | None = None,
 ) -> tuple[torch.LongTensor, list[KeptTokens]]:
     """Draw the visual tokens that a sample keeps.
 
@@ -135,6 +195,7 @@ def draw_kept_tokens(
         drop_ratio: share of the visual tokens that is dropped; with 0, nothing is drawn.
         apply_prob: probability that VRL is applied to the sample.
         key: seed of the draw, or a list of its parts. Default: torch's global generator.
+        visible_indices: ascending indices of the tokens that the ViT computes. Default: all tokens.
 
     Returns:
         Indices of the kept tokens among those of the sample, int64 `(num_kept,)`, and the kept tokens of each image.
@@ -145,7 +206,9 @@ def draw_kept_tokens(
             generator = keyed_generator(*key)
         elif key is not None:
             generator = keyed_generator(key)
-        indices = draw_visual_tokens(sum(num_tokens), drop_ratio, apply_prob, generator)
+        indices = draw_visual_tokens(sum(num_tokens), drop_ratio, apply_prob, generator, visible_indices)
+    elif visible_indices is not None:
+        indices = visible_indices
     else:
         indices = torch.arange(sum(num_tokens), device="cpu")
     return indices, split_by_image(indices.numpy(), num_tokens)

@@ -19,6 +19,7 @@ from transformers import (
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEEmbeddings, ViTMAEModelOutput
 
 from ..command.settings import Interval, NonNegativeFloat, Probability, Share
+from ..configuration_vitp import patch_grid
 from ..convert.tensor_files import check_finite
 from ..modeling_vitp import CheckpointsOfOurs, build_vit
 from ..modeling_vitp_backbone import open_vit, resize_backbone
@@ -64,14 +65,11 @@ class VisiblePatches(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor, noise: torch.Tensor | None = None, **kwargs) -> ViTMAEModelOutput:
         tower = tower_of(self.vit.config)
-        tokens, layer_inputs = tower.embed(self.vit, pixel_values)
         num_prefix_tokens = tower.num_prefix_tokens(self.vit.config)
-        prefix, patches = tokens.tensor_split([num_prefix_tokens], dim=1)
-        visible, mask, ids_restore = self.random_masking(patches, noise)
-        # Sorting the inverse of the shuffled order gives the order itself, which begins with the visible patches.
-        visible_indices = ids_restore.argsort(1)[:, : visible.shape[1]]
-        layer_inputs = tower.select_patches(layer_inputs, visible_indices)
-        states = tower.encode(self.vit, torch.cat([prefix, visible], dim=1), layer_inputs)
+        height, width = patch_grid(self.vit.config, pixel_values.shape[-2:])
+        patches = torch.arange(height * width, device=pixel_values.device).expand(len(pixel_values), -1)
+        visible_patches, mask, ids_restore = self.random_masking(patches[..., None], noise)
+        states = tower.encode_patches(self.vit, pixel_values, visible_patches[..., 0])
         states = self.layernorm(states)
         prefix, visible = states.tensor_split([num_prefix_tokens], dim=1)
         # The decoder takes one token before the patches: no registers, and zeros for a ViT without a CLS token.

@@ -14,7 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_vitp import vrl
-from modeling_vitp.vrl import draw_visual_tokens, keyed_generator, num_kept_tokens
+from modeling_vitp.vrl import (
+    draw_visible_tokens,
+    draw_visual_tokens,
+    flat_indices,
+    keyed_generator,
+    num_kept_tokens,
+    num_language_tokens,
+)
 
 CASES = settings(deadline=None, derandomize=True, database=None, max_examples=50)
 
@@ -161,3 +168,50 @@ def test_apply_prob_does_not_bias_draw():
             shortened += 1
     statistic = ((counts - shortened / 4) ** 2).sum().item() / (shortened * 0.25 * 0.75)
     assert_chi_square(statistic * (num_tokens - 1) / num_tokens, num_tokens - 1)
+
+
+@pytest.mark.parametrize(
+    ("drop_ratio", "patch_drop_ratio", "number"),
+    [(0.75, 0.5, 64), (0.5, 0.75, 64), (0.0, 0.5, 128), (0.75, 0.0, 64), (0.0, 0.0, 256), (0.75, 0.75, 64)],
+)
+def test_ratios_are_of_all_tokens(drop_ratio, patch_drop_ratio, number):
+    assert num_language_tokens(1, 256, drop_ratio, patch_drop_ratio) == number
+    assert num_language_tokens(2.5, 256, drop_ratio, patch_drop_ratio) == 2.5 * number
+
+
+def test_visible_tokens_are_a_uniform_subset_of_each_tile():
+    """Five tokens of two tiles of nine are left, the ceiling of half of them."""
+    draws = 2000
+    counts = torch.zeros(2, 9)
+    for sample in range(draws):
+        visible = draw_visible_tokens(2, 9, 0.5, keyed_generator(0, sample, 0, "patches"))
+        assert visible.dtype == torch.int64 and visible.shape == (2, 5)
+        for tile, tokens in enumerate(visible.tolist()):
+            assert all(low < high for low, high in itertools.pairwise([-1, *tokens, 9]))
+            counts[tile, tokens] += 1
+    share = 5 / 9
+    for tile_counts in counts:
+        statistic = ((tile_counts - draws * share) ** 2).sum().item() / (draws * share * (1 - share))
+        assert_chi_square(statistic * 8 / 9, 8)
+    assert draw_visible_tokens(0, 9, 0.5, keyed_generator(0)).shape == (0, 5)
+
+
+def test_visible_tokens_of_tiles_are_counted_in_the_batch():
+    assert flat_indices(torch.tensor([[0, 3], [1, 2], [0, 1]]), 4).tolist() == [0, 3, 5, 6, 8, 9]
+
+
+@given(percent=st.integers(0, 99), patch_percent=st.integers(0, 99), num_tiles=st.integers(0, 6))
+@CASES
+def test_vrl_draws_among_visible_tokens(percent, patch_percent, num_tiles):
+    visible = flat_indices(draw_visible_tokens(num_tiles, 16, patch_percent / 100, keyed_generator(0)), 16)
+    drawn = draw_visual_tokens(16 * num_tiles, percent / 100, 1.0, keyed_generator(1), visible).tolist()
+    assert len(drawn) == min(kept_of(16 * num_tiles, percent), num_tiles * kept_of(16, patch_percent))
+    assert len(drawn) == num_language_tokens(num_tiles, 16, percent / 100, patch_percent / 100)
+    assert drawn == sorted(set(drawn)) and set(drawn) <= set(visible.tolist())
+    if kept_of(16 * num_tiles, percent) >= len(visible):
+        assert drawn == visible.tolist()
+
+
+def test_sample_without_vrl_keeps_visible_tokens():
+    visible = torch.tensor([0, 3, 5, 6])
+    assert torch.equal(draw_visual_tokens(8, 0.75, 0.0, keyed_generator(1), visible), visible)
