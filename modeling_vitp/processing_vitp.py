@@ -21,7 +21,16 @@ from .conversations import (
 )
 from .image_processing_vitp import ViTPImageProcessor
 from .opening import naming, without_remote_code
-from .vrl import KeptTokens, check_apply_prob, check_drop_ratio, draw_kept_tokens, positions_after_drop
+from .vrl import (
+    KeptTokens,
+    check_apply_prob,
+    check_drop_ratio,
+    draw_kept_tokens,
+    draw_visible_tokens,
+    flat_indices,
+    keyed_generator,
+    positions_after_drop,
+)
 
 
 class ViTPProcessorKwargs(ProcessingKwargs, total=False):
@@ -309,6 +318,7 @@ class ViTPProcessor(ChatProcessor):
         vrl_drop_ratio: float = 0.0,
         vrl_apply_prob: float = 1.0,
         vrl_key: tuple | None = None,
+        patch_drop_ratio: float = 0.0,
     ) -> dict[str, Any]:
         """Encode one conversation for training, and number its answers.
 
@@ -319,18 +329,34 @@ class ViTPProcessor(ChatProcessor):
             messages: messages that pass [`check_messages`], with the `image` in each image part.
             images_kwargs: options of the image processor.
             vrl_drop_ratio, vrl_apply_prob, vrl_key: see [`ViTPProcessor.__call__`].
+            patch_drop_ratio: share of the visual tokens of each tile whose patches are dropped before the ViT. VRL
+                drops tokens of those that are left, and both ratios are of all tokens: VRL drops no further token
+                unless its ratio is larger.
 
         Returns:
             Arrays `(sequence_length,)` of int64: `input_ids`; `answers`, the number of each token's answer, from 1, or
-            0 outside of answers; and with r > 0 `position_ids`. If there are images, their tiles as a list,
-            `pixel_values`, and with r > 0 `visual_token_indices`, an int64 tensor `(num_kept,)`.
+            0 outside of answers; and with a drop `position_ids`. If there are images, their tiles as a list,
+            `pixel_values`, and with a drop `visual_token_indices`, an int64 tensor `(num_kept,)`. If patches are
+            dropped, also `visible_token_indices`, an int64 tensor `(num_tiles, num_visible)`, see [`ViTPModel`].
         """
         text, spans = self.render(messages)
         (images,) = self._images_by_sample(message_images(messages), [text])
         options = {**self.images_kwargs, "return_tensors": None, **(images_kwargs or {})}
         tiles, num_tiles = self._tile(images, options)
         num_tokens = [number * self.image_seq_length for number in num_tiles]
-        visual_token_indices, kept_of_image = draw_kept_tokens(num_tokens, vrl_drop_ratio, vrl_apply_prob, vrl_key)
+        visible_tokens = None
+        visible_indices = None
+        if patch_drop_ratio > 0:
+            generator = None if vrl_key is None else keyed_generator(*vrl_key, "patches")
+            visible_tokens = draw_visible_tokens(sum(num_tiles), self.image_seq_length, patch_drop_ratio, generator)
+            visible_indices = flat_indices(visible_tokens, self.image_seq_length)
+        visual_token_indices, kept_of_image = draw_kept_tokens(
+            num_tokens,
+            vrl_drop_ratio,
+            vrl_apply_prob,
+            vrl_key,
+            visible_indices,
+        )
 
         # Each image is tokenized as one token, which is then repeated.
         text_to_tokenize = text.replace(IMAGE_TOKEN, tokens_of_image(1))
@@ -344,12 +370,15 @@ class ViTPProcessor(ChatProcessor):
         positions = positions_of(self, ids, np.ones_like(ids), kept_of_image, 0)
 
         encoded = {"input_ids": ids, "answers": answers.repeat(counts)}
-        if vrl_drop_ratio > 0:
+        has_drop = vrl_drop_ratio > 0 or patch_drop_ratio > 0
+        if has_drop:
             encoded["position_ids"] = positions
         if tiles:
             encoded["pixel_values"] = tiles
-            if vrl_drop_ratio > 0:
+            if has_drop:
                 encoded["visual_token_indices"] = visual_token_indices
+            if patch_drop_ratio > 0:
+                encoded["visible_token_indices"] = visible_tokens
         return encoded
 
 

@@ -31,6 +31,8 @@ SETTINGS = {  # descriptions in the table of settings
     "vrl_drop_ratio": "r, the share of visual tokens dropped (VRL)",
     "vrl_apply_prob": "share of samples with VRL",
     "vrl_warmup_steps": "first optimizer steps, without VRL",
+    "patch_drop_ratio": "share of patches dropped before the ViT",
+    "patch_drop_end": "share of the optimizer steps, at the end, without dropped patches",
     "answer_mask_ratio": "share of answer tokens masked in the input",
 }
 FROM_METRICS = "From the `metrics.json` of the run, which has further values."

@@ -52,6 +52,10 @@ class ViTPDataCollator:
         vrl_apply_prob: probability that VRL is applied to a sample.
         vrl_warmup_steps: number of initial optimizer steps without VRL. It requires the step of each row, which
             [`ViTPTrainer`] adds.
+        patch_drop_ratio: share of the visual tokens of each tile whose patches are dropped before the ViT, in [0, 1),
+            see [`ViTPProcessor.encode_conversation`]. Drawn like VRL.
+        patch_drop_steps: number of initial optimizer steps in which patches are dropped. It requires the step of each
+            row. All steps if `None`.
         color_jitter: fields of [`~modeling_vitp.images.pixels.ColorJitter`], `{}` for its defaults. No augmentation of
             colors if `None`. Drawn like VRL, once for all images of a row.
         answer_mask_ratio: probability in [0, 1] that an answer token is replaced by a mask token in the input. Labels
@@ -73,7 +77,7 @@ class ViTPDataCollator:
     When called with a list of rows (`None` is ignored), it returns `input_ids`, `attention_mask` and `labels`, int64
     `(batch_size, sequence_length)`, with labels -100 outside the answers; `pixel_values`, float32
     `(num_tiles, channels, height, width)`; and under VRL `position_ids` and `visual_token_indices` (see
-    [`ViTPProcessor`]).
+    [`ViTPProcessor`]), with dropped patches also `visible_token_indices`.
 
     Raises:
         ValueError: If a row is invalid: wrong columns, an unreadable image, different numbers of images and image
@@ -85,6 +89,8 @@ class ViTPDataCollator:
     vrl_drop_ratio: float = 0.0
     vrl_apply_prob: float = 1.0
     vrl_warmup_steps: int = 0
+    patch_drop_ratio: float = 0.0
+    patch_drop_steps: int | None = None
     answer_mask_ratio: float = 0.0
     color_jitter: dict[str, float] | None = None
     seed: int = 0
@@ -100,6 +106,7 @@ class ViTPDataCollator:
         check_drop_ratio(self.vrl_drop_ratio)
         check_apply_prob(self.vrl_apply_prob)
         check_warmup_steps(self.vrl_warmup_steps)
+        check_drop_ratio(self.patch_drop_ratio, "patch_drop_ratio")
         self._jitter = None
         if self.color_jitter is not None:
             self._jitter = from_mapping(ColorJitter, self.color_jitter, "color_jitter")
@@ -127,7 +134,7 @@ class ViTPDataCollator:
         return self._epoch.item()
 
     def for_evaluation(self) -> "ViTPDataCollator":
-        """Return a padding collator without VRL, masked answers, augmentation, transform and skipping."""
+        """Return a padding collator without drops, masked answers, augmentation, transform and skipping."""
         source_settings = {}
         for name, settings in self.source_settings.items():
             source_settings[name] = replace(settings, jpeg_degradation=False)
@@ -135,6 +142,7 @@ class ViTPDataCollator:
             self,
             vrl_drop_ratio=0.0,
             vrl_warmup_steps=0,
+            patch_drop_ratio=0.0,
             answer_mask_ratio=0.0,
             color_jitter=None,
             sample_transform=None,
@@ -156,9 +164,19 @@ class ViTPDataCollator:
         raw.processor.image_processor = image_processor
         return raw
 
-    def drop_ratio_at(self, step: int) -> float:
-        """Return the drop ratio in an optimizer step, counted from 0."""
-        return 0.0 if step < self.vrl_warmup_steps else self.vrl_drop_ratio
+    @property
+    def depends_on_step(self) -> bool:
+        """Whether the drop ratios change during training, so that each row needs its optimizer step."""
+        return self.vrl_warmup_steps > 0 or (self.patch_drop_ratio > 0 and self.patch_drop_steps is not None)
+
+    def drop_ratios_at(self, step: int) -> dict[str, float]:
+        """Return the ratios of VRL and of dropped patches in an optimizer step, counted from 0."""
+        ratios = {"vrl_drop_ratio": self.vrl_drop_ratio, "patch_drop_ratio": self.patch_drop_ratio}
+        if step < self.vrl_warmup_steps:
+            ratios["vrl_drop_ratio"] = 0.0
+        if self.patch_drop_steps is not None and step >= self.patch_drop_steps:
+            ratios["patch_drop_ratio"] = 0.0
+        return ratios
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -189,6 +207,8 @@ class ViTPDataCollator:
             batch["pixel_values"] = self._stack_tiles(with_images)
             if "visual_token_indices" in with_images[0]:
                 batch["visual_token_indices"] = indices_in_batch(with_images, self.processor.image_seq_length)
+            if "visible_token_indices" in with_images[0]:
+                batch["visible_token_indices"] = torch.cat([sample["visible_token_indices"] for sample in with_images])
         return flatten_batch(batch) if self.padding_free else batch
 
     def _stack_tiles(self, samples: list[dict[str, torch.Tensor]]) -> torch.Tensor:
@@ -282,20 +302,18 @@ class ViTPDataCollator:
 
     def _encode(self, example: dict[str, Any], sample_id: Any) -> dict[str, torch.Tensor]:
         messages, given_answers, settings = self.conversation(example)
-        drop_ratio = self.vrl_drop_ratio
-        if self.vrl_warmup_steps:
-            if STEP not in example:
-                raise ValueError(
-                    "vrl_warmup_steps needs the optimizer step of each row. Use ViTPTrainer, which adds it."
-                )
-            drop_ratio = self.drop_ratio_at(example[STEP])
+        if self.depends_on_step and STEP not in example:
+            raise ValueError(
+                "vrl_warmup_steps and patch_drop_steps need the optimizer step of each row. Use ViTPTrainer, which "
+                "adds it."
+            )
         key = (self.seed, sample_id, self.epoch)
         encoded = self.processor.encode_conversation(
             messages,
             settings.images_kwargs,
-            drop_ratio,
-            self.vrl_apply_prob,
-            key,
+            vrl_apply_prob=self.vrl_apply_prob,
+            vrl_key=key,
+            **self.drop_ratios_at(example.get(STEP, 0)),
         )
         input_ids = torch.from_numpy(encoded["input_ids"])
         # The number of the answer of each token, from 1; 0 for other tokens.
@@ -324,7 +342,7 @@ class ViTPDataCollator:
             sample["position_ids"] = torch.from_numpy(encoded["position_ids"])
         if self.max_length is not None and len(input_ids) > self.max_length:
             sample = cut_answers(sample, self.max_length, self.processor, sample_id)
-        for name in ("pixel_values", "visual_token_indices"):
+        for name in ("pixel_values", "visual_token_indices", "visible_token_indices"):
             if name in encoded:
                 sample[name] = encoded[name]
         if self._jitter is not None and "pixel_values" in sample:

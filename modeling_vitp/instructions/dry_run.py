@@ -15,7 +15,7 @@ from trl import SFTConfig
 
 from ..conversations import message_texts
 from ..image_processing_vitp import ViTPImageProcessor
-from ..vrl import num_kept_tokens
+from ..vrl import num_language_tokens
 from .mixture import Mixture, effective_rows
 from .rows import load_images
 from .sample_length import num_tiles
@@ -74,10 +74,10 @@ class SourceSummary:
         drop_ratio: float,
         args: SFTConfig,
     ) -> float:
-        """Return the mean number of tokens of a sample after the drop, with the VRL settings of `args`."""
-        num_visual = round(self.tiles * tokens_per_tile)
-        num_kept = num_kept_tokens(num_visual, drop_ratio)
-        mean_visual = args.vrl_apply_prob * num_kept + (1 - args.vrl_apply_prob) * num_visual
+        """Return the mean number of tokens of a sample after the drop, while patches are dropped as in `args`."""
+        num_visible = num_language_tokens(self.tiles, tokens_per_tile, 0.0, args.patch_drop_ratio)
+        num_kept = num_language_tokens(self.tiles, tokens_per_tile, drop_ratio, args.patch_drop_ratio)
+        mean_visual = args.vrl_apply_prob * num_kept + (1 - args.vrl_apply_prob) * num_visible
         return min(mean_visual + self.text_tokens, args.max_length or math.inf)
 
 

@@ -10,7 +10,7 @@ from trl.data_utils import prepare_multimodal_messages
 from ..data.rows import image_size
 from ..image_processing_vitp import ViTPImageProcessor
 from ..processing_vitp import ViTPProcessor
-from ..vrl import num_kept_tokens
+from ..vrl import num_language_tokens
 from .collator import ViTPDataCollator
 from .rows import SourceSettings, images_of, place_images
 
@@ -19,17 +19,19 @@ from .rows import SourceSettings, images_of, place_images
 class SampleLength:
     """Counter of the tokens of a row after the drop. Images are not decoded; only their headers are read.
 
-    The length of an invalid row is 0. VRL's warm-up is ignored. With `vrl_apply_prob` below 1, the length is the
-    average.
+    The length of an invalid row is 0. VRL's warm-up and the last steps, without dropped patches, are ignored. With
+    `vrl_apply_prob` below 1, the length is the average.
 
     Args:
-        processor, max_length, vrl_drop_ratio, vrl_apply_prob, source_settings: see [`ViTPDataCollator`].
+        processor, max_length, vrl_drop_ratio, vrl_apply_prob, patch_drop_ratio, source_settings: see
+            [`ViTPDataCollator`].
     """
 
     processor: ViTPProcessor
     max_length: int | None = None
     vrl_drop_ratio: float = 0.0
     vrl_apply_prob: float = 1.0
+    patch_drop_ratio: float = 0.0
     source_settings: Mapping[str, SourceSettings] | None = None
 
     @classmethod
@@ -55,9 +57,10 @@ class SampleLength:
     ) -> int:
         """Return the number of tokens of a sample after the drop, averaged over the draws of `vrl_apply_prob`."""
         tiles = num_tiles(images, settings, self.processor.image_processor)
-        num_visual = self.processor.image_seq_length * sum(tiles)
-        num_kept = num_kept_tokens(num_visual, self.vrl_drop_ratio)
-        mean_visual = round(self.vrl_apply_prob * num_kept + (1 - self.vrl_apply_prob) * num_visual)
+        tokens_of_tile = self.processor.image_seq_length
+        num_visible = num_language_tokens(sum(tiles), tokens_of_tile, 0.0, self.patch_drop_ratio)
+        num_kept = num_language_tokens(sum(tiles), tokens_of_tile, self.vrl_drop_ratio, self.patch_drop_ratio)
+        mean_visual = round(self.vrl_apply_prob * num_kept + (1 - self.vrl_apply_prob) * num_visible)
 
         messages = settings.with_system_prompt(place_images(messages))
         messages = prepare_multimodal_messages(messages, images=images)

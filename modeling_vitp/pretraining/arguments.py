@@ -284,6 +284,17 @@ class VRLArguments(RunArguments):
             "from_scratch, else 0."
         },
     )
+    patch_drop_ratio: DropRate = field(
+        default=0.0,
+        metadata={
+            "help": "Share of each tile's patches that is dropped before the ViT during training, in [0, 1). VRL then "
+            "drops among the rest, and both ratios are of all visual tokens. 0: none."
+        },
+    )
+    patch_drop_end: Probability = field(
+        default=0.1,
+        metadata={"help": "Share of the optimizer steps, at the end and at least one, in which no patch is dropped."},
+    )
     interpolation_alpha: Probability = field(
         default=1.0,
         metadata={
@@ -336,6 +347,11 @@ class VRLArguments(RunArguments):
             "and counts it and uses another row instead. Evaluation always stops."
         },
     )
+
+    def patch_drop_steps(self, num_steps: int) -> int:
+        """Return the number of first optimizer steps of a run of `num_steps` in which patches are dropped."""
+        num_last_steps = max(1, round(self.patch_drop_end * num_steps))
+        return max(0, num_steps - num_last_steps)
 
 
 @dataclass

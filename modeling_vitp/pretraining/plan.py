@@ -4,11 +4,12 @@ import copy
 import dataclasses
 import functools
 import gc
+import itertools
 import json
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ from ..training.costs import (
 )
 from ..training.freezing import freeze, lora_config
 from ..vision_towers import pair, tower_of
-from ..vrl import num_kept_tokens
+from ..vrl import num_kept_tokens, num_language_tokens
 from .arguments import PretrainArguments
 from .loading import check_from_scratch, check_options, tiling, vision_config_of
 from .options import PretrainingOptions
@@ -84,6 +85,7 @@ class BatchShape:
         drop_ratio: VRL's drop ratio r.
         answer_tokens: text tokens per sample that are answers, by default all.
         padding: padding tokens per sample.
+        patch_drop_ratio: share of the patches that is dropped before the ViT.
     """
 
     samples: int
@@ -92,6 +94,7 @@ class BatchShape:
     drop_ratio: float = 0.0
     answer_tokens: int | None = None
     padding: int = 0
+    patch_drop_ratio: float = 0.0
 
     @property
     def labels(self) -> int:
@@ -106,6 +109,16 @@ class Setup:
     checkpoint_every: int
     lora: bool
     padding_free: bool = False
+    patch_drop_ratio: float = 0.0
+
+
+def with_drops(shape: BatchShape | Setup, has_vrl: bool, drops_patches: bool) -> BatchShape | Setup:
+    """Return a copy whose drop ratios are 0 unless VRL applies and patches are dropped."""
+    return dataclasses.replace(
+        shape,
+        drop_ratio=shape.drop_ratio if has_vrl else 0.0,
+        patch_drop_ratio=shape.patch_drop_ratio if drops_patches else 0.0,
+    )
 
 
 @dataclass(frozen=True)
@@ -114,7 +127,7 @@ class Work:
 
     Args:
         steps: optimizer steps.
-        undropped: share of samples without dropped tokens.
+        drops: share of the samples by whether VRL applies to them, and by whether patches are dropped.
         accumulation: micro-batches per optimizer step.
         devices: number of devices.
         mean: micro-batch of samples with the mean number of tiles and tokens.
@@ -122,20 +135,28 @@ class Work:
     """
 
     steps: int
-    undropped: float
+    drops: Mapping[tuple[bool, bool], float]
     accumulation: int
     devices: int
     mean: BatchShape
     longest: BatchShape
 
-    def operations_per_step(self, operations: float, undropped: float) -> float:
+    @property
+    def undropped(self) -> float:
+        """Share of samples that VRL does not apply to."""
+        return self.drops[False, False] + self.drops[False, True]
+
+    def operations_per_step(self, operations: Callable[[bool, bool], float]) -> float:
         """Return the operations of a device in one step.
 
         Args:
-            operations: operations of a mean micro-batch whose tokens are dropped.
-            undropped: operations of a mean micro-batch without dropped tokens.
+            operations: function that returns the operations of a mean micro-batch, from whether VRL applies to it and
+                whether patches are dropped.
         """
-        operations_per_batch = (1 - self.undropped) * operations + self.undropped * undropped
+        operations_per_batch = 0.0
+        for (has_vrl, drops_patches), share in self.drops.items():
+            if share > 0:
+                operations_per_batch += share * operations(has_vrl, drops_patches)
         return self.accumulation * operations_per_batch
 
 
@@ -173,7 +194,7 @@ class CostEstimates:
         training_args: training arguments.
         model_args: options of LoRA and of the dtype.
         work: amount of work.
-        padding: mean number of padding tokens per sample, by VRL's drop ratio.
+        padding: mean number of padding tokens per sample, by VRL's drop ratio and that of patches.
     """
 
     def __init__(
@@ -183,7 +204,7 @@ class CostEstimates:
         training_args: SFTConfig,
         model_args: ModelConfig,
         work: Work,
-        padding: dict[float, int],
+        padding: dict[tuple[float, float], int],
     ):
         self.config = config
         self.args = args
@@ -208,7 +229,7 @@ class CostEstimates:
 
     def cost(self, batch: BatchShape, setup: Setup) -> StepCost:
         """Return the cost of a micro-batch."""
-        batch = dataclasses.replace(batch, drop_ratio=setup.drop_ratio)
+        batch = dataclasses.replace(batch, drop_ratio=setup.drop_ratio, patch_drop_ratio=setup.patch_drop_ratio)
         key = (batch, setup.lora)
         if key not in self._steps:
             self._steps[key] = measure_pretraining(
@@ -222,23 +243,21 @@ class CostEstimates:
 
     def mean_operations(self, setup: Setup) -> float:
         """Return the operations of a micro-batch of mean samples."""
-        padding = 0 if setup.padding_free else self.padding[setup.drop_ratio]
+        padding = 0 if setup.padding_free else self.padding[setup.drop_ratio, setup.patch_drop_ratio]
         batch = dataclasses.replace(self.work.mean, padding=padding)
         return mean_operations(lambda batch: self.cost(batch, setup).operations, batch)
 
     def peak(self, setup: Setup) -> StepCost:
-        """Return the cost of a micro-batch of the longest samples, whose tokens are not dropped if any are not."""
-        if self.work.undropped:
-            setup = dataclasses.replace(setup, drop_ratio=0.0)
+        """Return the cost of a micro-batch of the longest samples, with every patch as in the last steps.
+
+        Its tokens are not dropped if those of any sample are not.
+        """
+        setup = with_drops(setup, has_vrl=not self.work.undropped, drops_patches=False)
         return self.cost(self.work.longest, setup).with_buckets(self.work.devices)
 
     def operations_per_step(self, setup: Setup) -> float:
         """Return the operations of a device in one step."""
-        operations = self.mean_operations(setup)
-        undropped_operations = 0.0
-        if self.work.undropped:
-            undropped_operations = self.mean_operations(dataclasses.replace(setup, drop_ratio=0.0))
-        return self.work.operations_per_step(operations, undropped_operations)
+        return self.work.operations_per_step(lambda *drops: self.mean_operations(with_drops(setup, *drops)))
 
 
 def print_plan(
@@ -263,6 +282,7 @@ def print_plan(
         checkpoint_every=training_args.checkpoint_every,
         lora=model_args.use_peft,
         padding_free=training_args.padding_free,
+        patch_drop_ratio=training_args.patch_drop_ratio,
     )
     print(
         f"\nOne of {work.devices} device(s), {name}, {device.memory:.0f} GiB, at {UTILIZATION:.0%} of "
@@ -274,10 +294,13 @@ def print_plan(
     if devices > 1:
         print("Gradients count twice, because DDP copies them to buckets.")
     padding = {}
-    for ratio in {0.0, 0.75, configured.drop_ratio}:
-        padding[ratio] = padding_of_samples(training_args, devices, summaries, config.image_seq_length, ratio)
-    if padding[configured.drop_ratio] and not configured.padding_free:
-        print(f"Each row also has {padding[configured.drop_ratio]} padding tokens on average.")
+    for ratios in itertools.product({0.0, 0.75, configured.drop_ratio}, {0.0, configured.patch_drop_ratio}):
+        padding[ratios] = padding_of_samples(training_args, devices, summaries, config.image_seq_length, *ratios)
+    padding_as_configured = padding[configured.drop_ratio, configured.patch_drop_ratio]
+    if padding_as_configured and not configured.padding_free:
+        print(f"Each row also has {padding_as_configured} padding tokens on average.")
+    if configured.patch_drop_ratio:
+        print("No patches are dropped in the last steps; memory is estimated for these.")
     if work.undropped:
         print(f"VRL drops no tokens of {work.undropped:.0%} of the samples; memory is estimated for these.")
 
@@ -327,21 +350,23 @@ def print_summary(
         print(f"\nAs configured, each device receives {' and '.join(sizes)} per step, and sends the same amount.")
 
 
-def pretraining_operations(config: ViTPConfig, work: Work, drop_ratio: float, **options: Any) -> float:
+def pretraining_operations(
+    config: ViTPConfig, work: Work, drop_ratio: float, patch_drop_ratio: float = 0.0, **options: Any
+) -> float:
     """Return the floating-point operations of a pretraining over all devices, without padding and recomputed layers.
 
     Args:
         work: amount of work, see [`work_of`].
         drop_ratio: VRL's drop ratio r.
+        patch_drop_ratio: share of the patches that is dropped before the ViT.
         options: arguments of [`step_cost`], such as `prepare`.
     """
+    mean = dataclasses.replace(work.mean, drop_ratio=drop_ratio, patch_drop_ratio=patch_drop_ratio)
 
-    def operations(batch: BatchShape) -> float:
-        return step_cost(config, batch, **options).operations
+    def operations(*drops: bool) -> float:
+        return mean_operations(lambda batch: step_cost(config, batch, **options).operations, with_drops(mean, *drops))
 
-    dropped = mean_operations(operations, dataclasses.replace(work.mean, drop_ratio=drop_ratio))
-    undropped = mean_operations(operations, dataclasses.replace(work.mean, drop_ratio=0.0))
-    return work.steps * work.devices * work.operations_per_step(dropped, undropped)
+    return work.steps * work.devices * work.operations_per_step(operations)
 
 
 def mean_operations(operations: Callable[[BatchShape], float], mean: BatchShape) -> float:
@@ -392,6 +417,8 @@ def changes(configured: Setup, language_model_is_frozen: bool, is_padded: bool =
     for ratio in (0.0, 0.75):
         if ratio != configured.drop_ratio:
             setups[f"r = {ratio:g}"] = dataclasses.replace(configured, drop_ratio=ratio)
+    if configured.patch_drop_ratio:
+        setups["patch_drop_ratio = 0"] = dataclasses.replace(configured, patch_drop_ratio=0.0)
     for every, text in CHECKPOINTING.items():
         if every != configured.checkpoint_every and (every < 2 or HAS_ACTIVATION_CHECKPOINTING):
             setups[text] = dataclasses.replace(configured, checkpoint_every=every)
@@ -450,12 +477,9 @@ def work_of(args: SFTConfig, devices: int, summaries: Sequence[SourceSummary], f
         warmup = steps // 2
     else:
         warmup = 0
-    undropped = 0.0
-    if args.vrl_drop_ratio:
-        undropped = 1 - (1 - warmup / max(steps, 1)) * args.vrl_apply_prob
     return Work(
         steps=steps,
-        undropped=undropped,
+        drops=shares_of_drops(args, steps, warmup),
         accumulation=args.gradient_accumulation_steps,
         devices=devices,
         mean=BatchShape(args.per_device_train_batch_size, max(mean_tiles, 1), max(mean_text, 2)),
@@ -463,15 +487,39 @@ def work_of(args: SFTConfig, devices: int, summaries: Sequence[SourceSummary], f
     )
 
 
+def shares_of_drops(args: SFTConfig, steps: int, warmup: int) -> dict[tuple[bool, bool], float]:
+    """Return the share of the samples of a run by whether VRL applies to them, and by whether patches are dropped.
+
+    Args:
+        args: training arguments. A drop whose ratio is 0 applies as if it had another ratio.
+        steps: optimizer steps of the run.
+        warmup: optimizer steps at the beginning without VRL.
+    """
+    shares = dict.fromkeys(itertools.product((True, False), repeat=2), 0.0)
+    num_dropping_steps = args.patch_drop_steps(steps) if args.patch_drop_ratio else 0
+    first_vrl_step = warmup if args.vrl_drop_ratio else 0
+    apply_prob = args.vrl_apply_prob if args.vrl_drop_ratio else 1.0
+    for drops_patches, first_step, end in ((True, 0, num_dropping_steps), (False, num_dropping_steps, steps)):
+        num_steps_with_vrl = max(end - max(first_step, first_vrl_step), 0)
+        shares[True, drops_patches] = apply_prob * num_steps_with_vrl / max(steps, 1)
+        shares[False, drops_patches] = (end - first_step) / max(steps, 1) - shares[True, drops_patches]
+    return shares
+
+
 def padding_of_samples(
-    args: SFTConfig, devices: int, summaries: Sequence[SourceSummary], tokens_per_tile: int, drop_ratio: float
+    args: SFTConfig,
+    devices: int,
+    summaries: Sequence[SourceSummary],
+    tokens_per_tile: int,
+    drop_ratio: float,
+    patch_drop_ratio: float = 0.0,
 ) -> int:
     """Return the mean number of padding tokens per sample, for samples drawn by the shares of their sources.
 
     Args:
         args: training arguments; batches are formed according to `train_sampling_strategy`.
         devices: number of devices that share the samples of a step.
-        drop_ratio: VRL's drop ratio r, which may differ from that of the training.
+        drop_ratio, patch_drop_ratio: drop ratios, which may differ from those of the training.
     """
     shares = np.array([summary.share for summary in summaries])
     if args.per_device_train_batch_size == 1 or not shares.sum():
@@ -486,14 +534,14 @@ def padding_of_samples(
         is_of_source = source_of_sample == index
         samples[is_of_source] = generator.choice(summary.samples, is_of_source.sum())
 
-    def lengths(ratio: float) -> list[int]:
+    def lengths(*ratios: float) -> list[int]:
         num_tokens = []
         for tiles, text_tokens in samples:
-            visual_tokens = num_kept_tokens(round(tiles) * tokens_per_tile, ratio)
+            visual_tokens = num_language_tokens(tiles, tokens_per_tile, *ratios)
             num_tokens.append(visual_tokens + round(text_tokens))
         return np.minimum(num_tokens, args.max_length or math.inf).astype(int).tolist()
 
-    sample_lengths = lengths(drop_ratio)
+    sample_lengths = lengths(drop_ratio, patch_drop_ratio)
     padding = 0
     for process in range(devices):
         batches = GlobalBatchSampler(
@@ -504,7 +552,7 @@ def padding_of_samples(
             process_index=process,
             seed=args.seed,
             strategy=args.train_sampling_strategy,
-            lengths=lambda: lengths(args.vrl_drop_ratio),
+            lengths=lambda: lengths(args.vrl_drop_ratio, args.patch_drop_ratio),
         )
         for batch in batches:
             batch_lengths = [sample_lengths[row] for row in batch]
@@ -619,7 +667,8 @@ def answer_loss(model: ViTPForConditionalGeneration, inputs: dict[str, torch.Ten
 def empty_batch(config: ViTPConfig, batch: BatchShape) -> dict[str, torch.Tensor]:
     """Return tensors with the shapes of batches of [`ViTPDataCollator`]."""
     vision_config = config.vision_config
-    visual_tokens = num_kept_tokens(batch.tiles * config.image_seq_length, batch.drop_ratio)
+    tokens_of_tile = config.image_seq_length
+    visual_tokens = num_language_tokens(batch.tiles, tokens_of_tile, batch.drop_ratio, batch.patch_drop_ratio)
     num_tokens = visual_tokens + batch.text_tokens + batch.padding
     shape = (batch.samples, num_tokens)
     num_tiles = batch.samples * batch.tiles
@@ -629,7 +678,10 @@ def empty_batch(config: ViTPConfig, batch: BatchShape) -> dict[str, torch.Tensor
         "answer_labels": torch.zeros(shape, dtype=torch.long),
         "pixel_values": torch.zeros(num_tiles, vision_config.num_channels, *pair(vision_config.image_size)),
     }
-    if batch.drop_ratio > 0:
+    if batch.drop_ratio > 0 or batch.patch_drop_ratio > 0:
         inputs["position_ids"] = torch.zeros(shape, dtype=torch.long)
         inputs["visual_token_indices"] = torch.zeros(batch.samples * visual_tokens, dtype=torch.long)
+    if batch.patch_drop_ratio > 0:
+        num_visible = num_kept_tokens(tokens_of_tile, batch.patch_drop_ratio)
+        inputs["visible_token_indices"] = torch.zeros(num_tiles, num_visible, dtype=torch.long)
     return inputs

@@ -72,7 +72,8 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
     - The collator receives the id of every row and the epoch, also in persistent workers.
     - Evaluation runs without VRL, masked answers and augmentation. The model's config records the ratios.
     - With `vrl_warmup_steps`, the drop ratio is 0 in the first optimizer steps, and the drop ratio of the last step is
-      logged as "vrl_drop_ratio".
+      logged as "vrl_drop_ratio". With `patch_drop_ratio`, patches are dropped before the ViT except in the last steps,
+      and the ratio of the last step is logged too.
     - The rows of an optimizer step do not depend on the number of processes, except those of split streams and of
       streams that worker processes read. At the end of an epoch, no row is repeated or lost, see
       [`GlobalBatchSampler`], [`RankStream`] and, for split streams, [`MixtureStream`].
@@ -256,7 +257,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
 
     def train_sampler(self) -> GlobalBatchSampler:
         dataset = self.train_dataset
-        sampler_class = StepSampler if self.data_collator.vrl_warmup_steps > 0 else GlobalBatchSampler
+        sampler_class = StepSampler if self.data_collator.depends_on_step else GlobalBatchSampler
         return sampler_class(
             len(dataset),
             self.args.train_batch_size,
@@ -301,7 +302,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
     def _rank_stream(self, dataset: IterableDataset, batch_size: int) -> RankStream:
         strategy = self.args.train_sampling_strategy
         length = SampleLength.of(self.data_collator) if strategy in BY_LENGTH else None
-        stream_class = StepStream if self.data_collator.vrl_warmup_steps > 0 else RankStream
+        stream_class = StepStream if self.data_collator.depends_on_step else RankStream
         sharding = self._sharding()
         if getattr(dataset, "is_split", False):
             dataset = dataset.of_process(sharding.pop("num_processes"), sharding.pop("process_index"))
@@ -428,10 +429,13 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
     # Metrics
 
     def _finalize(self, batch: dict[str, Any], number: int) -> dict[str, Any]:
-        """Encode a batch with stored rows again if its step belongs to the warm-up, see [`RowKeeper`]."""
+        """Encode a batch with stored rows again if the drop ratios of its step are others, see [`RowKeeper`]."""
         rows = batch.pop(ROWS, None)
+        if rows is None:
+            return batch
         step = number // self.args.gradient_accumulation_steps
-        if rows is None or step >= self.data_collator.vrl_warmup_steps:
+        drop_ratios_at = self.data_collator.drop_ratios_at
+        if drop_ratios_at(step) == drop_ratios_at(rows[0][STEP]):
             return batch
         collator = NamedBatches(with_raw_tiles(self.data_collator))
         return collator([{**row, STEP: step} for row in rows])
@@ -503,8 +507,11 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         if is_training and num_places:
             self._num_trained_tokens = num_trained_tokens
             logs["padding_share"] = 1 - num_tokens / num_places
+            drop_ratios = self.data_collator.drop_ratios_at(self.state.global_step - 1)
             if self.data_collator.vrl_warmup_steps > 0:
-                logs["vrl_drop_ratio"] = self.data_collator.drop_ratio_at(self.state.global_step - 1)
+                logs["vrl_drop_ratio"] = drop_ratios["vrl_drop_ratio"]
+            if self.data_collator.patch_drop_ratio > 0:
+                logs["patch_drop_ratio"] = drop_ratios["patch_drop_ratio"]
             self._num_tokens_and_places.zero_()
         sums = self._answer_sums.pop("train" if is_training else "eval", None)
         if sums is not None:
@@ -552,6 +559,8 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         fixed["vrl_drop_ratio"] = collator.vrl_drop_ratio
         fixed["vrl_apply_prob"] = collator.vrl_apply_prob
         fixed["vrl_warmup_steps"] = collator.vrl_warmup_steps or None
+        fixed["patch_drop_ratio"] = collator.patch_drop_ratio or None
+        fixed["patch_drop_end"] = args.patch_drop_end if collator.patch_drop_ratio else None
         fixed["answer_mask_ratio"] = collator.answer_mask_ratio or None
         fixed["color_jitter"] = collator.color_jitter
         fixed["projector_steps"] = args.projector_steps or None
@@ -676,12 +685,16 @@ def make_collator(
     source_settings: Mapping[str, SourceSettings] | None,
 ) -> ViTPDataCollator:
     """Return the collator of training batches."""
+    num_rows = None if isinstance(train_dataset, torch.utils.data.IterableDataset) else len(train_dataset)
+    num_steps = args.number_of_steps(num_rows, args.world_size) or 0
     return ViTPDataCollator(
         processor,
         max_length=args.max_length,
         vrl_drop_ratio=args.vrl_drop_ratio,
         vrl_apply_prob=args.vrl_apply_prob,
         vrl_warmup_steps=args.vrl_warmup_steps or 0,
+        patch_drop_ratio=args.patch_drop_ratio,
+        patch_drop_steps=args.patch_drop_steps(num_steps),
         answer_mask_ratio=args.answer_mask_ratio,
         color_jitter=args.color_jitter,
         seed=args.seed if args.data_seed is None else args.data_seed,

@@ -406,7 +406,7 @@ class StepStream(RankStream):
 class RowKeeper:
     """Collator of the rows of a [`StepStream`] that keeps the rows of a batch whose step is uncertain.
 
-    A batch that is encoded for a step after the warm-up may turn out to belong to a step of the warm-up. Such a batch
+    A batch that is encoded for a step may turn out to belong to an earlier step with other drop ratios. Such a batch
     has its rows under the key `rows`, and the trainer, which knows the step, encodes them again if necessary.
     """
 
@@ -418,6 +418,7 @@ class RowKeeper:
         rows = [row for row in examples if row is not None]
         if not rows:
             return batch
-        if rows[0][EARLIEST_STEP] < self.collator.vrl_warmup_steps <= rows[0][STEP]:
+        drop_ratios_at = self.collator.drop_ratios_at
+        if drop_ratios_at(rows[0][EARLIEST_STEP]) != drop_ratios_at(rows[0][STEP]):
             batch[ROWS] = rows
         return batch

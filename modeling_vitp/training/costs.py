@@ -454,7 +454,12 @@ def forward_operations(counter: FlopCounterMode, parts: Mapping[str, str]) -> di
     counts = counter.get_flop_counts()
     forward = {}
     for part_name, module_name in parts.items():
-        forward[part_name] = sum(counts.get(module_name, {}).values())
+        # If patches are dropped, the modules of the ViT are called, but not the ViT itself.
+        called = [name for name in counts if name == module_name or name.startswith(f"{module_name}.")]
+        forward[part_name] = 0
+        for name in called:
+            if not any(name.startswith(f"{outer_name}.") for outer_name in called):
+                forward[part_name] += sum(counts[name].values())
     forward["head"] = counter.get_total_flops() - sum(forward.values())
     return forward
 

@@ -151,6 +151,7 @@ def main(folder: Path) -> None:
     ddp(folder, "stream", stream=True)
     ddp(folder, "warmup", vrl_warmup_steps=4, answer_mask_ratio=0.5)
     ddp(folder, "stream_warmup", stream=True, vrl_warmup_steps=4)
+    ddp(folder, "patches", patch_drop_ratio=0.5, patch_drop_end=0.4)
     split(folder)
     dist.barrier()
     dist.destroy_process_group()

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -12,6 +13,7 @@ from tokenizers.processors import TemplateProcessing
 
 from modeling_vitp import ViTPDataCollator, ViTPImageProcessor, ViTPProcessor
 from modeling_vitp.conversations import CHAT_TEMPLATE
+from modeling_vitp.vrl import draw_visible_tokens, keyed_generator
 
 SIZE = {"height": 28, "width": 28}
 TEXTS = st.text("ab é猫\n<|im_end|>", min_size=1, max_size=12).filter(str.strip)
@@ -178,3 +180,37 @@ def test_tool_answers_have_a_role(processor):
     template = "{% for m in messages %}{{ m.role }}" + call + "{% endfor %}"
     calls = [QUESTION, {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "count"}}]}]
     assert processor.apply_chat_template(calls, chat_template=template) == "userassistant:count"
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.75])
+def test_dropped_patches_leave_a_part_of_the_conversation(processor, ratio):
+    """The tokens and positions are those of the whole conversation without the image tokens that are not kept."""
+    images = [{"type": "image", "image": picture(*size)} for size in ((60, 40), (28, 28))]
+    messages = [{"role": "user", "content": [*images, {"type": "text", "text": "How many?"}]}, ANSWER]
+    key = (3, "a row", 1)
+    whole = processor.encode_conversation(messages)
+    found = processor.encode_conversation(messages, vrl_drop_ratio=ratio, vrl_key=key, patch_drop_ratio=0.5)
+    num_tiles = len(whole["pixel_values"])
+    visible = found["visible_token_indices"]
+    assert visible.shape == (num_tiles, TOKENS_PER_TILE // 2)
+    expected = draw_visible_tokens(num_tiles, TOKENS_PER_TILE, 0.5, keyed_generator(*key, "patches"))
+    assert torch.equal(visible, expected)
+    kept = found["visual_token_indices"].tolist()
+    visible_in_sample = [
+        TOKENS_PER_TILE * tile + token for tile, tokens in enumerate(visible.tolist()) for token in tokens
+    ]
+    assert set(kept) <= set(visible_in_sample)
+    assert len(kept) == num_tiles * TOKENS_PER_TILE // (4 if ratio else 2)
+    is_image = whole["input_ids"] == processor.image_token_id
+    image_number = is_image.cumsum() - 1
+    is_kept = ~is_image | np.isin(image_number, kept)
+    assert found["input_ids"].tolist() == whole["input_ids"][is_kept].tolist()
+    assert found["answers"].tolist() == whole["answers"][is_kept].tolist()
+    assert found["position_ids"].tolist() == np.flatnonzero(is_kept).tolist()
+    assert all(map(torch.equal, found["pixel_values"], whole["pixel_values"]))
+
+
+def test_dropped_patches_need_an_image(processor):
+    found = processor.encode_conversation([QUESTION, ANSWER], patch_drop_ratio=0.5, vrl_key=(1,))
+    assert found["position_ids"].tolist() == list(range(len(found["input_ids"])))
+    assert not {"pixel_values", "visible_token_indices", "visual_token_indices"} & found.keys()

@@ -32,6 +32,7 @@ from modeling_vitp.pretraining.plan import (
     measure_pretraining,
     padding_of_samples,
     pretraining_operations,
+    shares_of_drops,
     step_cost,
     work_of,
 )
@@ -79,6 +80,8 @@ def test_plan_inverts_each_setting():
         (0.9, 0, False),
     ]
     assert not any("LoRA" in name for name in changes(Setup(0.0, 0, False), True))
+    compared = changes(Setup(0.75, 0, False, patch_drop_ratio=0.5), True)
+    assert compared["patch_drop_ratio = 0"] == Setup(0.75, 0, False)
     for padding_free in (False, True):
         compared = changes(Setup(0.75, 0, False, padding_free), False, is_padded=True)
         assert Setup(0.75, 0, False, not padding_free) in compared.values()
@@ -155,8 +158,40 @@ def test_operations_of_a_pretraining_are_those_of_its_steps(monkeypatch):
 
     monkeypatch.setattr(plan, "step_cost", step_cost)
     batch = BatchShape(2, 1, 12)
-    work = Work(steps=10, undropped=0.25, accumulation=2, devices=4, mean=batch, longest=batch)
+    drops = {(True, True): 0.0, (True, False): 0.75, (False, True): 0.0, (False, False): 0.25}
+    work = Work(steps=10, drops=drops, accumulation=2, devices=4, mean=batch, longest=batch)
     assert pretraining_operations(None, work, 0.75) == 10 * 4 * 2 * (0.75 * 750 + 0.25 * 3000)
+
+
+def test_operations_of_a_pretraining_count_dropped_patches(monkeypatch):
+    def step_cost(config, batch):
+        return StepCost(0, 0, 0, 0, {"ViT": 1000 * (1 - batch.patch_drop_ratio) - 100 * batch.drop_ratio}, 0)
+
+    monkeypatch.setattr(plan, "step_cost", step_cost)
+    batch = BatchShape(2, 1, 12)
+    drops = {(True, True): 0.4, (True, False): 0.3, (False, True): 0.2, (False, False): 0.1}
+    work = Work(steps=10, drops=drops, accumulation=1, devices=1, mean=batch, longest=batch)
+    expected = 10 * (0.4 * (250 - 50) + 0.3 * (1000 - 50) + 0.2 * 250 + 0.1 * 1000)
+    assert pretraining_operations(None, work, 0.5, 0.75) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "end", "apply_prob"), [(0, 0.1, 1.0), (5, 0.1, 1.0), (15, 0.3, 0.5), (20, 1.0, 0.8)]
+)
+def test_shares_of_drops_equal_a_loop(tmp_path, warmup, end, apply_prob):
+    settings = {"patch_drop_ratio": 0.5, "patch_drop_end": end, "vrl_apply_prob": apply_prob, "vrl_drop_ratio": 0.75}
+    args = ViTPTrainingConfig(str(tmp_path), **settings)
+    shares = dict.fromkeys([(True, True), (True, False), (False, True), (False, False)], 0.0)
+    for step in range(20):
+        drops_patches = step < 20 - max(1, round(end * 20))
+        has_vrl = apply_prob * (step >= warmup)
+        shares[True, drops_patches] += has_vrl / 20
+        shares[False, drops_patches] += (1 - has_vrl) / 20
+    assert shares_of_drops(args, 20, warmup) == pytest.approx(shares)
+    args.patch_drop_ratio = 0.0
+    assert shares_of_drops(args, 20, warmup)[True, True] == 0.0
+    args.vrl_drop_ratio = 0.0
+    assert shares_of_drops(args, 20, warmup)[True, False] == 1.0
 
 
 def test_operations_of_a_mean_sample_are_interpolated():
@@ -181,13 +216,14 @@ def test_padding_equals_expectation_over_sources(tmp_path):
     """
     summaries = [sampled(2 / 3, (1, 20.0)), sampled(1 / 3, (2, 96.0))]
 
-    def padding(ratio: float, devices: int = 1, **options) -> int:
+    def padding(ratio: float, patch_ratio: float = 0.0, devices: int = 1, **options) -> int:
         args = ViTPTrainingConfig(str(tmp_path), **{"per_device_train_batch_size": 2, "max_length": None} | options)
-        return padding_of_samples(args, devices, summaries, 4, ratio)
+        return padding_of_samples(args, devices, summaries, 4, ratio, patch_ratio)
 
     accumulation = {"gradient_accumulation_steps": 32}
     assert padding(0.0, **accumulation) == pytest.approx(4 / 9 * 80 / 2, abs=1.5)
     assert padding(0.75, **accumulation) == pytest.approx(4 / 9 * (98 - 21) / 2, abs=1.5)
+    assert padding(0.0, 0.5, **accumulation) == pytest.approx(4 / 9 * (100 - 22) / 2, abs=1.5)
     assert padding(0.0, devices=32) == pytest.approx(4 / 9 * 80 / 2, abs=1.5)
     assert padding(0.0, max_length=64, **accumulation) == pytest.approx(4 / 9 * 40 / 2, abs=1)
     assert padding(0.0, per_device_train_batch_size=1) == 0
@@ -316,6 +352,26 @@ def test_step_cost_equals_a_real_step(config, plain_step):
     again = (in_vit + in_text) / 2
     assert cost.backward == 2 * sum(cost.forward.values()) + again - embedding
     assert cost.forward["head"] == 2 * 2 * 12 * 300 * config.text_config.hidden_size
+
+
+@pytest.mark.parametrize("drop_ratio", [0.0, 0.75])
+def test_step_cost_of_dropped_patches_equals_formula(config, drop_ratio):
+    """The layers of the ViT compute the CLS token and the patches of half of the four tokens of each tile."""
+    shape = dataclasses.replace(SHAPE, drop_ratio=drop_ratio, patch_drop_ratio=0.5)
+    cost = step_cost(config, shape, bf16=False)
+    vision, text = config.vision_config, config.text_config
+    num_tiles = shape.samples * shape.tiles
+    width, inner = vision.hidden_size, vision.intermediate_size
+    places = 1 + 4 * 2
+    layer = 2 * places * (4 * width**2 + 2 * width * inner) + 4 * places**2 * width
+    kernel = 2 * 16 * vision.num_channels * vision.patch_size[0] ** 2 * width
+    assert cost.forward["ViT"] == num_tiles * (kernel + vision.num_hidden_layers * layer)
+    num_kept = shape.samples * shape.tiles * 2 if drop_ratio == 0 else shape.samples * shape.tiles
+    projector = 2 * num_kept * (4 * width + text.hidden_size) * text.hidden_size
+    assert cost.forward["projector"] == projector
+    whole = step_cost(config, dataclasses.replace(shape, patch_drop_ratio=0.0), bf16=False)
+    assert cost.forward["head"] == whole.forward["head"]
+    assert cost.activations < whole.activations and cost.weights == whole.weights
 
 
 def test_tied_embeddings_and_eager_attention(config, plain_step):

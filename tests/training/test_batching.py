@@ -195,11 +195,46 @@ def test_warmup_batches_have_no_drop(processor, warmup_collator):
         ratio = 0.0 if step < 3 else RATIO
         expected = ViTPDataCollator(processor, vrl_drop_ratio=ratio, seed=5)(rows)
         assert_same(warmup_collator([{**row, STEP: step} for row in rows]), expected)
-        assert warmup_collator.drop_ratio_at(step) == ratio
+        assert warmup_collator.drop_ratios_at(step)["vrl_drop_ratio"] == ratio
     assert ("position_ids" in expected) and warmup_collator([None])["labels"].eq(-100).all()
     with pytest.raises(ValueError, match="'row-0'.*vrl_warmup_steps"):
         warmup_collator(rows)
     assert_same(warmup_collator.for_evaluation()(rows), ViTPDataCollator(processor)(rows))
+
+
+def test_patches_are_dropped_in_first_steps(processor):
+    rows = [row for row in make_rows() if row["images"]][:3]
+    settings = {"vrl_drop_ratio": RATIO, "vrl_warmup_steps": 1, "patch_drop_ratio": 0.5, "patch_drop_steps": 3}
+    collator = ViTPDataCollator(processor, **settings, seed=5)
+    num_tokens = processor.image_seq_length
+    for step in range(5):
+        ratio = 0.0 if step < 1 else RATIO
+        patch_ratio = 0.5 if step < 3 else 0.0
+        batch = collator([{**row, STEP: step} for row in rows])
+        expected = ViTPDataCollator(processor, vrl_drop_ratio=ratio, patch_drop_ratio=patch_ratio, seed=5)(rows)
+        assert_same(batch, expected)
+        num_tiles = len(batch["pixel_values"])
+        if patch_ratio:
+            assert batch["visible_token_indices"].shape == (num_tiles, num_tokens // 2)
+            assert len(batch["visual_token_indices"]) == num_tiles * num_tokens * min(0.5, 1 - ratio)
+            tile = batch["visual_token_indices"] // num_tokens
+            token = batch["visual_token_indices"] % num_tokens
+            assert (batch["visible_token_indices"][tile] == token[:, None]).any(1).all()
+        else:
+            assert "visible_token_indices" not in batch
+    with pytest.raises(ValueError, match="'row-0'.*patch_drop_steps"):
+        collator(rows)
+    with pytest.raises(ValueError, match="patch_drop_ratio"):
+        ViTPDataCollator(processor, patch_drop_ratio=1.0)
+    assert_same(collator.for_evaluation()(rows), ViTPDataCollator(processor)(rows))
+
+
+def test_length_counts_dropped_patches(processor):
+    rows = [row for row in make_rows() if row["images"]]
+    for ratio, patch_ratio in ((0.0, 0.5), (RATIO, 0.5), (0.5, 0.75)):
+        collator = ViTPDataCollator(processor, vrl_drop_ratio=ratio, patch_drop_ratio=patch_ratio)
+        for row in prepare_rows(Dataset.from_list(rows, features=FEATURES)):
+            assert SampleLength.of(collator)(row) == len(collator.encode(row)["input_ids"])
 
 
 def test_replacement_row_has_the_step(processor):
@@ -231,6 +266,7 @@ def batches_of(folder, **options):
     with patch.object(base_trainer, "take_names", keep):
         trainer.train()
     found.log = [entry.get("vrl_drop_ratio") for entry in trainer.state.log_history if "loss" in entry]
+    found.patch_log = [entry.get("patch_drop_ratio") for entry in trainer.state.log_history if "loss" in entry]
     found.processor = trainer.processing_class
     return found
 
@@ -276,6 +312,43 @@ def test_each_step_equals_a_collator_without_warmup(tmp_path, loading, warmup):
     always = batches_of(tmp_path / "always", **LOADING[loading])
     assert always.log == [None] * 8 and always.num_again == 0
     assert [name for step in always.steps for batch in step for name in batch["sample_ids"]] == sum(seen, [])
+
+
+@pytest.mark.parametrize(
+    "loading", ["map", *(pytest.param(name, marks=pytest.mark.slow) for name in LOADING if name != "map")]
+)
+def test_each_step_drops_patches_until_the_end(tmp_path, loading):
+    """An epoch has three steps, and the last two of eight steps see every patch."""
+    rows = {row["id"]: row for row in make_rows()}
+    settings = {"patch_drop_ratio": 0.5, "patch_drop_end": 0.2, "vrl_warmup_steps": 2}
+    found = batches_of(tmp_path / "dropped", **settings, **LOADING[loading])
+    for step, batches in enumerate(found.steps):
+        collator = ViTPDataCollator(
+            found.processor,
+            max_length=4096,
+            vrl_drop_ratio=0.0 if step < 2 else RATIO,
+            patch_drop_ratio=0.5 if step < 6 else 0.0,
+            seed=42,
+        )
+        for batch in batches:
+            collator.set_epoch(step // 3)
+            ids = batch.pop("sample_ids")
+            if "pixel_values" in batch:
+                batch["pixel_values"] = normalize_tiles(batch["pixel_values"], found.processor.image_processor)
+            assert_same(batch, collator([rows[name] for name in ids]))
+    assert found.patch_log == [0.5] * 6 + [0.0] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", [False, True], ids=["map", "stream"])
+def test_run_killed_around_last_dropped_patches_is_exact(tmp_path, stream):
+    options = {"patch_drop_ratio": 0.5, "patch_drop_end": 0.4, "save_steps": 1, "stream": stream}
+    options |= {"num_shards": 3, **PERSISTENT} if stream else {}
+    whole = run(tmp_path / "whole", **options)
+    for kill in [("optimizer", 5), ("step", 7)]:
+        run(tmp_path / "killed", kill, **options)
+    assert run(tmp_path / "killed", **options) == whole
+    assert [entry["patch_drop_ratio"] for entry in whole["log"] if "loss" in entry] == [0.5, 0.0]
 
 
 @pytest.mark.slow

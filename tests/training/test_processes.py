@@ -21,7 +21,7 @@ from modeling_vitp.training.checkpointing import last_checkpoint
 
 ACCELERATE = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
 FILES, ROWS = 4, 5  # files of the split stream, and rows per file
-TRAINED = ["accumulated", "rebalanced", "checkpointed", "padding_free", "stream", "warmup", "stream_warmup"]
+TRAINED = ["accumulated", "rebalanced", "checkpointed", "padding_free", "stream", "warmup", "stream_warmup", "patches"]
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +99,13 @@ def test_ddp_step_equals_one_process(results, name):
         assert two["loss"] == pytest.approx(one["loss"], abs=1e-6)
         assert two["learning_rate"] == one["learning_rate"]
         assert two.get("vrl_drop_ratio") == one.get("vrl_drop_ratio")
+        assert two.get("patch_drop_ratio") == one.get("patch_drop_ratio")
     for one, two in zip(gradients[1], gradients[2]):
         check_gradients(one, two)
     if "warmup" in name:
         assert [entry["vrl_drop_ratio"] for entry in logs[2]["log"]] == [0.0] * 4 + [0.75] * 2
+    if name == "patches":
+        assert [entry["patch_drop_ratio"] for entry in logs[2]["log"]] == [0.5] * 4 + [0.0] * 2
 
 
 @pytest.mark.slow

@@ -136,6 +136,7 @@ def test_checkpoint_is_complete_with_all_files(tmp_path):
         ({"seed": 1}, "seed was 42 and is 1"),
         ({"vrl_drop_ratio": 0.5}, "vrl_drop_ratio was 0.75 and is 0.5"),
         ({"answer_mask_ratio": 0.5}, "answer_mask_ratio was None and is 0.5"),
+        ({"patch_drop_ratio": 0.5}, "patch_drop_ratio was None and is 0.5; patch_drop_end was None and is 0.1"),
         ({"color_jitter": {"gray": 0.2}}, "color_jitter was None"),
         ({"gradient_accumulation_steps": 1}, "global batch size was 4 and is 2"),
         ({"num_rows": 9}, "'rows' changed since .*--allow_changed_data"),
