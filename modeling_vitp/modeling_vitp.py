@@ -271,17 +271,13 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
                 Indices of the `num_tiles * tokens_per_tile` visual tokens that VRL keeps. They are gathered before the
                 projector, which therefore processes only these.
             visible_token_indices (`torch.LongTensor` of shape `(num_tiles, num_visible)`, *optional*):
-                Indices of the visual tokens of each tile whose patches the vision model computes; other patches are
-                dropped before its first layer. They include the tokens of `visual_token_indices`.
+                Indices of the visual tokens of each tile, those of `visual_token_indices` among them, whose patches
+                the vision model computes. Other patches are dropped before its first layer.
 
         Returns:
             Outputs of the vision model, with the projected visual tokens as `pooler_output`, of shape
             `(num_tiles, tokens_per_tile, text_hidden_size)`, or with VRL `(num_kept, 1, text_hidden_size)`: each
             token is a group, so that `generate` can assign tokens to samples when it expands the batch for beam search.
-
-        Raises:
-            ValueError: if the features are those of another layer than the last one, and patches are dropped or the
-                ViT is timm's.
         """
         tower = tower_of(self.config.vision_config)
         pixel_values = pixel_values.to(dtype=self.dtype)

@@ -330,8 +330,7 @@ class ViTPProcessor(ChatProcessor):
             images_kwargs: options of the image processor.
             vrl_drop_ratio, vrl_apply_prob, vrl_key: see [`ViTPProcessor.__call__`].
             patch_drop_ratio: share of the visual tokens of each tile whose patches are dropped before the ViT. VRL
-                drops tokens of those that are left, and both ratios are of all tokens: VRL drops no further token
-                unless its ratio is larger.
+                drops tokens of the others. Both ratios are of all tokens: VRL drops more only if its ratio is larger.
 
         Returns:
             Arrays `(sequence_length,)` of int64: `input_ids`; `answers`, the number of each token's answer, from 1, or
@@ -351,11 +350,7 @@ class ViTPProcessor(ChatProcessor):
             visible_tokens = draw_visible_tokens(sum(num_tiles), self.image_seq_length, patch_drop_ratio, generator)
             visible_indices = flat_indices(visible_tokens, self.image_seq_length)
         visual_token_indices, kept_of_image = draw_kept_tokens(
-            num_tokens,
-            vrl_drop_ratio,
-            vrl_apply_prob,
-            vrl_key,
-            visible_indices,
+            num_tokens, vrl_drop_ratio, vrl_apply_prob, vrl_key, visible_indices
         )
 
         # Each image is tokenized as one token, which is then repeated.

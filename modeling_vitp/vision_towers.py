@@ -187,10 +187,7 @@ class VisionTower:
         pixel_values: torch.Tensor,
         patches: torch.Tensor,
     ) -> torch.Tensor:
-        """Return the output of the model for some of the patches, which alone are computed and attended to.
-
-        The other patches are dropped after the position embeddings. The modules of the model are called, but not the
-        model itself.
+        """Return the model's output if all other patches are dropped after the position embeddings.
 
         Args:
             pixel_values: images `(batch_size, num_channels, height, width)`.

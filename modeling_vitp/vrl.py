@@ -52,21 +52,10 @@ def num_kept_tokens(num_tokens: int, drop_ratio: float) -> int:
     return num_tokens - math.floor(ratio * num_tokens)
 
 
-def num_language_tokens(
-    num_tiles: float,
-    tokens_of_tile: int,
-    drop_ratio: float,
-    patch_drop_ratio: float = 0.0,
-) -> int:
-    """Return the number of visual tokens of a sample that the language model sees.
+def num_language_tokens(num_tiles: float, tokens_of_tile: int, drop_ratio: float, patch_drop_ratio: float = 0.0) -> int:
+    """Return the number of visual tokens that the language model sees of a sample, or of a mean number of tiles.
 
-    Both ratios are of all tokens. VRL drops tokens only if it keeps fewer than the ViT computes.
-
-    Args:
-        num_tiles: number of tiles of the sample, which may be a mean.
-        tokens_of_tile: visual tokens of a tile.
-        drop_ratio: VRL's drop ratio.
-        patch_drop_ratio: share of the patches of each tile that is dropped before the ViT.
+    Both ratios are of all tokens, so VRL drops nothing if it would keep more tokens than the ViT computes.
     """
     num_kept = num_kept_tokens(round(num_tiles * tokens_of_tile), drop_ratio)
     num_visible = round(num_tiles * num_kept_tokens(tokens_of_tile, patch_drop_ratio))
@@ -121,10 +110,7 @@ def draw_visual_tokens(
 
 
 def draw_visible_tokens(
-    num_tiles: int,
-    tokens_of_tile: int,
-    drop_ratio: float,
-    generator: torch.Generator | None = None,
+    num_tiles: int, tokens_of_tile: int, drop_ratio: float, generator: torch.Generator | None = None
 ) -> torch.LongTensor:
     """Draw the visual tokens of each tile whose patches the ViT computes.
 
@@ -136,7 +122,7 @@ def draw_visible_tokens(
 
     Returns:
         Ascending indices of a uniformly random subset of the tokens of each tile, int64 `(num_tiles, num_visible)`.
-        All tiles keep the same number, so that tiles of any samples are a batch of the ViT without padding.
+        All tiles keep the same number, so that any tiles are a batch without padding.
     """
     num_visible = num_kept_tokens(tokens_of_tile, drop_ratio)
     numbers = torch.rand(num_tiles, tokens_of_tile, dtype=torch.float64, generator=generator, device="cpu")
@@ -200,6 +186,8 @@ def draw_kept_tokens(
     Returns:
         Indices of the kept tokens among those of the sample, int64 `(num_kept,)`, and the kept tokens of each image.
     """
+    if visible_indices is None:
+        visible_indices = torch.arange(sum(num_tokens), device="cpu")
     if drop_ratio > 0:
         generator = None
         if isinstance(key, (list, tuple)):
@@ -207,10 +195,8 @@ def draw_kept_tokens(
         elif key is not None:
             generator = keyed_generator(key)
         indices = draw_visual_tokens(sum(num_tokens), drop_ratio, apply_prob, generator, visible_indices)
-    elif visible_indices is not None:
-        indices = visible_indices
     else:
-        indices = torch.arange(sum(num_tokens), device="cpu")
+        indices = visible_indices
     return indices, split_by_image(indices.numpy(), num_tokens)
 
 

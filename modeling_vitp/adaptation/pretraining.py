@@ -314,13 +314,8 @@ def train_mae(
     image_processor, _ = arguments.tiling()
     summaries = pretraining.summarize(image_processor)
     work = work_of(training_args, 1, summaries, arguments.args.from_scratch is not None)
-    operations = pretraining_operations(
-        config,
-        work,
-        training_args.vrl_drop_ratio,
-        training_args.patch_drop_ratio,
-        bf16=training_args.bf16,
-    )
+    ratios = (training_args.vrl_drop_ratio, training_args.patch_drop_ratio)
+    operations = pretraining_operations(config, work, *ratios, bf16=training_args.bf16)
     batch = min(64, len(images))
     steps = mae_steps(pretraining.start.config, batch, operations)
     config = mae_config(pretraining, training_args, backbones, batch, steps)

@@ -776,8 +776,7 @@ def check_rows(
 ) -> str:
     """Encode the first 200 rows of each source, or all rows if that takes at most `seconds`, and return a summary.
 
-    Rows are encoded for step 0, in which they are longest under VRL's warm-up, and without dropped patches, as at the
-    end of a run. Random states are restored afterwards.
+    Rows are encoded for step 0, in which they are longest under VRL's warm-up. Random states are restored afterwards.
 
     Args:
         dataset: mixture or other data set.
@@ -792,7 +791,6 @@ def check_rows(
         ValueError: If a row is invalid, unless the collator skips invalid rows; the message names the first one. Or if
             no row has an image.
     """
-    collator = dataclasses.replace(collator, patch_drop_ratio=0.0)
     length = number_of_rows(dataset)
     num_first = CHECKED * len(sources_of(dataset))
     start = time.monotonic()

@@ -248,10 +248,7 @@ class CostEstimates:
         return mean_operations(lambda batch: self.cost(batch, setup).operations, batch)
 
     def peak(self, setup: Setup) -> StepCost:
-        """Return the cost of a micro-batch of the longest samples, with every patch as in the last steps.
-
-        Its tokens are not dropped if those of any sample are not.
-        """
+        """Return the cost of a micro-batch of the longest samples, with all patches, and all tokens if any have all."""
         setup = with_drops(setup, has_vrl=not self.work.undropped, drops_patches=False)
         return self.cost(self.work.longest, setup).with_buckets(self.work.devices)
 
@@ -488,12 +485,9 @@ def work_of(args: SFTConfig, devices: int, summaries: Sequence[SourceSummary], f
 
 
 def shares_of_drops(args: SFTConfig, steps: int, warmup: int) -> dict[tuple[bool, bool], float]:
-    """Return the share of the samples of a run by whether VRL applies to them, and by whether patches are dropped.
+    """Return the share of the samples by whether VRL applies to them, and by whether patches are dropped.
 
-    Args:
-        args: training arguments. A drop whose ratio is 0 applies as if it had another ratio.
-        steps: optimizer steps of the run.
-        warmup: optimizer steps at the beginning without VRL.
+    VRL applies after `warmup` steps, or to all samples if its ratio is 0. Patches are dropped until the last steps.
     """
     shares = dict.fromkeys(itertools.product((True, False), repeat=2), 0.0)
     num_dropping_steps = args.patch_drop_steps(steps) if args.patch_drop_ratio else 0

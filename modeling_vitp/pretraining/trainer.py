@@ -172,7 +172,10 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         self._num_trained_tokens = 0
 
     def check_rows(self) -> None:
-        """Encode the first rows, at most those of the whole run, to find invalid rows early, see [`check_rows`]."""
+        """Encode the first rows, at most those of the whole run, to find invalid rows early, see [`check_rows`].
+
+        No patch is dropped, so that rows that are too long in the last steps are found.
+        """
         num_rows = max(self.args.max_steps, 0) * self.get_total_train_batch_size(self.args)
         options = {
             "most_rows": num_rows or None,
@@ -180,7 +183,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         }
         summary = check_rows(
             self.train_dataset,
-            self.data_collator,
+            dataclasses.replace(self.data_collator, patch_drop_ratio=0.0),
             allow_text_only=self.args.allow_text_only,
             **options,
         )

@@ -13,10 +13,11 @@ from datasets import Dataset
 from pictures import picture
 from row_formats import FORMATS, write_lines
 from sample_rows import turn
-from training_run import make_rows, make_trainer
+from training_run import FEATURES, make_rows, make_trainer
 
 from modeling_vitp import ViTPDataCollator
 from modeling_vitp.instructions import mixture as mixtures
+from modeling_vitp.instructions.collator import STEP
 from modeling_vitp.instructions.mixture import check_rows, load_mixture, open_mixture
 from modeling_vitp.instructions.rows import prepare_rows
 
@@ -119,6 +120,19 @@ def test_number_of_checked_rows(monkeypatch, seconds, num_rows, streaming, expec
     assert slow.seen == list(range(expected))
     told = f"{expected} rows" if streaming else f"all {expected} rows"
     assert (told if expected == num_rows or streaming else f"{expected} of {num_rows:,} rows") in line
+
+
+def test_row_that_fits_only_without_some_patches_is_named(tmp_path):
+    """The last steps, which see every patch, are the longest."""
+    rows = [row for row in make_rows() if row["images"]][:4]
+    options = {"patch_drop_ratio": 0.75, "vrl_drop_ratio": 0.0, "max_steps": 4, "eval_strategy": "no"}
+    trainer = make_trainer(tmp_path / "run", train_rows=Dataset.from_list(rows, features=FEATURES), **options)
+    length = max(len(trainer.eval_data_collator.encode(row)["input_ids"]) for row in rows)
+    image_tokens = max(len(trainer.eval_data_collator.encode(row)["pixel_values"]) for row in rows) * 4
+    trainer.data_collator.max_length = length - image_tokens // 2
+    assert all(trainer.data_collator.encode({**row, STEP: 0}) for row in rows)
+    with pytest.raises(ValueError, match="max_length"):
+        trainer.train()
 
 
 def test_check_keeps_random_states(processor):

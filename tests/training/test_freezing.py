@@ -87,6 +87,23 @@ def test_only_unfrozen_parts_have_gradients(model_and_processor, frozen, layers)
         assert (parameter.grad is not None and parameter.grad.abs().sum() > 0) == wanted, name
 
 
+def test_wrapped_vit_drops_patches(model_and_processor):
+    """The copy of the ViT that is trained beside LoRA computes as the ViT alone."""
+    model, processor = model_and_processor
+    model.eval()
+    inputs = {"pixel_values": step_inputs(processor)["pixel_values"]}
+    inputs["visible_token_indices"] = torch.tensor([[0, 3]]).expand(len(inputs["pixel_values"]), -1)
+    with torch.no_grad():
+        expected = model.get_image_features(**inputs).pooler_output
+    config = lora_config(model, ModelConfig(**LORA), [], 0)
+    wrapped = get_peft_model(model, config).eval().get_base_model()
+    features = wrapped.get_image_features(**inputs).pooler_output
+    torch.testing.assert_close(features, expected)
+    features.sum().backward()
+    trained = [weight for name, weight in wrapped.model.vision_tower.named_parameters() if "modules_to_save" in name]
+    assert trained and any(weight.grad is not None for weight in trained)
+
+
 @pytest.mark.parametrize(("frozen", "layers"), [case for case in COMBINATIONS if "language_model" not in case[0]])
 def test_only_lora_and_unfrozen_parts_have_gradients(model_and_processor, frozen, layers):
     model, processor = model_and_processor
