@@ -1,4 +1,4 @@
-"""Measure step time and peak memory of training: VRL at r = 0 and r = 0.75, and InternVL of transformers.
+"""Measure step time and peak memory of training: VRL, dropped patches, and InternVL of transformers.
 
     python -m lab.benchmarks.benchmark --shape small
     python -m lab.benchmarks.benchmark --shape internvl2_5_1b --steps 3

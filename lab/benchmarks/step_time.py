@@ -17,7 +17,7 @@ from modeling_vitp.modeling_vitp import ViTPForConditionalGeneration
 from modeling_vitp.pretraining.model_patches import checkpoint_activations
 from modeling_vitp.pretraining.plan import INTERNVL2_5_1B, PARTS, BatchShape, step_cost
 from modeling_vitp.training.config import default_device, has_fast_bf16
-from modeling_vitp.vrl import draw_visual_tokens, keyed_generator
+from modeling_vitp.vrl import draw_visible_tokens, draw_visual_tokens, flat_indices, keyed_generator
 
 IMAGE_TOKEN_ID, TEXT_TOKENS, ANSWER_TOKENS = 7, 64, 32
 SHAPES = {
@@ -40,7 +40,14 @@ SHAPES = {
     },
     "internvl2_5_1b": {"vision": INTERNVL2_5_1B["vision_config"], "text": INTERNVL2_5_1B["text_config"]},
 }
-CASES = {"transformers InternVL": None, "ViTP, r = 0": 0.0, "ViTP, r = 0.75": 0.75}
+# Drop ratios of VRL and of patches.
+CASES = {
+    "transformers InternVL": None,
+    "ViTP, r = 0": (0.0, 0.0),
+    "ViTP, r = 0.75": (0.75, 0.0),
+    "ViTP, r = 0.75, half of the patches": (0.75, 0.5),
+    "ViTP, r = 0.75, a quarter of the patches": (0.75, 0.75),
+}
 
 
 def options_of(shape: str) -> dict:
@@ -57,14 +64,23 @@ def build_vlm(shape: str, is_vitp: bool) -> torch.nn.Module:
 
 
 def make_batch(
-    tokens_per_tile: int, image_size: list[int], tiles: int, batch_size: int, drop_ratio: float | None
+    tokens_per_tile: int,
+    image_size: list[int],
+    tiles: int,
+    batch_size: int,
+    drop_ratio: float,
+    patch_drop_ratio: float = 0.0,
 ) -> dict[str, torch.Tensor]:
     """Return a batch of samples with `tiles` tiles. A drop ratio shortens the sequence as the processor does."""
-    full, kept, rows = tiles * tokens_per_tile, [], []
+    full, kept, rows, visible = tiles * tokens_per_tile, [], [], []
     for sample in range(batch_size):
-        chosen = torch.arange(full)
+        generator = keyed_generator(0, sample, 0, "patches")
+        visible.append(draw_visible_tokens(tiles, tokens_per_tile, patch_drop_ratio, generator))
+        chosen = flat_indices(visible[-1], tokens_per_tile)
         if drop_ratio:
-            chosen = draw_visual_tokens(full, drop_ratio, generator=keyed_generator(0, sample, 0))
+            chosen = draw_visual_tokens(
+                full, drop_ratio, generator=keyed_generator(0, sample, 0), visible_indices=chosen
+            )
         kept.append(chosen + sample * full)
         after = torch.arange(full + 1, full + TEXT_TOKENS)
         rows.append(torch.cat([torch.zeros(1, dtype=torch.long), chosen + 1, after]))
@@ -79,8 +95,10 @@ def make_batch(
         "labels": labels,
         "pixel_values": torch.randn(batch_size * tiles, 3, *image_size, generator=torch.Generator().manual_seed(0)),
     }
-    if drop_ratio:
+    if drop_ratio or patch_drop_ratio:
         batch |= {"position_ids": positions, "visual_token_indices": torch.cat(kept)}
+    if patch_drop_ratio:
+        batch["visible_token_indices"] = torch.cat(visible)
     return batch
 
 
@@ -125,10 +143,11 @@ def time_steps(
         recomputation; `dtype` of the matrix products; and `gemm`, the operations a second of a matrix product in each
         fast dtype.
     """
-    drop_ratio = CASES[case]
+    is_vitp = CASES[case] is not None
+    ratios = CASES[case] or (0.0, 0.0)
     device = default_device()
-    model = build_vlm(shape, drop_ratio is not None).to(device).train()
-    if drop_ratio is None:
+    model = build_vlm(shape, is_vitp).to(device).train()
+    if not is_vitp:
         from trl.trainer.utils import add_fused_lm_head  # since TRL 1.15
 
         add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))  # the same as in TRL's trainer
@@ -138,12 +157,12 @@ def time_steps(
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=adamw == "fused", foreach=adamw == "foreach")
     image_size = SHAPES[shape]["vision"]["image_size"]
     tokens_per_tile = (image_size[0] // 28) ** 2
-    batch = make_batch(tokens_per_tile, image_size, tiles, batch_size, drop_ratio)
+    batch = make_batch(tokens_per_tile, image_size, tiles, batch_size, *ratios)
     batch = {name: values.to(device) for name, values in batch.items()}
-    if drop_ratio is None:
-        batch["fused_lm_head"] = True
-    else:
+    if is_vitp:
         batch["answer_labels"] = batch.pop("labels")
+    else:
+        batch["fused_lm_head"] = True
     if torch_compile:
         model = compile_regions(model, backend="inductor", dynamic=True)
     bf16, clock = has_fast_bf16(), []
@@ -165,8 +184,8 @@ def time_steps(
         peak = torch.cuda.max_memory_allocated() / 2**30
     else:
         peak = most_resident()
-    scored = ANSWER_TOKENS if drop_ratio is not None or device.type == "cuda" else batch["input_ids"].shape[1] - 1
-    samples = BatchShape(batch_size, tiles, TEXT_TOKENS, drop_ratio or 0.0, scored)
+    scored = ANSWER_TOKENS if is_vitp or device.type == "cuda" else batch["input_ids"].shape[1] - 1
+    samples = BatchShape(batch_size, tiles, TEXT_TOKENS, ratios[0], scored, patch_drop_ratio=ratios[1])
     config = ViTPConfig(**options_of(shape))
     rows = batch["pixel_values"].shape[0] * (1 + 4 * tokens_per_tile)
     return {
@@ -198,7 +217,10 @@ def seconds_of_parts(model: torch.nn.Module, forward: Callable[[], object]) -> d
             seconds[part] += now()
 
         module = model.get_submodule(name)
-        handles += [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
+        first, last = module, module
+        if part == "ViT":  # The ViT itself is not called if patches are dropped.
+            first, last = module.embeddings, module.layernorm
+        handles += [first.register_forward_pre_hook(begin), last.register_forward_hook(end)]
     start = now()
     forward()
     whole = now() - start

@@ -86,17 +86,18 @@ def split(folder: Path) -> None:
         (folder / "split.json").write_text(json.dumps(found))
 
 
-def fsdp2(folder: Path) -> None:
+def fsdp2(folder: Path, name: str, **drops) -> None:
     """Train one step with `fully_shard`; of two processes, the second one has the text-only rows."""
     rank, world = dist.get_rank(), dist.get_world_size()
     trainer = make_trainer(folder / "unused", drop_path_rate=0.0, save_strategy="no", eval_strategy="no")
     model = trainer.model.train()
     rows = list(make_rows())
     rows = [row for row in rows if row["images"]][:3] + [row for row in rows if not row["images"]]
-    labels = ViTPDataCollator(trainer.processing_class, vrl_drop_ratio=0.75)(rows)["labels"]
+    collator = ViTPDataCollator(trainer.processing_class, vrl_drop_ratio=0.75, **drops)
+    labels = collator(rows)["labels"]
     num_items = (labels[:, 1:] != -100).sum()
     mine = rows if world == 1 else [rows[:3], rows[3:]][rank]
-    batch = ViTPDataCollator(trainer.processing_class, vrl_drop_ratio=0.75)(mine)
+    batch = collator(mine)
     if world > 1:
         mesh = init_device_mesh("cpu", (world,))
         for module in model.modules():
@@ -112,7 +113,7 @@ def fsdp2(folder: Path) -> None:
         gradient = parameter.grad
         gradients[name] = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
     if rank == 0:
-        torch.save({"loss": total, "gradients": gradients}, folder / "fsdp2.pt")
+        torch.save({"loss": total, "gradients": gradients}, folder / f"{name}.pt")
 
 
 def evaluated(folder: Path) -> None:
@@ -143,7 +144,8 @@ def tokens_of(output) -> dict[str, list]:
 def main(folder: Path) -> None:
     dist.init_process_group("gloo")
     evaluated(folder)
-    fsdp2(folder)
+    fsdp2(folder, "fsdp2")
+    fsdp2(folder, "fsdp2_patches", patch_drop_ratio=0.5)
     ddp(folder, "accumulated")
     ddp(folder, "rebalanced", train_sampling_strategy="batch_rebalance")
     ddp(folder, "checkpointed", gradient_checkpointing=True)

@@ -151,8 +151,9 @@ def test_uneven_evaluation_scores_each_row_once(results):
 
 
 @pytest.mark.slow
-def test_fsdp2_step_equals_one_process(results):
-    one, two = (torch.load(results[world] / "fsdp2.pt") for world in (1, 2))
+@pytest.mark.parametrize("name", ["fsdp2", "fsdp2_patches"])
+def test_fsdp2_step_equals_one_process(results, name):
+    one, two = (torch.load(results[world] / f"{name}.pt") for world in (1, 2))
     assert two["loss"].item() == pytest.approx(one["loss"].item(), abs=1e-6)
     assert all(gradient is not None for gradient in two["gradients"].values())
     check_gradients(one["gradients"], two["gradients"])

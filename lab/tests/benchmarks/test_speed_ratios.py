@@ -25,6 +25,7 @@ TURNS = 4
 # runs).
 BARE, TRL, STEP, IMPORT, PERCENTILES = 0.5, 5, 0.8, 1.25, 1.5
 BARE_IN_WORKERS, TRL_IN_WORKERS = 0.65, 2
+HALF_OF_PATCHES, QUARTER_OF_PATCHES = 1.4, 2
 
 
 @pytest.fixture(autouse=True)
@@ -77,15 +78,18 @@ def test_loader_with_workers_keeps_up_with_decode_and_resize(tmp_path):
     assert least["trl"] / least["ours"] > TRL_IN_WORKERS
 
 
-def test_step_with_vrl_is_faster():
+def test_step_with_vrl_and_dropped_patches_is_faster():
     model, size = build_vlm("small", True).train(), SHAPES["small"]["vision"]["image_size"]
-    batches = {ratio: make_batch((size[0] // 28) ** 2, size, 3, 1, ratio) for ratio in (0.0, 0.75)}
+    ratios = (0.0, 0.0), (0.75, 0.0), (0.75, 0.5), (0.75, 0.75)
+    batches = {drops: make_batch((size[0] // 28) ** 2, size, 3, 1, *drops) for drops in ratios}
 
-    def step(ratio):
-        return lambda: model(**batches[ratio], use_cache=False).loss.backward()
+    def step(drops):
+        return lambda: model(**batches[drops], use_cache=False).loss.backward()
 
-    least = seconds({ratio: step(ratio) for ratio in batches})
-    assert least[0.75] / least[0.0] < STEP
+    least = seconds({drops: step(drops) for drops in batches})
+    assert least[0.75, 0.0] / least[0.0, 0.0] < STEP
+    assert least[0.75, 0.0] / least[0.75, 0.5] > HALF_OF_PATCHES
+    assert least[0.75, 0.0] / least[0.75, 0.75] > QUARTER_OF_PATCHES
 
 
 def test_import_time():

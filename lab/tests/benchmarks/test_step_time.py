@@ -3,7 +3,7 @@
 import pytest
 from launching import finish, start_program
 
-from lab.benchmarks.step_time import ANSWER_TOKENS, TEXT_TOKENS, options_of
+from lab.benchmarks.step_time import ANSWER_TOKENS, CASES, TEXT_TOKENS, options_of
 from modeling_vitp import ViTPConfig
 from modeling_vitp.pretraining.plan import BatchShape, step_cost
 
@@ -15,17 +15,26 @@ layer(conv(torch.randn(1, 3, 56, 56)).flatten(2).mT).sum().backward()
 before = step_time.most_resident()
 step_time.has_fast_bf16 = lambda: False
 step_time.gemm_peak = step_time.seconds_of_parts = lambda *_: None  # are measured after the peak
-print(step_time.time_steps("ViTP, r = {ratio}", "small", {tiles}, 1, 2, {every})["peak"] - before)
+print(step_time.time_steps("{case}", "small", {tiles}, 1, 2, {every})["peak"] - before)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("ratio", "tiles", "every"), [("0.75", 7, 0), ("0", 7, 0), ("0", 12, 0), ("0.75", 12, 1), ("0", 12, 2)]
+    ("case", "tiles", "every"),
+    [
+        ("ViTP, r = 0.75", 7, 0),
+        ("ViTP, r = 0", 7, 0),
+        ("ViTP, r = 0", 12, 0),
+        ("ViTP, r = 0.75", 12, 1),
+        ("ViTP, r = 0", 12, 2),
+        ("ViTP, r = 0.75, half of the patches", 12, 0),
+    ],
 )
-def test_peak_memory_equals_measurement(tmp_path, ratio, tiles, every):
-    script, output = MEASURE.format(ratio=ratio, tiles=tiles, every=every), tmp_path / "output.txt"
+def test_peak_memory_equals_measurement(tmp_path, case, tiles, every):
+    script, output = MEASURE.format(case=case, tiles=tiles, every=every), tmp_path / "output.txt"
     assert finish([start_program(["-c", script], output)]) == [0], output.read_text()
-    shape = BatchShape(1, tiles, TEXT_TOKENS, float(ratio), ANSWER_TOKENS)
+    drop_ratio, patch_drop_ratio = CASES[case]
+    shape = BatchShape(1, tiles, TEXT_TOKENS, drop_ratio, ANSWER_TOKENS, patch_drop_ratio=patch_drop_ratio)
     cost = step_cost(ViTPConfig(**options_of("small")), shape, every, bf16=False)
     assert cost.memory / 2**30 == pytest.approx(float(output.read_text().splitlines()[-1]), rel=0.1)

@@ -1,5 +1,7 @@
 """Control objectives use the same views, order and compute as the pretraining."""
 
+import functools
+
 import pytest
 import torch
 import yaml
@@ -92,6 +94,33 @@ def test_planned_steps_have_equal_compute(quickstart):
     supervised = arms["supervised"]["max_steps"] * operations(PatchClassifier(vit, 2), pixels | labels)
     assert mae == pytest.approx(quickstart, rel=0.03)
     assert supervised == pytest.approx(quickstart, rel=0.03)
+
+
+def test_planned_steps_with_dropped_patches_have_equal_compute(quickstart):
+    """VRL begins after half of the steps, and the last tenth of the steps sees every patch."""
+    rows, transform, model, processor = quickstart
+    model.set_attn_implementation("eager")
+    examples = [rows[index] for index in range(32)]
+
+    @functools.cache
+    def operations(drop_ratio: float, patch_drop_ratio: float) -> int:
+        ratios = {"vrl_drop_ratio": drop_ratio, "patch_drop_ratio": patch_drop_ratio}
+        batch = ViTPDataCollator(processor, **ratios, sample_transform=transform)(examples)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(**batch)
+        return counter.get_total_flops()
+
+    def whole(steps: int, patch_drop_ratio: float) -> int:
+        drop_ratios = [0.0 if step < steps // 2 else 0.75 for step in range(steps)]
+        patch_drop_ratios = [patch_drop_ratio if step < steps - round(steps / 10) else 0.0 for step in range(steps)]
+        return sum(map(operations, drop_ratios, patch_drop_ratios))
+
+    arms = yaml.safe_load((PLANS / "experiment_dropped_patches.yaml").read_text())["arms"]
+    for settings in arms.values():
+        if "max_steps" in (settings or {}):
+            assert whole(settings["max_steps"], settings["patch_drop_ratio"]) == pytest.approx(
+                whole(400, 0.0), rel=0.01
+            )
 
 
 PATCH, SIDE = 4, 6
