@@ -31,8 +31,9 @@ from .instructions import question_options
 from .labels import TaskData
 
 EARLY = 0.1  # share of the steps after which the backbone is compared with its start
-# Learning rates to choose from, as shares of the default, which makes some ViTs forget what they saw.
-RATE_SHARES = (1.0, 0.2)
+# Learning rates to choose from, as shares of the default, which makes some ViTs forget what they saw. If the early
+# comparison does not tell them apart, the first is taken.
+RATE_SHARES = (0.2, 1.0)
 EARLY_RUN = "pretraining/early"  # finished part of the steps before this comparison
 LOOK = "pretraining/look"  # finished part with the result of this comparison
 
@@ -210,14 +211,14 @@ def pretrain(
     """Run or resume the pretraining, which stops early if the backbone gets worse than its start.
 
     The first tenth of the steps is run with each learning rate of [`Pretraining.vision_rates`], and the rest with the
-    best of them.
+    one that is chosen by `compare`.
 
     Args:
         pretraining: settings of the pretraining.
         plan: steps and settings.
         output: output folder.
         progress: results of finished parts.
-        compare: function that compares the backbones of checkpoints with the start, see
+        compare: function that chooses a checkpoint and compares its backbone with the start, see
             [`~modeling_vitp.adaptation.probing.compare_with_start`].
         force: whether to go on with a worse backbone.
 
@@ -246,7 +247,7 @@ def pretrain(
                 f"{comparison['text']}. Lower learning_rate in `pretraining`, or check the labels. To go on anyway, "
                 "add --force."
             )
-        chosen_output = list(runs_of_rates)[comparison["best"]]
+        chosen_output = list(runs_of_rates)[comparison["chosen"]]
         settings = runs_of_rates[chosen_output]
         if len(runs_of_rates) > 1:
             print(f"The ViT goes on with the learning rate {settings['part_learning_rates']['vision']:g}.")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..convert.export import export_backbone
-from ..metrics.resampling import Score, paired_difference
+from ..metrics.resampling import Score, first_near_best, paired_difference
 from ..tasks import TASKS
 from . import runs
 from .backbones import Backbones, whole_patches
@@ -110,17 +110,20 @@ def probe_backbones(prober: Prober, backbones: Backbones, seed: int, output: Pat
 
 
 def compare_with_start(prober: Prober, checkpoints: Sequence[str], start: str, folder: Path) -> dict[str, Any]:
-    """Compare the frozen backbone of the best checkpoint with the start, by a linear probe on the validation split.
+    """Choose a checkpoint, and compare its frozen backbone with the start, by a linear probe on the validation split.
+
+    The first checkpoint within one standard error of the best is chosen, see
+    [`~modeling_vitp.metrics.resampling.first_near_best`].
 
     Args:
         prober: probes.
-        checkpoints: folders of the checkpoints.
+        checkpoints: folders of the checkpoints, the one that changes the start the least first.
         start: folder or Hub id of the start.
         folder: folder for the backbones and the probes, which is removed.
 
     Returns:
-        `best`, the index of the checkpoint with the highest score; `is_worse`, whether its backbone is clearly worse;
-        and `text` with its score and that of the start.
+        `chosen`, the index of the checkpoint; `is_worse`, whether its backbone is clearly worse; and `text` with its
+        score and that of the start.
     """
     shutil.rmtree(folder, ignore_errors=True)  # of a call that was stopped
     backbones = []
@@ -132,12 +135,12 @@ def compare_with_start(prober: Prober, checkpoints: Sequence[str], start: str, f
             linear_scores.append(Score(entry["score"], entry["resampled"], entry["cases"]))
     shutil.rmtree(folder)
     *backbone_scores, start_score = linear_scores  # in the order of the backbones
-    values = [score.value for score in backbone_scores]
-    best = int(np.argmax(values))
-    difference = paired_difference([backbone_scores[best]], [start_score])
+    chosen = first_near_best(backbone_scores)
+    chosen_score = backbone_scores[chosen]
+    difference = paired_difference([chosen_score], [start_score])
     score_title = TASKS[prober.labels.task].probe_class.title
     text = (
-        f"{score_title} {values[best]:.3f} instead of {start_score.value:.3f} "
+        f"{score_title} {chosen_score.value:.3f} instead of {start_score.value:.3f} "
         f"(95% interval of the difference {difference.low:+.3f} to {difference.high:+.3f})"
     )
-    return {"best": best, "is_worse": difference.high < 0, "text": text}
+    return {"chosen": chosen, "is_worse": difference.high < 0, "text": text}

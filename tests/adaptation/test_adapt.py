@@ -157,8 +157,8 @@ def test_chosen_rate_is_trained_as_in_one_run(classes, tmp_path, quick_prior, wi
     out = tmp_path / "out"
     report = adapt(classes, start=tmp_path / "vit", output_dir=out, **settings)
     assert sorted(path.name for path in out.glob("pretraining*") if path.is_dir()) == ["pretraining"]
-    best = json.loads((out / "progress.json").read_text())["pretraining/look"]["result"]["best"]
-    rate = (5e-5, 1e-5)[best]
+    chosen = json.loads((out / "progress.json").read_text())["pretraining/look"]["result"]["chosen"]
+    rate = (1e-5, 5e-5)[chosen]
     configuration = yaml.safe_load((out / f"pretraining_rate_{rate:g}.yaml").read_text())
     assert configuration.pop("stop_at_step") == 2 and configuration["part_learning_rates"]["vision"] == rate
     del configuration["output_dir"]

@@ -36,7 +36,7 @@ def run_pretrain(folder: Path, steps: int = 20, is_worse: bool = False, force: b
     progress = Progress(folder / "progress.json")
     settings = Pretraining(Start({}, None, "random"), {}, {}, "instructions", 0, folder / "plan")
     plan = {"steps": steps, "settings": {}}
-    look = {"best": 0, "is_worse": is_worse, "text": "accuracy 0.2"}
+    look = {"chosen": 0, "is_worse": is_worse, "text": "accuracy 0.2"}
     pretrain(settings, plan, folder / "pretraining", progress, lambda checkpoints: look, force)
     return progress
 
@@ -60,8 +60,8 @@ def test_worse_backbone_stops_unless_forced(tmp_path, trainings):
     assert trainings == [2, 20]
 
 
-def test_best_learning_rate_of_the_vit_goes_on(tmp_path, monkeypatch):
-    """Each rate has the first tenth of the steps, and the run of the best one is continued, also after a stop."""
+def test_chosen_learning_rate_of_the_vit_goes_on(tmp_path, monkeypatch):
+    """Each rate has the first tenth of the steps, and the run of the chosen one is continued, also after a stop."""
     runs_made = []
 
     def run_pretraining(settings, output):
@@ -73,23 +73,23 @@ def test_best_learning_rate_of_the_vit_goes_on(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     def compare(checkpoints):
-        assert checkpoints == [tmp_path / "pretraining_rate_5e-05", tmp_path / "pretraining_rate_1e-05"]
-        return {"best": 1, "is_worse": False, "text": "accuracy 0.9"}
+        assert checkpoints == [tmp_path / "pretraining_rate_1e-05", tmp_path / "pretraining_rate_5e-05"]
+        return {"chosen": 1, "is_worse": False, "text": "accuracy 0.9"}
 
     monkeypatch.setattr(runs, "run_pretraining", run_pretraining)
     monkeypatch.setattr(pretraining, "last_checkpoint", lambda output: output)
     start = Start({"vision_model": "vit", "language_model": "lm"}, "vit", "vit")
     settings = Pretraining(start, {}, {}, "instructions", 0, tmp_path / "plan")
-    assert settings.vision_rates == pytest.approx([5e-5, 1e-5])
+    assert settings.vision_rates == pytest.approx([1e-5, 5e-5])
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             progress = Progress(tmp_path / "progress.json")
             plan = {"steps": 20, "settings": {}}
             pretrain(settings, plan, tmp_path / "pretraining", progress, compare)
-    vision = pytest.approx(1e-5)
+    vision = pytest.approx(5e-5)
     assert [name for name, _, _ in runs_made] == [
-        "pretraining_rate_5e-05",
         "pretraining_rate_1e-05",
+        "pretraining_rate_5e-05",
         "pretraining",
         "pretraining",
     ]
@@ -123,15 +123,25 @@ def test_failed_pretraining_is_not_a_finished_part(tmp_path, trainings, monkeypa
     assert not Progress(tmp_path / "progress.json").parts
 
 
-@pytest.mark.parametrize(("score", "is_worse"), [(0.2, True), (0.8, False)])
-def test_backbone_is_compared_with_its_start(tmp_path, monkeypatch, score, is_worse):
-    def score_both(self, backbones, split, output):
-        noise = np.random.default_rng(0).standard_normal(1000) * 0.01
+@pytest.mark.parametrize(
+    ("scores", "chosen", "is_worse"),
+    [
+        ((0.1, 0.2), 1, True),
+        ((0.7, 0.8), 1, False),
+        ((0.795, 0.8), 0, False),  # not told apart
+    ],
+)
+def test_checkpoint_is_chosen_and_compared_with_its_start(tmp_path, monkeypatch, scores, chosen, is_worse):
+    """The standard deviation of the difference of two scores is .01 times the square root of 2."""
+
+    def score_all(self, backbones, split, output):
+        generator = np.random.default_rng(0)
         entries = []
         for probe in ("20-NN", "linear"):
-            for backbone, value in zip(backbones, (score - 0.1, score, 0.5)):
+            for backbone, value in zip(backbones, (*scores, 0.5)):
+                resampled = value + 0.01 * generator.standard_normal(1000)
                 entry = {"backbone": backbone, "probe": probe, "score": value, "cases": 1000}
-                entries.append(entry | {"resampled": (value + noise).tolist()})
+                entries.append(entry | {"resampled": resampled.tolist()})
         return entries
 
     def export(checkpoint, folder):
@@ -139,12 +149,13 @@ def test_backbone_is_compared_with_its_start(tmp_path, monkeypatch, score, is_wo
         return folder
 
     monkeypatch.setattr(probing, "export_backbone", export)
-    monkeypatch.setattr(Prober, "score", score_both)
+    monkeypatch.setattr(Prober, "score", score_all)
     prober = Prober(SimpleNamespace(task="segmentation"), 32, 0)
     (tmp_path / "early" / "backbone_0").mkdir(parents=True)  # of a call that was stopped
-    comparison = compare_with_start(prober, ["worse", "better"], "start", tmp_path / "early")
-    assert comparison["best"] == 1 and comparison["is_worse"] == is_worse and not (tmp_path / "early").exists()
-    assert comparison["text"].startswith(f"mIoU {score:.3f} instead of 0.500 (95% interval")
+    comparison = compare_with_start(prober, ["low_rate", "high_rate"], "start", tmp_path / "early")
+    assert comparison["chosen"] == chosen and comparison["is_worse"] == is_worse
+    assert not (tmp_path / "early").exists()
+    assert comparison["text"].startswith(f"mIoU {scores[chosen]:.3f} instead of 0.500 (95% interval")
 
 
 def test_missing_controls_are_noted():
