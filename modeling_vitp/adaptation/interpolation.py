@@ -29,19 +29,9 @@ def score_alphas(prober: Prober, start: str, pretrained: Path, folder: Path) -> 
     for alpha in ALPHAS:
         backbone = export_backbone(pretrained, folder / f"alpha_{alpha:g}", start=start, interpolation_alpha=alpha)
         backbones.append(str(backbone))
-    alpha_of = dict(zip(backbones, ALPHAS))
     scores = []
-    for entry in prober.score(backbones, "val", folder / "probe"):
-        if entry["probe"] == "linear":
-            alpha = alpha_of[entry["backbone"]]
-            scores.append(
-                {
-                    "alpha": alpha,
-                    "score": entry["score"],
-                    "resampled": entry["resampled"],
-                    "cases": entry["cases"],
-                }
-            )
+    for alpha, score in zip(ALPHAS, prober.linear_scores(backbones, folder / "probe")):
+        scores.append({"alpha": alpha, "score": score.value, "resampled": score.resampled, "cases": score.cases})
     shutil.rmtree(folder)
     return scores
 

@@ -1,4 +1,4 @@
-"""Pretraining of an adaptation: its settings, its run with an early look, and the masked autoencoder beside it."""
+"""Pretraining of an adaptation: its settings, and its run with an early comparison with the start."""
 
 import functools
 import shutil
@@ -12,7 +12,6 @@ from huggingface_hub import snapshot_download
 from trl import ModelConfig
 
 from ..command.errors import RunStopped
-from ..command.settings import from_mapping
 from ..evaluation.comparison import Progress
 from ..image_processing_vitp import ViTPImageProcessor
 from ..instructions.dry_run import SourceSummary, summarize_sources
@@ -20,13 +19,11 @@ from ..instructions.mixture import load_sources
 from ..pretraining.arguments import PretrainArguments
 from ..pretraining.config import ViTPTrainingConfig
 from ..pretraining.loading import tiling
-from ..pretraining.masked_autoencoder import MaskedAutoencoderConfig, mae_steps, train_masked_autoencoder
-from ..pretraining.plan import config_of_start, pretraining_operations, work_of
 from ..tasks import TASKS
 from ..training.checkpointing import last_checkpoint
 from . import runs
-from .arguments import RANDOM, AdaptArguments
-from .backbones import START_SETTINGS, Backbones, Start
+from .arguments import AdaptArguments
+from .backbones import START_SETTINGS, Start
 from .instructions import question_options
 from .labels import TaskData
 
@@ -296,65 +293,6 @@ def early_comparison(progress: Progress) -> dict[str, str]:
     if LOOK not in progress.parts:
         return {}
     return {"early": progress.parts[LOOK]["result"]["text"]}
-
-
-def train_mae(
-    pretraining: Pretraining, plan: Mapping[str, Any], images: Sequence[Path], backbones: Backbones
-) -> dict[str, Any]:
-    """Train a masked autoencoder from the same start, with as many operations as the pretraining.
-
-    Args:
-        pretraining: settings of the pretraining.
-        plan: steps and settings of the pretraining.
-        images: image files.
-        backbones: compared backbones.
-    """
-    arguments = pretraining.parse(plan["settings"], plan["steps"])
-    training_args = arguments.training_args
-    config, _ = config_of_start(arguments.args, arguments.model_args)
-    image_processor, _ = arguments.tiling()
-    summaries = pretraining.summarize(image_processor)
-    work = work_of(training_args, 1, summaries, arguments.args.from_scratch is not None)
-    operations = pretraining_operations(config, work, training_args.vrl_drop_ratio, bf16=training_args.bf16)
-    batch = min(64, len(images))
-    steps = mae_steps(pretraining.start.config, batch, operations)
-    config = mae_config(pretraining, training_args, backbones, batch, steps)
-    vit = pretraining.start.vit or backbones.path(RANDOM, pretraining.seed)
-    train_masked_autoencoder(vit, images, config, pretraining.start.image_size)
-    return {"steps": steps, "batch": batch, "operations": operations}
-
-
-def mae_config(
-    pretraining: Pretraining, training_args: ViTPTrainingConfig, backbones: Backbones, batch: int = 1, steps: int = 1
-) -> MaskedAutoencoderConfig:
-    """Return the training arguments of the masked autoencoder, in the precision of the pretraining.
-
-    Args:
-        pretraining: settings of the pretraining.
-        training_args: training arguments of the pretraining.
-        backbones: compared backbones, with the user's settings.
-        batch: images of a step.
-        steps: number of steps.
-
-    Raises:
-        ValueError: if a setting of the user is wrong.
-    """
-    settings = {
-        "lr_scheduler_type": "cosine",
-        "bf16": training_args.bf16,
-        "fp16": training_args.fp16,
-        **backbones.args.mae,
-        "output_dir": str(backbones.folder / "mae"),
-        "per_device_train_batch_size": batch,
-        "max_steps": steps,
-        "save_steps": max(steps // 10, 1),
-        "save_total_limit": 1,
-        "logging_steps": 10,
-        "seed": pretraining.seed,
-        "report_to": "none",
-        "watch_samples": training_args.watch_samples,
-    }
-    return from_mapping(MaskedAutoencoderConfig, settings, "mae")
 
 
 def configuration_folder(name: str | None) -> str | None:

@@ -66,6 +66,19 @@ class Prober:
             )
         return scores
 
+    def linear_scores(self, backbones: Sequence[str], folder: Path) -> list[Score]:
+        """Return the score of a linear probe of each backbone on the validation split.
+
+        Args:
+            backbones: folders or Hub ids of ViTs with patches of one size.
+            folder: output folder.
+        """
+        scores = []
+        for entry in self.score(backbones, "val", folder):  # in the order of the backbones
+            if entry["probe"] == "linear":
+                scores.append(Score(entry["score"], entry["resampled"], entry["cases"]))
+        return scores
+
     def limited_data(self, split: str) -> dict[str, Any]:
         """Return the setting `data` with about `PROBED` training images and images of a split.
 
@@ -129,12 +142,8 @@ def compare_with_start(prober: Prober, checkpoints: Sequence[str], start: str, f
     backbones = []
     for index, checkpoint in enumerate(checkpoints):
         backbones.append(str(export_backbone(checkpoint, folder / f"backbone_{index}")))
-    linear_scores = []
-    for entry in prober.score([*backbones, start], "val", folder / "probe"):
-        if entry["probe"] == "linear":
-            linear_scores.append(Score(entry["score"], entry["resampled"], entry["cases"]))
+    *backbone_scores, start_score = prober.linear_scores([*backbones, start], folder / "probe")
     shutil.rmtree(folder)
-    *backbone_scores, start_score = linear_scores  # in the order of the backbones
     chosen = first_near_best(backbone_scores)
     chosen_score = backbone_scores[chosen]
     difference = paired_difference([chosen_score], [start_score])

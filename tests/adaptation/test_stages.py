@@ -6,13 +6,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from modeling_vitp.adaptation import pretraining, probing, runs
+from modeling_vitp.adaptation import masked_autoencoder, pretraining, probing, runs
 from modeling_vitp.adaptation.backbones import Start
+from modeling_vitp.adaptation.masked_autoencoder import Autoencoder
+from modeling_vitp.adaptation.plan import count_autoencoders
 from modeling_vitp.adaptation.pretraining import Pretraining, early_comparison, pretrain
 from modeling_vitp.adaptation.probing import Prober, compare_with_start
 from modeling_vitp.adaptation.report import untested
 from modeling_vitp.command.errors import RunStopped
 from modeling_vitp.evaluation.comparison import Progress
+from modeling_vitp.metrics.resampling import Score
 
 
 @pytest.fixture
@@ -156,6 +159,57 @@ def test_checkpoint_is_chosen_and_compared_with_its_start(tmp_path, monkeypatch,
     assert comparison["chosen"] == chosen and comparison["is_worse"] == is_worse
     assert not (tmp_path / "early").exists()
     assert comparison["text"].startswith(f"mIoU {scores[chosen]:.3f} instead of 0.500 (95% interval")
+
+
+@pytest.fixture
+def autoencoders(monkeypatch):
+    """Replace the training of the masked autoencoder, and return the list of folders, steps and learning rates."""
+    made = []
+
+    def train_masked_autoencoder(vit, images, config, image_size):
+        output = Path(config.output_dir)
+        (output / "backbone").mkdir(parents=True)
+        made.append((output.name, config.max_steps, config.learning_rate))
+
+    monkeypatch.setattr(masked_autoencoder, "train_masked_autoencoder", train_masked_autoencoder)
+    monkeypatch.setattr(masked_autoencoder.Autoencoder, "operations", 1e12)
+    monkeypatch.setattr(masked_autoencoder, "mae_steps", lambda config, batch, operations: 50)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("scores", "settings", "expected"),
+    [
+        ([0.5, 0.8], {}, [("rate_3e-05", 5, 3e-5), ("rate_0.00015", 5, 1.5e-4), ("mae", 50, 1.5e-4)]),
+        ([0.795, 0.8], {}, [("rate_3e-05", 5, 3e-5), ("rate_0.00015", 5, 1.5e-4), ("mae", 50, 3e-5)]),
+        (None, {"learning_rate": 1e-3}, [("mae", 50, 1e-3)]),
+    ],
+)
+def test_autoencoder_tries_as_many_rates_as_the_pretraining(tmp_path, autoencoders, scores, settings, expected):
+    """The standard deviation of the difference of two scores is .01 times the square root of 2."""
+
+    def linear_scores(backbones, folder):
+        generator = np.random.default_rng(0)
+        return [Score(value, (value + 0.01 * generator.standard_normal(1000)).tolist(), 1000) for value in scores]
+
+    training_args = SimpleNamespace(bf16=False, fp16=False, watch_samples=0)
+    settings_of_run = SimpleNamespace(
+        arguments=SimpleNamespace(training_args=training_args),
+        vision_rates=[1e-5, 5e-5],
+        seed=0,
+        start=SimpleNamespace(vit="vit", config=None, image_size=32),
+    )
+    labels = SimpleNamespace(images={"train": ["a.png"] * 3})
+    for _ in range(2):  # The second call finds the results.
+        backbones = SimpleNamespace(
+            folder=tmp_path, progress=Progress(tmp_path / "progress.json"), args=SimpleNamespace(mae=settings)
+        )
+        prober = SimpleNamespace(labels=labels, linear_scores=linear_scores)
+        Autoencoder(settings_of_run, {"steps": 20}, backbones, prober).train()
+    assert [(name, steps, pytest.approx(rate)) for name, steps, rate in expected] == autoencoders
+    assert backbones.progress.parts["mae"]["result"]["learning_rate"] == pytest.approx(expected[-1][2])
+    assert not (tmp_path / "mae_rates").exists()
+    assert count_autoencoders(settings_of_run, backbones) == pytest.approx(1 + 0.1 * (len(expected) - 1))
 
 
 def test_missing_controls_are_noted():
