@@ -244,6 +244,15 @@ class Interaction(GradientCheckpointingLayer):
         return patches, tokens, prefix
 
 
+def init_convolution(convolution: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """Draw weights with the variance 2 / fan-out (He et al., arXiv 1502.01852).
+
+    The fan-out counts the outputs of one group, as in the ViT-Adapter: a depthwise convolution of 3 x 3 has 9.
+    """
+    fan_out = math.prod(convolution.kernel_size) * convolution.out_channels // convolution.groups
+    init.normal_(convolution.weight, std=math.sqrt(2 / fan_out))
+
+
 class ViTPAdapter(ViTPMultiScaleBackbone):
     """Backbone of the ViT and an adapter, with feature maps at strides 4, 8, 16 and 32.
 
@@ -300,9 +309,10 @@ class ViTPAdapter(ViTPMultiScaleBackbone):
             for submodule in module.modules():
                 if isinstance(submodule, DeformableAttention):
                     submodule.init_weights()
-            for submodule in module.spatial_prior.modules():
-                if isinstance(submodule, nn.Conv2d):
-                    init.kaiming_normal_(submodule.weight, mode="fan_out", nonlinearity="relu")
+            for part in (module.spatial_prior, module.interactions, module.upsample):
+                for submodule in part.modules():
+                    if isinstance(submodule, (nn.Conv2d, nn.ConvTranspose2d)):
+                        init_convolution(submodule)
 
     def maps(
         self,
