@@ -131,8 +131,8 @@ class ViTPForSemanticSegmentation(OnMultiScaleBackbone, UperNetForSemanticSegmen
 
         Returns:
             `logits` of shape `(batch_size, num_labels, height, width)`, and with labels `loss`, the mean over the
-            labeled pixels, or 0 without any. If requested (`output_hidden_states=True`), `hidden_states` and
-            `attentions` of the ViT, see [`ViTPAdapter`] and [`ViTPFeaturePyramid`].
+            labeled pixels, or 0 without any (see `loss_average`). If requested (`output_hidden_states=True`),
+            `hidden_states` and `attentions` of the ViT, see [`ViTPAdapter`] and [`ViTPFeaturePyramid`].
         """
         outputs = self.run_backbone(pad_to_multiple(pixel_values, 32, 32), **kwargs)
         return self.decode(
@@ -173,7 +173,9 @@ class ViTPForSemanticSegmentation(OnMultiScaleBackbone, UperNetForSemanticSegmen
         if weights is not None:
             weights = torch.tensor(weights, device=logits.device)
         ignored = self.config.loss_ignore_index
-        num_labeled = (labels != ignored).sum().clamp(min=1)
+        num_averaged = labels.numel()
+        if self.config.loss_average == "labeled":
+            num_averaged = (labels != ignored).sum().clamp(min=1)
         try:
             losses = F.cross_entropy(
                 logits.float(),
@@ -187,7 +189,7 @@ class ViTPForSemanticSegmentation(OnMultiScaleBackbone, UperNetForSemanticSegmen
                 f"Expected labels from 0 to {self.config.num_labels - 1}, or loss_ignore_index={ignored}, got "
                 f"{labels.unique().tolist()}."
             ) from error
-        return losses.sum() / num_labeled
+        return losses.sum() / num_averaged
 
 
 class ViTPForChangeDetection(ViTPForSemanticSegmentation):
