@@ -325,6 +325,13 @@ class VRLArguments(RunArguments):
             "help": "Number of first optimizer steps that train only the projector, for a new projector. 0: none."
         },
     )
+    loss_reduction: Literal["token", "sample"] = field(
+        default="token",
+        metadata={
+            "help": "What counts the same in the loss of a step: each answer 'token' (the default), or each 'sample', "
+            "whose loss is the mean over its answer tokens."
+        },
+    )
     allow_text_only: bool = field(
         default=False,
         metadata={"help": "Whether to train without any image, from which a ViT does not learn. Default: false."},
