@@ -34,7 +34,7 @@ class Prober:
     seed: int
 
     def score(self, backbones: Sequence[str], split: str, output: Path) -> list[dict[str, Any]]:
-        """Run `vitp probe`, and return the main score of each backbone and probe with its resampled values.
+        """Run `vitp probe`, and return the main score of each backbone and probe with its title and resampled values.
 
         Args:
             backbones: folders or Hub ids of ViTs with patches of one size.
@@ -52,14 +52,14 @@ class Prober:
         }
         metrics = runs.run_probe(settings, output)
         shutil.rmtree(output / "features", ignore_errors=True)
-        main_score = task.probe_class.main_score
         scores = []
         for entry in metrics["results"]:
             scores.append(
                 {
                     "backbone": entry["backbone"],
                     "probe": entry["probe"],
-                    "score": entry["scores"][main_score]["mean"],
+                    "metric": metrics["title"],
+                    "score": entry["scores"][metrics["main_score"]]["mean"],
                     "resampled": entry["resampled"][0],
                     "cases": entry["cases"],
                 }
@@ -129,13 +129,13 @@ def compare_with_start(prober: Prober, checkpoints: Sequence[str], start: str, f
     linear_scores = []
     for entry in prober.score([*backbones, start], "val", folder / "probe"):
         if entry["probe"] == "linear":
+            score_title = entry["metric"]
             linear_scores.append(Score(entry["score"], entry["resampled"], entry["cases"]))
     shutil.rmtree(folder)
     *backbone_scores, start_score = linear_scores  # in the order of the backbones
     values = [score.value for score in backbone_scores]
     best = int(np.argmax(values))
     difference = paired_difference([backbone_scores[best]], [start_score])
-    score_title = TASKS[prober.labels.task].probe_class.title
     text = (
         f"{score_title} {values[best]:.3f} instead of {start_score.value:.3f} "
         f"(95% interval of the difference {difference.low:+.3f} to {difference.high:+.3f})"

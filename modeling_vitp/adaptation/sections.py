@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..cards.model_card import cell_text
-from ..tasks import TASKS
 from .pages import Block, Code, Picture, Table, draw_differences, draw_label_fractions, read_blocks
 from .verdict import find_verdict
 from .wording import caption_of, cell, duration, label, points
@@ -123,7 +122,7 @@ def describe_frozen(report: "AdaptationReport") -> list[Block]:
     rows = []
     for (probe, model), score in report.frozen_scores().items():
         rows.append([probe, label(model), points(score.value), cell(differences.get((probe, model)))])
-    score_title = TASKS[report.task].probe_class.title
+    score_title = report.frozen[0]["metric"]
     text = (
         f"Test scores of probes of frozen features: {score_title}, in points. A frozen backbone is not trained: a "
         "probe reads its features. 20-NN takes the labels of the 20 most similar training features; linear is a linear "

@@ -101,7 +101,14 @@ def test_verdict_warns_of_frozen_features_below_random_weights(adapted, is_warne
     frozen = []
     for name, mean in ((ADAPTED, adapted), (RANDOM, 0.5)):
         run = runs_of(name, mean, seeds=1)[0]
-        frozen.append({"model": name, "probe": "linear", **{key: run[key] for key in ("score", "resampled", "cases")}})
+        frozen.append(
+            {
+                "model": name,
+                "probe": "linear",
+                "metric": "accuracy",
+                **{key: run[key] for key in ("score", "resampled", "cases")},
+            }
+        )
     report = make_report({ADAPTED: 0.60, START: 0.50}, frozen=frozen)
     assert ("below random weights in the probe linear (−20.0 points" in report.verdict) == is_warned
     assert ("Remarks" in report.sections()) == is_warned
@@ -233,7 +240,7 @@ def full_report():
         report.fine_tuned += runs_of(name, 0.2 + 0.01 * index, labels=0.25)
         run = runs_of(name, 0.5 - 0.1 * index, seeds=1)[0]
         scores = {key: run[key] for key in ("score", "resampled", "cases")}
-        report.frozen.append({"model": name, "probe": "20-NN", **scores})
+        report.frozen.append({"model": name, "probe": "20-NN", "metric": "mIoU", **scores})
     prior = "| source | accuracy |\n| --- | --- |\n| a \\| b | 7% |\n\nAnswers follow from *their* questions."
     report.controls = {
         "answers": answers_with_gains(0.01),
