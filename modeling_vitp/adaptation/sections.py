@@ -12,6 +12,7 @@ from .wording import caption_of, cell, duration, label, points
 if TYPE_CHECKING:
     from .report import AdaptationReport
 
+EARLY_STAGES = ("models", "instructions", "checks", "plan")  # that end before there is a plan
 DIFFERENCE_TITLE = "adapted − it (95% interval)"  # of a column
 
 
@@ -177,8 +178,11 @@ def describe_cost(report: "AdaptationReport") -> list[Block]:
     planned_seconds = report.plan.get("planned_seconds") or {}
     used_seconds = report.plan.get("used_seconds") or {}
     stage_rows = []
-    for stage in {**planned_seconds, **used_seconds}:
-        stage_rows.append([stage, duration(planned_seconds.get(stage)), duration(used_seconds.get(stage))])
+    for stage in {**used_seconds, **planned_seconds}:
+        planned_time = "before the plan" if stage in EARLY_STAGES else "in the time that the plan leaves"
+        if stage in planned_seconds:
+            planned_time = duration(planned_seconds[stage])
+        stage_rows.append([stage, planned_time, duration(used_seconds.get(stage))])
     if stage_rows:
         total_planned = duration(sum(planned_seconds.values()))
         total_used = duration(sum(used_seconds.values()))
