@@ -1,7 +1,7 @@
 """Probes of frozen backbones on the labels."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class Prober:
     seed: int
 
     def score(self, backbones: Sequence[str], split: str, output: Path) -> list[dict[str, Any]]:
-        """Run `vitp probe`, and return the main score of each backbone and probe with its resampled values.
+        """Run `vitp probe`, and return the main score of each backbone and probe with its title and resampled values.
 
         Args:
             backbones: folders or Hub ids of ViTs with patches of one size.
@@ -52,32 +52,32 @@ class Prober:
         }
         metrics = runs.run_probe(settings, output)
         shutil.rmtree(output / "features", ignore_errors=True)
-        main_score = task.probe_class.main_score
         scores = []
         for entry in metrics["results"]:
             scores.append(
                 {
                     "backbone": entry["backbone"],
                     "probe": entry["probe"],
-                    "score": entry["scores"][main_score]["mean"],
+                    "metric": metrics["title"],
+                    "score": entry["scores"][metrics["main_score"]]["mean"],
                     "resampled": entry["resampled"][0],
                     "cases": entry["cases"],
                 }
             )
         return scores
 
-    def linear_scores(self, backbones: Sequence[str], folder: Path) -> list[Score]:
-        """Return the score of a linear probe of each backbone on the validation split.
+    def linear_entries(self, backbones: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+        """Return the entries of [`score`] of a linear probe on the validation split, in the order of the backbones.
 
         Args:
             backbones: folders or Hub ids of ViTs with patches of one size.
             folder: output folder.
         """
-        scores = []
-        for entry in self.score(backbones, "val", folder):  # in the order of the backbones
-            if entry["probe"] == "linear":
-                scores.append(Score(entry["score"], entry["resampled"], entry["cases"]))
-        return scores
+        return [entry for entry in self.score(backbones, "val", folder) if entry["probe"] == "linear"]
+
+    def linear_scores(self, backbones: Sequence[str], folder: Path) -> list[Score]:
+        """Return the scores of [`linear_entries`]."""
+        return [score_of(entry) for entry in self.linear_entries(backbones, folder)]
 
     def limited_data(self, split: str) -> dict[str, Any]:
         """Return the setting `data` with about `PROBED` training images and images of a split.
@@ -103,6 +103,11 @@ class Prober:
         path = labels.lists[split].with_name(f"{split}_probed.txt")
         write_list(path, labels.root, probed_images)
         return path
+
+
+def score_of(entry: Mapping[str, Any]) -> Score:
+    """Return the score of an entry of [`Prober.score`]."""
+    return Score(entry["score"], entry["resampled"], entry["cases"])
 
 
 def probe_backbones(prober: Prober, backbones: Backbones, seed: int, output: Path) -> list[dict[str, Any]]:
@@ -142,12 +147,13 @@ def compare_with_start(prober: Prober, checkpoints: Sequence[str], start: str, f
     backbones = []
     for index, checkpoint in enumerate(checkpoints):
         backbones.append(str(export_backbone(checkpoint, folder / f"backbone_{index}")))
-    *backbone_scores, start_score = prober.linear_scores([*backbones, start], folder / "probe")
+    entries = prober.linear_entries([*backbones, start], folder / "probe")
     shutil.rmtree(folder)
+    *backbone_scores, start_score = [score_of(entry) for entry in entries]
     chosen = first_near_best(backbone_scores)
     chosen_score = backbone_scores[chosen]
     difference = paired_difference([chosen_score], [start_score])
-    score_title = TASKS[prober.labels.task].probe_class.title
+    score_title = entries[0]["metric"]
     text = (
         f"{score_title} {chosen_score.value:.3f} instead of {start_score.value:.3f} "
         f"(95% interval of the difference {difference.low:+.3f} to {difference.high:+.3f})"

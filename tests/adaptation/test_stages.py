@@ -143,7 +143,7 @@ def test_checkpoint_is_chosen_and_compared_with_its_start(tmp_path, monkeypatch,
         for probe in ("20-NN", "linear"):
             for backbone, value in zip(backbones, (*scores, 0.5)):
                 resampled = value + 0.01 * generator.standard_normal(1000)
-                entry = {"backbone": backbone, "probe": probe, "score": value, "cases": 1000}
+                entry = {"backbone": backbone, "probe": probe, "metric": "mIoU", "score": value, "cases": 1000}
                 entries.append(entry | {"resampled": resampled.tolist()})
         return entries
 
