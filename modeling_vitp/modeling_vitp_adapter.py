@@ -19,6 +19,7 @@ from transformers.models.dinov3_vit.modeling_dinov3_vit import Dinov3ViTDropPath
 
 from .configuration_vitp_dense import ViTPAdapterConfig
 from .modeling_vitp_backbone import ViTPMultiScaleBackbone
+from .vision_towers import VisionTower
 
 
 class DeformableAttention(nn.Module):
@@ -231,13 +232,14 @@ class Interaction(GradientCheckpointingLayer):
         shapes: list[tuple[int, int]],
         token_points: torch.Tensor,
         prefix: torch.Tensor,
+        tower: VisionTower,
         layer_inputs: dict[str, Any],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the patch tokens, the spatial prior's tokens and the prefix tokens after the interaction."""
         injected = self.injector(patches, patch_points, tokens, shapes)
         states = torch.cat([prefix, injected], dim=1)
         for layer in layers:
-            states = layer(states, **layer_inputs)
+            states = tower.run_layer(layer, states, layer_inputs)
         prefix, patches = states.split([prefix.shape[1], patches.shape[1]], dim=1)
         for extractor in self.extractors:
             tokens = extractor(tokens, token_points, shapes, patches, grid)
@@ -366,6 +368,7 @@ class ViTPAdapter(ViTPMultiScaleBackbone):
                 shapes,
                 token_points,
                 prefix,
+                tower,
                 layer_inputs,
             )
         return tokens, patches

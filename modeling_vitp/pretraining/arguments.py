@@ -111,8 +111,9 @@ class PretrainArguments(PlanArguments, ScriptArguments):
     vision_model: str | None = field(
         default=None,
         metadata={
-            "help": "Folder or Hub id of a pretrained ViT, such as facebook/dinov2-base, combined with language_model. "
-            "With from_scratch, the initial weights of its ViT. Replaces model_name_or_path."
+            "help": "Folder or Hub id of a pretrained ViT, such as facebook/dinov2-base, or of a vision-language model "
+            "whose ViT is taken, combined with language_model. With from_scratch, the initial weights of its ViT. "
+            "Replaces model_name_or_path."
         },
     )
     language_model: str | None = field(
