@@ -448,10 +448,17 @@ class Qwen3VLTower(VisionTower):
         config = super().prepare(config)
         config.deepstack_visual_indexes = []
         config.num_channels = config.in_channels
+        # Newer transformers have these names as aliases.
+        config.num_hidden_layers = config.depth
+        config.num_attention_heads = config.num_heads
         if not hasattr(config, "image_size"):
             patches_of_side = round(config.num_position_embeddings**0.5)
             config.image_size = patches_of_side * config.patch_size
         return config
+
+    def set_depth(self, config, num_layers):
+        super().set_depth(config, num_layers)
+        config.depth = num_layers
 
     def num_prefix_tokens(self, config):
         return 0

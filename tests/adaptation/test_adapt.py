@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel
 from vision_families import save_language_model, save_vit
+from vision_language_models import save_vlm
 
 from modeling_vitp import adapt
 from modeling_vitp.adaptation import runs
@@ -146,6 +147,16 @@ def test_unchanged_backbone_is_not_called_better(adapted, classes, tmp_path, wit
     difference = report.differences()["mae"]
     assert (difference.mean, difference.low, difference.high, difference.is_clear) == (0.0, 0.0, 0.0, False)
     assert report.verdict.startswith("Keep mae: no difference to the adapted backbone was found")
+
+
+def test_vit_of_vision_language_model_is_adapted(classes, tmp_path, quick_prior, without_onnx):
+    save_vlm(tmp_path / "vlm", "qwen3_vl")
+    save_language_model(tmp_path / "lm")
+    settings = SETTINGS | {"pretraining": {"bf16": False, "watch_samples": 0}, "learning_rates": [1e-3], "seeds": [0]}
+    settings |= {"steps": 4, "force": True, "language_model": str(tmp_path / "lm"), "baselines": ["start", "mae"]}
+    report = adapt(classes, start=tmp_path / "vlm", output_dir=tmp_path / "out", **settings)
+    assert {entry["model"] for entry in report.fine_tuned} == {"adapted", "vlm", "mae"}
+    assert AutoModel.from_pretrained(tmp_path / "out" / "bundle").config.model_type == "qwen3_vl_vision"
 
 
 def test_chosen_rate_is_trained_as_in_one_run(classes, tmp_path, quick_prior, without_onnx):
