@@ -265,6 +265,9 @@ class ViTPSegmentationConfig(ConfigNamesItsFiles, UperNetConfig):
             Dropout of whole channels before the classifier of UPerNet, in training.
         class_weights (`list[float]`, *optional*):
             Weights of the classes in the loss, in the order of `id2label`.
+        loss_average (`str`, defaults to `"labeled"`):
+            Pixels over which the loss is averaged: the `"labeled"` ones, or `"all"`, also those of
+            `loss_ignore_index`, whose loss is 0.
         volume_plane (`str`, *optional*):
             Plane of the slices of volumes that the model was trained on: `"axial"`, `"coronal"` or `"sagittal"`.
 
@@ -279,11 +282,16 @@ class ViTPSegmentationConfig(ConfigNamesItsFiles, UperNetConfig):
     decode_head_kwargs: dict | None = None
     classifier_dropout: float | int = 0.0
     class_weights: list[float] | None = None
+    loss_average: str = "labeled"
     volume_plane: str | None = None
 
     def __post_init__(self, **kwargs):
         self.backbone_config = multi_scale_config(self.backbone_config)
         super().__post_init__(**kwargs)
+
+    def validate_loss_average(self):
+        if self.loss_average not in ("labeled", "all"):
+            raise ValueError(f"Expected `loss_average` to be 'labeled' or 'all', got {self.loss_average!r}.")
 
     def validate_class_weights(self):
         if self.class_weights is not None and len(self.class_weights) != self.num_labels:

@@ -107,10 +107,12 @@ def build_vit(config: PreTrainedConfig) -> PreTrainedModel:
     if config.model_type == ViTPVisionConfig.model_type:
         return ViTPVisionModel._from_config(config)
     vit = AutoModel.from_config(config)
-    tower_of(config).freeze_unused(vit)
-    # Some families name blocks of their whole model, such as the text embeddings of CLIP, which FSDP would not find.
-    class_names = {type(module).__name__ for module in vit.modules()}
-    vit._no_split_modules = class_names.intersection(vit._no_split_modules or ())
+    tower = tower_of(config)
+    tower.freeze_unused(vit)
+    # Some families name blocks of their whole model, such as the text embeddings of CLIP, which FSDP would not find,
+    # or parts of a layer.
+    first_layer = vit.get_submodule(tower.layers)[0]
+    vit._no_split_modules = {type(first_layer).__name__}
     return vit
 
 
@@ -295,11 +297,9 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
                     "without prefix tokens."
                 )
             kwargs["output_hidden_states"] = True
-        inputs = tower.inputs(self.vision_tower, pixel_values)
-        # The first argument by position, as older PEFT's wrapper of fully trained modules takes it.
-        vision_outputs = self.vision_tower(
-            inputs.pop("pixel_values"),
-            **inputs,
+        vision_outputs = tower.run(
+            self.vision_tower,
+            pixel_values,
             return_dict=True,
             **kwargs,
         )

@@ -19,6 +19,7 @@ from transformers.models.dinov3_vit.modeling_dinov3_vit import Dinov3ViTDropPath
 
 from .configuration_vitp_dense import ViTPAdapterConfig
 from .modeling_vitp_backbone import ViTPMultiScaleBackbone
+from .vision_towers import VisionTower
 
 
 class DeformableAttention(nn.Module):
@@ -231,17 +232,27 @@ class Interaction(GradientCheckpointingLayer):
         shapes: list[tuple[int, int]],
         token_points: torch.Tensor,
         prefix: torch.Tensor,
+        tower: VisionTower,
         layer_inputs: dict[str, Any],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the patch tokens, the spatial prior's tokens and the prefix tokens after the interaction."""
         injected = self.injector(patches, patch_points, tokens, shapes)
         states = torch.cat([prefix, injected], dim=1)
         for layer in layers:
-            states = layer(states, **layer_inputs)
+            states = tower.run_layer(layer, states, layer_inputs)
         prefix, patches = states.split([prefix.shape[1], patches.shape[1]], dim=1)
         for extractor in self.extractors:
             tokens = extractor(tokens, token_points, shapes, patches, grid)
         return patches, tokens, prefix
+
+
+def init_convolution(convolution: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """Draw weights with the variance 2 / fan-out (He et al., arXiv 1502.01852).
+
+    The fan-out counts the outputs of one group, as in the ViT-Adapter: a depthwise convolution of 3 x 3 has 9.
+    """
+    fan_out = math.prod(convolution.kernel_size) * convolution.out_channels // convolution.groups
+    init.normal_(convolution.weight, std=math.sqrt(2 / fan_out))
 
 
 class ViTPAdapter(ViTPMultiScaleBackbone):
@@ -300,9 +311,10 @@ class ViTPAdapter(ViTPMultiScaleBackbone):
             for submodule in module.modules():
                 if isinstance(submodule, DeformableAttention):
                     submodule.init_weights()
-            for submodule in module.spatial_prior.modules():
-                if isinstance(submodule, nn.Conv2d):
-                    init.kaiming_normal_(submodule.weight, mode="fan_out", nonlinearity="relu")
+            for part in (module.spatial_prior, module.interactions, module.upsample):
+                for submodule in part.modules():
+                    if isinstance(submodule, (nn.Conv2d, nn.ConvTranspose2d)):
+                        init_convolution(submodule)
 
     def maps(
         self,
@@ -356,6 +368,7 @@ class ViTPAdapter(ViTPMultiScaleBackbone):
                 shapes,
                 token_points,
                 prefix,
+                tower,
                 layer_inputs,
             )
         return tokens, patches

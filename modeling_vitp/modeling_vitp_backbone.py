@@ -1,6 +1,7 @@
 """ViT backbone with transformers' backbone API: one feature map for each requested layer."""
 
 import dataclasses
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .bands import spread_bands
-from .configuration_vitp import ViTPVisionConfig, patch_grid
+from .configuration_vitp import ViTPVisionConfig, own_vision_config, patch_grid
 from .configuration_vitp_dense import MULTI_SCALE_CONFIGS, ViTPBackboneConfig, ViTPMultiScaleConfig
 from .modeling_vitp import (
     HUB_OPTIONS,
@@ -35,11 +36,13 @@ from .modeling_vitp import (
     build_vit,
 )
 from .opening import naming, read_config_fields, way_to_vit
+from .vision_parts import read_part, stated_license, vision_part
 from .vision_towers import TOWERS, VisionTower, other_families, pair, resample_positions, tower_of
+
+logger = logging.getLogger(__name__)
 
 STRIDES = (4, 8, 16, 32)
 WITH_INTERNVIT = {*LANGUAGE_MODELS, *MULTI_SCALE_CONFIGS, "intern_vit_6b"}  # the last in InternVL's own code
-VISION_PARTS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "siglip2": "siglip2_vision_model"}
 
 
 class ViTPBackbone(BackboneMixin, ViTPVisionModel):
@@ -161,8 +164,7 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
             return self.embeddings.patch_embeddings
         return self.vit.get_input_embeddings()
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @can_return_tuple
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> tuple | BackboneOutput:
         r"""Compute the feature maps of images.
 
@@ -179,6 +181,18 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
             first, `1 + patches`, if the backbone has one ([`ViTPFeaturePyramid`]). The patches are those of the padded
             image.
         """
+        kwargs["return_dict"] = True
+        outputs = self._record(pixel_values, **kwargs)
+        if outputs.hidden_states:
+            tower, _ = self.tower
+            batch_size = len(pixel_values)
+            outputs.hidden_states = tuple(tower.recorded_states(state, batch_size) for state in outputs.hidden_states)
+        return outputs
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def _record(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
+        """Return the feature maps, and the outputs of layers that transformers records."""
         height, width = pixel_values.shape[-2:]
         indices = [index for index, stage in enumerate(self.stage_names) if stage in self.out_features]
         padded_maps = self.maps(pad_to_multiple(pixel_values.to(self.dtype), 32, 32), indices)
@@ -315,8 +329,11 @@ def open_vit(
 ) -> PreTrainedModel:
     """Load a ViT in float32: an exported backbone, a [`ViTPVisionModel`] or a model of another family.
 
+    Of a larger model of transformers, such as a vision-language model or a whole CLIP, only the files with weights of
+    its ViT are read, and a line with the license on its card is logged.
+
     Args:
-        backbone: folder or Hub id, also of a whole CLIP or SigLIP, whose ViT is loaded; or a model, which is returned.
+        backbone: folder or Hub id; or a model, which is returned.
         drop_path_rate: rate of stochastic depth, by default that of the configuration.
         kwargs: arguments of `from_pretrained`, such as `revision`.
 
@@ -343,8 +360,19 @@ def open_vit(
     else:
         model_class = AutoModel._model_mapping[type(config)]
     with naming(backbone, model_class):
+        name = backbone
+        if vision_part(read_config_fields(backbone, **hub_options)) is not None:
+            name = None
+            kwargs["state_dict"] = read_part(backbone, config, **hub_options)
+            logger.warning(
+                "%s: only its ViT, %s with %d layers, is read. License on its card: %s.",
+                backbone,
+                config.model_type,
+                config.num_hidden_layers,
+                stated_license(backbone, **hub_options),
+            )
         vit, report = model_class.from_pretrained(
-            backbone,
+            name,
             config=config,
             output_loading_info=True,
             **kwargs,
@@ -357,7 +385,7 @@ def open_vit(
 
 
 def open_vit_config(backbone: str | Path, **kwargs) -> PreTrainedConfig:
-    """Read the configuration of a ViT; of a whole CLIP or SigLIP that of its ViT.
+    """Read the configuration of a ViT; of a larger model of transformers that of its ViT.
 
     Args:
         backbone: folder or Hub id.
@@ -370,16 +398,16 @@ def open_vit_config(backbone: str | Path, **kwargs) -> PreTrainedConfig:
     model_type = fields.get("model_type")
     if model_type in VISION_MODELS:
         return ViTPVisionConfig.from_pretrained(backbone, **kwargs)
-    if model_type in VISION_PARTS:
-        model_type = VISION_PARTS[model_type]
-        fields = fields["vision_config"]
+    part = vision_part(fields)
+    if part is not None and part.model_type in TOWERS:
+        return own_vision_config(part)
     if model_type not in TOWERS or model_type in MULTI_SCALE_CONFIGS:
+        kind = repr(model_type) if part is None else f"{model_type!r} with a {part.model_type!r}"
         has_vit = model_type in WITH_INTERNVIT or "backbone_config" in fields
-        advice = way_to_vit(backbone, fields) if has_vit else ""
-        families = ", ".join([*other_families(), *VISION_PARTS])
+        advice = way_to_vit(backbone, fields) if has_vit else "Describe another family with register_tower."
         raise ValueError(
-            f"{backbone} is a {model_type!r}. Expected an exported backbone or a ViT of one of these families: "
-            f"{families}. {advice}"
+            f"{backbone} is a {kind}. Expected an exported backbone, or a ViT, also within a larger model, of one of "
+            f"these families: {', '.join(other_families())}. {advice}"
         )
     config = CONFIG_MAPPING[model_type].from_dict(fields)
     return TOWERS[model_type].prepare(config)

@@ -122,8 +122,12 @@ class ViTPForImageClassification(TaskModel, PreTrainedModel):
             batch, according to `problem_type`. If requested, `hidden_states` and `attentions` of the ViT.
         """
         tower = tower_of(self.config.backbone_config)
-        inputs = tower.inputs(self.backbone, pixel_values.to(self.dtype))
-        outputs = self.backbone(**inputs, return_dict=True, **self.requested_outputs(kwargs))
+        outputs = tower.run(
+            self.backbone,
+            pixel_values.to(self.dtype),
+            return_dict=True,
+            **self.requested_outputs(kwargs),
+        )
         tokens = outputs.last_hidden_state
         if self.config.pooling == "mean":
             first_patch = tower.num_prefix_tokens(self.config.backbone_config)

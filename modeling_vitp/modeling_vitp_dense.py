@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import initialization as init
 from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
 from transformers.models.upernet.modeling_upernet import (
     UperNetFCNHead,
@@ -19,6 +20,7 @@ from .configuration_vitp_dense import ViTPChangeDetectionConfig, ViTPSegmentatio
 from .modeling_vitp_backbone import pad_to_multiple
 from .modeling_vitp_multi_scale import OnMultiScaleBackbone
 
+CLASSIFIER_STD = 0.01
 HEADS: dict[str, type[nn.Module]] = {}
 
 
@@ -72,6 +74,7 @@ class ViTPUperNetHead(UperNetHead):
         # The activation has no weights, so that the names of the weights stay those of the parent.
         dropout = nn.Dropout2d(config.classifier_dropout)
         self.fpn_bottleneck.activation = nn.Sequential(self.fpn_bottleneck.activation, dropout)
+        self.classifier.initial_std = CLASSIFIER_STD
 
 
 class ViTPForSemanticSegmentation(OnMultiScaleBackbone, UperNetForSemanticSegmentation):
@@ -93,7 +96,22 @@ class ViTPForSemanticSegmentation(OnMultiScaleBackbone, UperNetForSemanticSegmen
         self.auxiliary_head = None
         if config.use_auxiliary_head:
             self.auxiliary_head = UperNetFCNHead(config, in_channels=channels)
+            self.auxiliary_head.classifier.initial_std = CLASSIFIER_STD
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """Initialize convolutions of the heads by He et al. over their outputs, or with their `initial_std`.
+
+        These are the distributions of mmsegmentation.
+        """
+        super()._init_weights(module)
+        if not isinstance(module, nn.Conv2d):
+            return
+        if hasattr(module, "initial_std"):
+            init.normal_(module.weight, std=module.initial_std)
+        else:
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     @can_return_tuple
     def forward(
@@ -113,8 +131,8 @@ class ViTPForSemanticSegmentation(OnMultiScaleBackbone, UperNetForSemanticSegmen
 
         Returns:
             `logits` of shape `(batch_size, num_labels, height, width)`, and with labels `loss`, the mean over the
-            labeled pixels, or 0 without any. If requested (`output_hidden_states=True`), `hidden_states` and
-            `attentions` of the ViT, see [`ViTPAdapter`] and [`ViTPFeaturePyramid`].
+            labeled pixels, or 0 without any (see `loss_average`). If requested (`output_hidden_states=True`),
+            `hidden_states` and `attentions` of the ViT, see [`ViTPAdapter`] and [`ViTPFeaturePyramid`].
         """
         outputs = self.run_backbone(pad_to_multiple(pixel_values, 32, 32), **kwargs)
         return self.decode(
@@ -155,7 +173,9 @@ class ViTPForSemanticSegmentation(OnMultiScaleBackbone, UperNetForSemanticSegmen
         if weights is not None:
             weights = torch.tensor(weights, device=logits.device)
         ignored = self.config.loss_ignore_index
-        num_labeled = (labels != ignored).sum().clamp(min=1)
+        num_averaged = labels.numel()
+        if self.config.loss_average == "labeled":
+            num_averaged = (labels != ignored).sum().clamp(min=1)
         try:
             losses = F.cross_entropy(
                 logits.float(),
@@ -169,7 +189,7 @@ class ViTPForSemanticSegmentation(OnMultiScaleBackbone, UperNetForSemanticSegmen
                 f"Expected labels from 0 to {self.config.num_labels - 1}, or loss_ignore_index={ignored}, got "
                 f"{labels.unique().tolist()}."
             ) from error
-        return losses.sum() / num_labeled
+        return losses.sum() / num_averaged
 
 
 class ViTPForChangeDetection(ViTPForSemanticSegmentation):

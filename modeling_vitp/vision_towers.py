@@ -10,9 +10,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput, ModelOutput
 
 TOWERS: dict[str, "VisionTower"] = {}
 
@@ -75,6 +77,7 @@ class VisionTower:
         positions: name of the position embeddings, `None` for rotary positions.
         interpolates: whether the model interpolates its position embeddings on request only.
         unused: modules and parameters that the patch features do not depend on, such as poolers. They are not trained.
+        left_out: modules within a larger model that the ViT of this package does not have.
         layer_inputs: arguments of each layer.
     """
 
@@ -86,6 +89,7 @@ class VisionTower:
     positions: str | None = "embeddings.position_embeddings"
     interpolates = False
     unused: tuple[str, ...] = ("embeddings.mask_token",)
+    left_out: tuple[str, ...] = ()
     layer_inputs: dict[str, Any] = {}
 
     def prepare(self, config: PreTrainedConfig) -> PreTrainedConfig:
@@ -150,6 +154,21 @@ class VisionTower:
             inputs["interpolate_pos_encoding"] = True
         return inputs
 
+    def run(
+        self,
+        model: nn.Module,
+        pixel_values: torch.Tensor,
+        **options,
+    ) -> ModelOutput:
+        """Return the outputs of the model, with `last_hidden_state` `(batch_size, prefix + patches, hidden_size)`.
+
+        Args:
+            options: further arguments of the model's `forward`, such as `output_hidden_states`.
+        """
+        inputs = self.inputs(model, pixel_values)
+        # The first argument by position, as older PEFT's wrapper of fully trained modules takes it.
+        return model(inputs.pop("pixel_values"), **inputs, **options)
+
     def embed(
         self,
         model: nn.Module,
@@ -202,6 +221,19 @@ class VisionTower:
         layer_inputs = self.select_patches(layer_inputs, patches)
         return self.encode(model, torch.cat([prefix, visible], dim=1), layer_inputs)
 
+    def run_layer(
+        self,
+        layer: nn.Module,
+        tokens: torch.Tensor,
+        layer_inputs: dict[str, Any],
+    ) -> torch.Tensor:
+        """Return the output of a layer for tokens `(batch_size, number, hidden_size)`, of the same shape."""
+        return layer(tokens, **layer_inputs)
+
+    def recorded_states(self, states: torch.Tensor, batch_size: int) -> torch.Tensor:
+        """Return the output of a layer, as transformers records it, as `(batch_size, number, hidden_size)`."""
+        return states
+
     def encode(
         self,
         model: nn.Module,
@@ -210,7 +242,7 @@ class VisionTower:
     ) -> torch.Tensor:
         """Return the output of the layers and the last norm for tokens `(batch_size, number, hidden_size)`."""
         for layer in model.get_submodule(self.layers):
-            tokens = layer(tokens, **layer_inputs)
+            tokens = self.run_layer(layer, tokens, layer_inputs)
         if self.norm is None:
             return tokens
         norm = model.get_submodule(self.norm)
@@ -222,7 +254,7 @@ class VisionTower:
         pixel_values: torch.Tensor,
     ) -> torch.Tensor:
         """Return the model's output for the patches, `(batch_size, patches, hidden_size)`."""
-        outputs = model(**self.inputs(model, pixel_values))
+        outputs = self.run(model, pixel_values)
         first_patch = self.num_prefix_tokens(model.config)
         return outputs.last_hidden_state[:, first_patch:]
 
@@ -400,6 +432,118 @@ class ClipTower(SiglipTower):
     def embed(self, model, pixel_values):
         tokens, layer_inputs = super().embed(model, pixel_values)
         return model.pre_layrnorm(tokens), layer_inputs
+
+
+@register_tower("idefics3_vision", "smolvlm_vision")
+class Idefics3Tower(SiglipTower):
+    """SigLIP of Idefics3 and SmolVLM. At other sizes, a patch has the nearest position embedding at or before it."""
+
+    interpolates = False
+
+    def embed(self, model, pixel_values):
+        patch_height, patch_width = pair(model.config.patch_size)
+        batch_size, _, height, width = pixel_values.shape
+        grid = (batch_size, height // patch_height, width // patch_width)
+        is_patch = torch.ones(grid, dtype=torch.bool, device=pixel_values.device)
+        return model.embeddings(pixel_values, patch_attention_mask=is_patch), self.layer_inputs
+
+
+@register_tower("qwen3_vl_vision")
+class Qwen3VLTower(VisionTower):
+    """ViT of Qwen3-VL up to its last layer, before the patches are merged.
+
+    transformers' own model takes the patches of all images as one sequence, in blocks of two by two. Here, its layers
+    run on images of one size, whose patches are in the order of the image. Outputs for DeepStack are left out.
+    """
+
+    embeddings = ("patch_embed.", "pos_embed.")
+    prefix_tokens = ()
+    layers = "blocks"
+    norm = None
+    patch_kernel = "patch_embed.proj.weight"
+    positions = None
+    unused = ("merger.",)
+    left_out = ("deepstack_merger_list.",)
+
+    def prepare(self, config):
+        config = super().prepare(config)
+        config.deepstack_visual_indexes = []
+        config.num_channels = config.in_channels
+        # Newer transformers have these names as aliases.
+        config.num_hidden_layers = config.depth
+        config.num_attention_heads = config.num_heads
+        if not hasattr(config, "image_size"):
+            patches_of_side = round(config.num_position_embeddings**0.5)
+            config.image_size = patches_of_side * config.patch_size
+        return config
+
+    def set_depth(self, config, num_layers):
+        super().set_depth(config, num_layers)
+        config.depth = num_layers
+
+    def num_prefix_tokens(self, config):
+        return 0
+
+    def resample_kernel(self, kernel, config, side):
+        # A kernel has a temporal axis too, for two frames of a video.
+        maps = kernel.flatten(1, 2)
+        return resample(maps, side).unflatten(1, kernel.shape[1:3])
+
+    def run(self, model, pixel_values, output_hidden_states=False, **options):
+        tokens, layer_inputs = self.embed(model, pixel_values)
+        hidden_states = [tokens]
+        for layer in model.get_submodule(self.layers):
+            tokens = self.run_layer(layer, tokens, layer_inputs)
+            hidden_states.append(tokens)
+        return BaseModelOutput(
+            last_hidden_state=tokens,
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+        )
+
+    def embed(self, model, pixel_values):
+        config = model.config
+        pixel_values = whole_patches(pixel_values, config.patch_size)
+        # An image is a video of equal frames.
+        frames = pixel_values[:, :, None].expand(-1, -1, config.temporal_patch_size, -1, -1)
+        kernel = model.patch_embed.proj
+        patches = kernel(frames.to(kernel.weight.dtype))[:, :, 0]
+        rows, columns = patches.shape[-2:]
+        tokens = patches.flatten(2).transpose(1, 2)
+
+        positions = model.pos_embed(torch.arange(config.num_position_embeddings, device=tokens.device))
+        side = round(config.num_position_embeddings**0.5)
+        grid = positions.float().T.unflatten(1, (side, side))
+        size = (rows, columns)
+        resampled_grid = nn.functional.interpolate(grid[None], size=size, mode="bilinear", align_corners=True)
+        tokens = tokens + resampled_grid.flatten(2).transpose(1, 2).to(tokens.dtype)
+
+        row_indices = torch.arange(rows, device=tokens.device).repeat_interleave(columns)
+        column_indices = torch.arange(columns, device=tokens.device).repeat(rows)
+        frequencies = model.rotary_pos_emb.inv_freq.to(tokens.device, torch.float32)
+        row_angles = row_indices[:, None] * frequencies
+        column_angles = column_indices[:, None] * frequencies
+        angles = torch.cat([row_angles, column_angles, row_angles, column_angles], dim=1)[None]
+        return tokens.contiguous(), {"position_embeddings": (angles.cos(), angles.sin())}
+
+    def select_patches(self, layer_inputs, patches):
+        cos, sin = layer_inputs["position_embeddings"]
+        return {"position_embeddings": (cos[0][patches], sin[0][patches])}
+
+    def run_layer(self, layer, tokens, layer_inputs):
+        batch_size, num_tokens, _ = tokens.shape
+        position_embeddings = []
+        for embedding in layer_inputs["position_embeddings"]:
+            position_embeddings.append(embedding.expand(batch_size, -1, -1).flatten(0, 1))
+        # Without FlashAttention, the layer reads the borders of images as numbers. In an array they are on the CPU, and
+        # the layer need not wait for a GPU.
+        borders = np.arange(batch_size + 1, dtype=np.int32) * num_tokens
+        if "flash" in (layer.attn.config._attn_implementation or ""):
+            borders = torch.from_numpy(borders).to(tokens.device)
+        states = layer(tokens.flatten(0, 1), cu_seqlens=borders, position_embeddings=tuple(position_embeddings))
+        return self.recorded_states(states, batch_size)
+
+    def recorded_states(self, states, batch_size):
+        return states.unflatten(0, (batch_size, -1))
 
 
 @register_tower("timm_wrapper")

@@ -2,6 +2,7 @@
 
 vitp export_backbone outputs/quickstart my_backbone
 vitp export_backbone outputs/quickstart my_timm_backbone --format timm
+vitp export_backbone llava-hf/llava-1.5-7b-hf my_eye
 vitp export_backbone outputs/quickstart half_way --start outputs/quickstart/backbone_at_start --interpolation_alpha 0.5
 """
 
@@ -14,7 +15,10 @@ from modeling_vitp.training.command_line import parse_words
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="Folder or Hub id of a trained ViTP model with its processor.")
+    parser.add_argument(
+        "checkpoint",
+        help="Folder or Hub id of a trained ViTP model with its processor, or of another vision-language model.",
+    )
     parser.add_argument("output_dir", help="Output folder, which must not exist.")
     parser.add_argument(
         "--format",

@@ -267,7 +267,7 @@ class LoadedBackbone:
     def run(self, pixel_values: torch.Tensor, **options):
         tower = TOWERS.get(self.model.config.model_type)
         if tower is not None:  # A masked autoencoder would shuffle the patches.
-            return self.model(**tower.inputs(self.model, pixel_values), **options)
+            return tower.run(self.model, pixel_values, **options)
         if "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters:
             options["interpolate_pos_encoding"] = True
         return self.model(pixel_values=pixel_values, **options)

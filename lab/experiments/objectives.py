@@ -19,10 +19,10 @@ from transformers import PreTrainedModel, set_seed
 from lab.command import run
 from modeling_vitp import export_backbone
 from modeling_vitp.command.paths import read_yaml
+from modeling_vitp.convert.export import image_processor_of
 from modeling_vitp.modeling_vitp import build_vit
 from modeling_vitp.modeling_vitp_backbone import open_vit, resize_backbone
 from modeling_vitp.pretraining.data import open_data
-from modeling_vitp.pretraining.loading import image_processor_of
 from modeling_vitp.pretraining.masked_autoencoder import MaskedAutoencoderConfig, mae_steps, train_masked_autoencoder
 from modeling_vitp.pretraining.options import PretrainingOptions, make_options
 from modeling_vitp.pretraining.run import make_trainer

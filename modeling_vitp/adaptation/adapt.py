@@ -26,9 +26,10 @@ from .fitting import check_models
 from .instructions import make_all_questions
 from .interpolation import choose_alpha, describe_alphas, score_alphas
 from .labels import TaskData, read_labels
+from .masked_autoencoder import Autoencoder
 from .plan import choose_fine_tuning_steps, make_plan
 from .preparation import check_arguments, open_progress
-from .pretraining import Pretraining, early_comparison, open_pretraining, pretrain, train_mae
+from .pretraining import Pretraining, early_comparison, open_pretraining, pretrain
 from .probing import Prober, compare_with_start, probe_backbones
 from .report import AdaptationReport, make_report
 from .runs import describe_seconds, fine_tuning_options
@@ -222,7 +223,7 @@ def train_backbones(
         stages: stages of the adaptation.
         pretraining: settings of the pretraining.
         plan: plan of the adaptation.
-        prober: probes for the early comparison with the start.
+        prober: probes for the choices on validation images.
         backbones: compared backbones.
     """
     folder = backbones.folder
@@ -239,8 +240,7 @@ def train_backbones(
         interpolate_backbone(prober, backbones)
     if MAE in backbones.models:
         stages.begin("mae")
-        images = prober.labels.images["train"]
-        progress.result("mae", lambda: train_mae(pretraining, plan, images, backbones))
+        Autoencoder(pretraining, plan, backbones, prober).train()
 
 
 def interpolate_backbone(prober: Prober, backbones: Backbones) -> None:

@@ -86,7 +86,7 @@ class AdaptArguments(Settings):
         default=None,
         metadata={
             "help": "Folder or Hub id of the ViT to adapt, such as facebook/dinov2-base, or of a vision-language model "
-            "of `vitp pretrain`. Default: the start in `pretraining`."
+            "of `vitp pretrain` or another one, whose ViT is taken. Default: the start in `pretraining`."
         },
     )
     language_model: str | None = field(

@@ -10,12 +10,12 @@ from typing import Any
 from transformers import AutoModel, PreTrainedConfig, set_seed
 
 from ..configuration_vitp import ViTPVisionConfig
-from ..convert.export import export_backbone
+from ..convert.export import export_backbone, image_processor_of
 from ..evaluation.comparison import Progress
 from ..modeling_vitp import ViTPVisionModel
 from ..modeling_vitp_backbone import open_vit_config
 from ..opening import read_config_fields
-from ..pretraining.loading import image_processor_of, tiling, vision_config_of
+from ..pretraining.loading import tiling, vision_config_of
 from ..vision_towers import pair
 from .arguments import ADAPTED, LANGUAGE_MODEL, MAE, RANDOM, START, AdaptArguments
 from .labels import TaskData, median_size

@@ -20,8 +20,9 @@ from ..training.costs import measure_step
 from .arguments import MAE
 from .backbones import Backbones
 from .comparison import settings_of_backbone
+from .masked_autoencoder import mae_config
 from .plan import FIRST_SAMPLES
-from .pretraining import Pretraining, mae_config
+from .pretraining import Pretraining
 from .runs import fine_tuning_options
 
 TEXTS = ["The trees stand in rows."]  # for the tokenizer of a model from scratch
@@ -57,7 +58,7 @@ def check_models(
         check_fine_tuning(task, settings_of_backbone(task, fine_tuning, backbone), option, pretraining.folder)
     if MAE in backbones.models:
         try:
-            mae_config(pretraining, pretraining.arguments.training_args, backbones)
+            mae_config(pretraining, backbones, backbones.folder)
             mae_steps(pretraining.start.config, 1, 1.0)
         except ValueError as error:
             raise ValueError(

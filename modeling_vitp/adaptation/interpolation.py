@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..convert.export import export_backbone
+from ..metrics.resampling import Score, first_near_best
 from .probing import Prober
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of the way of the weights from the start to the pretrained ViT
@@ -23,19 +22,16 @@ def score_alphas(prober: Prober, start: str, pretrained: Path, folder: Path) -> 
         folder: folder for the backbones and the probes, which is removed.
 
     Returns:
-        `alpha`, `score` and the `resampled` scores of each backbone, in the order of [`ALPHAS`].
+        `alpha`, `score`, the `resampled` scores and the number of `cases` of each backbone, in the order of [`ALPHAS`].
     """
     shutil.rmtree(folder, ignore_errors=True)  # of a call that was stopped
     backbones = []
     for alpha in ALPHAS:
         backbone = export_backbone(pretrained, folder / f"alpha_{alpha:g}", start=start, interpolation_alpha=alpha)
         backbones.append(str(backbone))
-    alpha_of = dict(zip(backbones, ALPHAS))
     scores = []
-    for entry in prober.score(backbones, "val", folder / "probe"):
-        if entry["probe"] == "linear":
-            alpha = alpha_of[entry["backbone"]]
-            scores.append({"alpha": alpha, "score": entry["score"], "resampled": entry["resampled"]})
+    for alpha, score in zip(ALPHAS, prober.linear_scores(backbones, folder / "probe")):
+        scores.append({"alpha": alpha, "score": score.value, "resampled": score.resampled, "cases": score.cases})
     shutil.rmtree(folder)
     return scores
 
@@ -43,19 +39,14 @@ def score_alphas(prober: Prober, start: str, pretrained: Path, folder: Path) -> 
 def choose_alpha(scores: Sequence[Mapping[str, Any]]) -> float:
     """Return the smallest alpha whose score is within one standard error of the best.
 
-    The standard error is that of the difference to the best score over resamples of the validation images, in which
-    both see the same images. As in the rule of one standard error for trees (Breiman et al., 1984), the ViT that is
-    closest to the start is taken among those that the images cannot tell from the best.
+    So the ViT that is closest to the start is taken among those that the validation images cannot tell from the best,
+    see [`~modeling_vitp.metrics.resampling.first_near_best`].
 
     Args:
-        scores: scores of [`score_alphas`], or some of them.
+        scores: scores of [`score_alphas`], or some of them, in increasing order of alpha.
     """
-    best = max(scores, key=lambda entry: entry["score"])
-    for entry in sorted(scores, key=lambda entry: entry["alpha"]):
-        differences = np.subtract(best["resampled"], entry["resampled"])
-        if best["score"] - entry["score"] <= np.std(differences):
-            return entry["alpha"]
-    return best["alpha"]
+    near_best = first_near_best([Score(entry["score"], entry["resampled"], entry["cases"]) for entry in scores])
+    return scores[near_best]["alpha"]
 
 
 def describe_alphas(scores: Sequence[Mapping[str, Any]], alpha: float) -> str:

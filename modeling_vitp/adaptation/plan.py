@@ -25,6 +25,7 @@ from .arguments import MAE, RANDOM, AdaptArguments
 from .backbones import Backbones
 from .comparison import settings_of_backbone
 from .labels import TaskData, median_size, num_windows
+from .masked_autoencoder import mae_rates
 from .pretraining import EARLY, Pretraining
 from .runs import describe_seconds
 
@@ -206,16 +207,28 @@ def choose_steps(
     }
 
 
-def count_pretrainings(args: AdaptArguments, pretraining: Pretraining) -> float:
+def count_pretrainings(args: AdaptArguments, pretraining: Pretraining, backbones: Backbones) -> float:
     """Return the pretraining with the first steps of each learning rate, and a masked autoencoder, in pretrainings."""
-    num_autoencoders = 1 if MAE in args.baselines else 0
-    return count_early_runs(pretraining) + num_autoencoders
+    count = count_early_runs(pretraining)
+    if MAE in args.baselines:
+        count += count_autoencoders(pretraining, backbones)
+    return count
 
 
 def count_early_runs(pretraining: Pretraining) -> float:
     """Return the length of the pretraining with the first steps of each learning rate, in pretrainings."""
     num_further_rates = max(len(pretraining.vision_rates) - 1, 0)
     return 1 + EARLY * num_further_rates
+
+
+def count_autoencoders(pretraining: Pretraining, backbones: Backbones) -> float:
+    """Return the length of the masked autoencoder with the first steps of each learning rate, in pretrainings.
+
+    Its chosen rate begins anew, after a tenth of the steps with each of several.
+    """
+    num_rates = len(mae_rates(pretraining, backbones))
+    num_early_runs = num_rates if num_rates > 1 else 0
+    return 1 + EARLY * num_early_runs
 
 
 def make_plan(
@@ -460,7 +473,7 @@ def choose_plan(
             costs=costs,
             epoch=math.ceil(batch_plan["rows"] / batch_plan["settings"]["global_batch_size"]),
             fine_tuning_epoch=steps_of_epoch(labels, fine_tuning),
-            num_pretrainings=count_pretrainings(args, pretraining),
+            num_pretrainings=count_pretrainings(args, pretraining, backbones),
             runs=lambda num_seeds: count_runs(args, num_seeds),
             num_seeds=None if args.seeds is None else len(args.seeds),
         )
@@ -473,7 +486,7 @@ def choose_plan(
         seconds_of_pretraining = plan["steps"] * costs.step
         planned_seconds["pretraining"] = seconds_of_pretraining * count_early_runs(pretraining)
         if MAE in args.baselines:
-            planned_seconds["mae"] = seconds_of_pretraining
+            planned_seconds["mae"] = seconds_of_pretraining * count_autoencoders(pretraining, backbones)
         planned_seconds["fine_tuning"] = num_runs.seconds(plan["fine_tuning_steps"], costs)
     plan["machine"] = describe_machine()
     plan["budget"] = args.budget

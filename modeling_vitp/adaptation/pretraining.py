@@ -1,4 +1,4 @@
-"""Pretraining of an adaptation: its settings, its run with an early look, and the masked autoencoder beside it."""
+"""Pretraining of an adaptation: its settings, and its run with an early comparison with the start."""
 
 import functools
 import shutil
@@ -12,7 +12,6 @@ from huggingface_hub import snapshot_download
 from trl import ModelConfig
 
 from ..command.errors import RunStopped
-from ..command.settings import from_mapping
 from ..evaluation.comparison import Progress
 from ..image_processing_vitp import ViTPImageProcessor
 from ..instructions.dry_run import SourceSummary, summarize_sources
@@ -20,19 +19,18 @@ from ..instructions.mixture import load_sources
 from ..pretraining.arguments import PretrainArguments
 from ..pretraining.config import ViTPTrainingConfig
 from ..pretraining.loading import tiling
-from ..pretraining.masked_autoencoder import MaskedAutoencoderConfig, mae_steps, train_masked_autoencoder
-from ..pretraining.plan import config_of_start, pretraining_operations, work_of
 from ..tasks import TASKS
 from ..training.checkpointing import last_checkpoint
 from . import runs
-from .arguments import RANDOM, AdaptArguments
-from .backbones import START_SETTINGS, Backbones, Start
+from .arguments import AdaptArguments
+from .backbones import START_SETTINGS, Start
 from .instructions import question_options
 from .labels import TaskData
 
 EARLY = 0.1  # share of the steps after which the backbone is compared with its start
-# Learning rates to choose from, as shares of the default, which makes some ViTs forget what they saw.
-RATE_SHARES = (1.0, 0.2)
+# Learning rates to choose from, as shares of the default, which makes some ViTs forget what they saw. If the early
+# comparison does not tell them apart, the first is taken.
+RATE_SHARES = (0.2, 1.0)
 EARLY_RUN = "pretraining/early"  # finished part of the steps before this comparison
 LOOK = "pretraining/look"  # finished part with the result of this comparison
 
@@ -210,14 +208,14 @@ def pretrain(
     """Run or resume the pretraining, which stops early if the backbone gets worse than its start.
 
     The first tenth of the steps is run with each learning rate of [`Pretraining.vision_rates`], and the rest with the
-    best of them.
+    one that is chosen by `compare`.
 
     Args:
         pretraining: settings of the pretraining.
         plan: steps and settings.
         output: output folder.
         progress: results of finished parts.
-        compare: function that compares the backbones of checkpoints with the start, see
+        compare: function that chooses a checkpoint and compares its backbone with the start, see
             [`~modeling_vitp.adaptation.probing.compare_with_start`].
         force: whether to go on with a worse backbone.
 
@@ -246,7 +244,7 @@ def pretrain(
                 f"{comparison['text']}. Lower learning_rate in `pretraining`, or check the labels. To go on anyway, "
                 "add --force."
             )
-        chosen_output = list(runs_of_rates)[comparison["best"]]
+        chosen_output = list(runs_of_rates)[comparison["chosen"]]
         settings = runs_of_rates[chosen_output]
         if len(runs_of_rates) > 1:
             print(f"The ViT goes on with the learning rate {settings['part_learning_rates']['vision']:g}.")
@@ -295,66 +293,6 @@ def early_comparison(progress: Progress) -> dict[str, str]:
     if LOOK not in progress.parts:
         return {}
     return {"early": progress.parts[LOOK]["result"]["text"]}
-
-
-def train_mae(
-    pretraining: Pretraining, plan: Mapping[str, Any], images: Sequence[Path], backbones: Backbones
-) -> dict[str, Any]:
-    """Train a masked autoencoder from the same start, with as many operations as the pretraining.
-
-    Args:
-        pretraining: settings of the pretraining.
-        plan: steps and settings of the pretraining.
-        images: image files.
-        backbones: compared backbones.
-    """
-    arguments = pretraining.parse(plan["settings"], plan["steps"])
-    training_args = arguments.training_args
-    config, _ = config_of_start(arguments.args, arguments.model_args)
-    image_processor, _ = arguments.tiling()
-    summaries = pretraining.summarize(image_processor)
-    work = work_of(training_args, 1, summaries, arguments.args.from_scratch is not None)
-    ratios = (training_args.vrl_drop_ratio, training_args.patch_drop_ratio)
-    operations = pretraining_operations(config, work, *ratios, bf16=training_args.bf16)
-    batch = min(64, len(images))
-    steps = mae_steps(pretraining.start.config, batch, operations)
-    config = mae_config(pretraining, training_args, backbones, batch, steps)
-    vit = pretraining.start.vit or backbones.path(RANDOM, pretraining.seed)
-    train_masked_autoencoder(vit, images, config, pretraining.start.image_size)
-    return {"steps": steps, "batch": batch, "operations": operations}
-
-
-def mae_config(
-    pretraining: Pretraining, training_args: ViTPTrainingConfig, backbones: Backbones, batch: int = 1, steps: int = 1
-) -> MaskedAutoencoderConfig:
-    """Return the training arguments of the masked autoencoder, in the precision of the pretraining.
-
-    Args:
-        pretraining: settings of the pretraining.
-        training_args: training arguments of the pretraining.
-        backbones: compared backbones, with the user's settings.
-        batch: images of a step.
-        steps: number of steps.
-
-    Raises:
-        ValueError: if a setting of the user is wrong.
-    """
-    settings = {
-        "lr_scheduler_type": "cosine",
-        "bf16": training_args.bf16,
-        "fp16": training_args.fp16,
-        **backbones.args.mae,
-        "output_dir": str(backbones.folder / "mae"),
-        "per_device_train_batch_size": batch,
-        "max_steps": steps,
-        "save_steps": max(steps // 10, 1),
-        "save_total_limit": 1,
-        "logging_steps": 10,
-        "seed": pretraining.seed,
-        "report_to": "none",
-        "watch_samples": training_args.watch_samples,
-    }
-    return from_mapping(MaskedAutoencoderConfig, settings, "mae")
 
 
 def configuration_folder(name: str | None) -> str | None:

@@ -1,7 +1,7 @@
 """Probes of frozen backbones on the labels."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..convert.export import export_backbone
-from ..metrics.resampling import Score, paired_difference
+from ..metrics.resampling import Score, first_near_best, paired_difference
 from ..tasks import TASKS
 from . import runs
 from .backbones import Backbones, whole_patches
@@ -34,7 +34,7 @@ class Prober:
     seed: int
 
     def score(self, backbones: Sequence[str], split: str, output: Path) -> list[dict[str, Any]]:
-        """Run `vitp probe`, and return the main score of each backbone and probe with its resampled values.
+        """Run `vitp probe`, and return the main score of each backbone and probe with its title and resampled values.
 
         Args:
             backbones: folders or Hub ids of ViTs with patches of one size.
@@ -52,19 +52,32 @@ class Prober:
         }
         metrics = runs.run_probe(settings, output)
         shutil.rmtree(output / "features", ignore_errors=True)
-        main_score = task.probe_class.main_score
         scores = []
         for entry in metrics["results"]:
             scores.append(
                 {
                     "backbone": entry["backbone"],
                     "probe": entry["probe"],
-                    "score": entry["scores"][main_score]["mean"],
+                    "metric": metrics["title"],
+                    "score": entry["scores"][metrics["main_score"]]["mean"],
                     "resampled": entry["resampled"][0],
                     "cases": entry["cases"],
                 }
             )
         return scores
+
+    def linear_entries(self, backbones: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+        """Return the entries of [`score`] of a linear probe on the validation split, in the order of the backbones.
+
+        Args:
+            backbones: folders or Hub ids of ViTs with patches of one size.
+            folder: output folder.
+        """
+        return [entry for entry in self.score(backbones, "val", folder) if entry["probe"] == "linear"]
+
+    def linear_scores(self, backbones: Sequence[str], folder: Path) -> list[Score]:
+        """Return the scores of [`linear_entries`]."""
+        return [score_of(entry) for entry in self.linear_entries(backbones, folder)]
 
     def limited_data(self, split: str) -> dict[str, Any]:
         """Return the setting `data` with about `PROBED` training images and images of a split.
@@ -92,6 +105,11 @@ class Prober:
         return path
 
 
+def score_of(entry: Mapping[str, Any]) -> Score:
+    """Return the score of an entry of [`Prober.score`]."""
+    return Score(entry["score"], entry["resampled"], entry["cases"])
+
+
 def probe_backbones(prober: Prober, backbones: Backbones, seed: int, output: Path) -> list[dict[str, Any]]:
     """Return the scores of probes of the frozen backbones on the test split.
 
@@ -110,34 +128,34 @@ def probe_backbones(prober: Prober, backbones: Backbones, seed: int, output: Pat
 
 
 def compare_with_start(prober: Prober, checkpoints: Sequence[str], start: str, folder: Path) -> dict[str, Any]:
-    """Compare the frozen backbone of the best checkpoint with the start, by a linear probe on the validation split.
+    """Choose a checkpoint, and compare its frozen backbone with the start, by a linear probe on the validation split.
+
+    The first checkpoint within one standard error of the best is chosen, see
+    [`~modeling_vitp.metrics.resampling.first_near_best`].
 
     Args:
         prober: probes.
-        checkpoints: folders of the checkpoints.
+        checkpoints: folders of the checkpoints, the one that changes the start the least first.
         start: folder or Hub id of the start.
         folder: folder for the backbones and the probes, which is removed.
 
     Returns:
-        `best`, the index of the checkpoint with the highest score; `is_worse`, whether its backbone is clearly worse;
-        and `text` with its score and that of the start.
+        `chosen`, the index of the checkpoint; `is_worse`, whether its backbone is clearly worse; and `text` with its
+        score and that of the start.
     """
     shutil.rmtree(folder, ignore_errors=True)  # of a call that was stopped
     backbones = []
     for index, checkpoint in enumerate(checkpoints):
         backbones.append(str(export_backbone(checkpoint, folder / f"backbone_{index}")))
-    linear_scores = []
-    for entry in prober.score([*backbones, start], "val", folder / "probe"):
-        if entry["probe"] == "linear":
-            linear_scores.append(Score(entry["score"], entry["resampled"], entry["cases"]))
+    entries = prober.linear_entries([*backbones, start], folder / "probe")
     shutil.rmtree(folder)
-    *backbone_scores, start_score = linear_scores  # in the order of the backbones
-    values = [score.value for score in backbone_scores]
-    best = int(np.argmax(values))
-    difference = paired_difference([backbone_scores[best]], [start_score])
-    score_title = TASKS[prober.labels.task].probe_class.title
+    *backbone_scores, start_score = [score_of(entry) for entry in entries]
+    chosen = first_near_best(backbone_scores)
+    chosen_score = backbone_scores[chosen]
+    difference = paired_difference([chosen_score], [start_score])
+    score_title = entries[0]["metric"]
     text = (
-        f"{score_title} {values[best]:.3f} instead of {start_score.value:.3f} "
+        f"{score_title} {chosen_score.value:.3f} instead of {start_score.value:.3f} "
         f"(95% interval of the difference {difference.low:+.3f} to {difference.high:+.3f})"
     )
-    return {"best": best, "is_worse": difference.high < 0, "text": text}
+    return {"chosen": chosen, "is_worse": difference.high < 0, "text": text}

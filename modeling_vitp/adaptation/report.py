@@ -48,7 +48,8 @@ class AdaptationReport:
         fine_tuned: scores of fine-tuned models: `model`, `labels` (fraction), `seed`, `learning_rate`, `score`,
             `resampled` (scores of resamples of the test cases, the same for all models), `cases` (number of scenes or
             images that are resampled) and `folder`.
-        frozen: scores of probes of frozen backbones: `model`, `probe`, `score`, `resampled` and `cases`.
+        frozen: scores of probes of frozen backbones: `model`, `probe`, `metric` (title of the score), `score`,
+            `resampled` and `cases`.
         controls: `answers`, the `scores` of a model in the metrics of `vitp evaluate_vlm`; `answer_prior`, Markdown
             text; `overlap`, the number of test images in the training data; `early`, a text with the scores of a probe
             at 10% of the steps; `interpolation`, a text on how far the backbone went from its start.

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..cards.model_card import cell_text
-from ..tasks import TASKS
 from .pages import Block, Code, Picture, Table, draw_differences, draw_label_fractions, read_blocks
 from .verdict import find_verdict
 from .wording import caption_of, cell, duration, label, points
@@ -13,6 +12,7 @@ from .wording import caption_of, cell, duration, label, points
 if TYPE_CHECKING:
     from .report import AdaptationReport
 
+EARLY_STAGES = ("models", "instructions", "checks", "plan")  # that end before there is a plan
 DIFFERENCE_TITLE = "adapted − it (95% interval)"  # of a column
 
 
@@ -123,7 +123,7 @@ def describe_frozen(report: "AdaptationReport") -> list[Block]:
     rows = []
     for (probe, model), score in report.frozen_scores().items():
         rows.append([probe, label(model), points(score.value), cell(differences.get((probe, model)))])
-    score_title = TASKS[report.task].probe_class.title
+    score_title = report.frozen[0]["metric"]
     text = (
         f"Test scores of probes of frozen features: {score_title}, in points. A frozen backbone is not trained: a "
         "probe reads its features. 20-NN takes the labels of the 20 most similar training features; linear is a linear "
@@ -178,8 +178,11 @@ def describe_cost(report: "AdaptationReport") -> list[Block]:
     planned_seconds = report.plan.get("planned_seconds") or {}
     used_seconds = report.plan.get("used_seconds") or {}
     stage_rows = []
-    for stage in {**planned_seconds, **used_seconds}:
-        stage_rows.append([stage, duration(planned_seconds.get(stage)), duration(used_seconds.get(stage))])
+    for stage in {**used_seconds, **planned_seconds}:
+        planned_time = "before the plan" if stage in EARLY_STAGES else "in the time that the plan leaves"
+        if stage in planned_seconds:
+            planned_time = duration(planned_seconds[stage])
+        stage_rows.append([stage, planned_time, duration(used_seconds.get(stage))])
     if stage_rows:
         total_planned = duration(sum(planned_seconds.values()))
         total_used = duration(sum(used_seconds.values()))

@@ -70,6 +70,13 @@ order = outputs.ids_restore[..., None]  # the model shuffles the patches
 features = outputs.last_hidden_state[:, 1:].take_along_dim(order, 1)  # (1, patches, width)
 """
 )
+QWEN3_VL_EXAMPLE = BACKBONE_EXAMPLE[: BACKBONE_EXAMPLE.index("features =")] + (
+    """outputs = backbone(inputs["pixel_values"], inputs["image_grid_thw"])
+_, rows, columns = inputs["image_grid_thw"][0].tolist()
+blocks = outputs.last_hidden_state.unflatten(0, (rows // 2, columns // 2, 2, 2))  # of two by two patches
+features = blocks.transpose(1, 2).reshape(1, rows * columns, -1)  # (1, patches, width)
+"""
+)
 MAPS_EXAMPLE = """
 import torch
 from transformers import AutoBackbone
@@ -188,7 +195,8 @@ PRETRAINED = {
     "answers/grounding/mean_iou": "Mean IoU of boxes",
 }
 # Their code fixes the size of the image, or the number of patches, when it is traced.
-WITHOUT_GRAPH = ("dinov2_with_registers", "siglip2_vision_model", "vit_mae")
+WITHOUT_GRAPH = ("dinov2_with_registers", "siglip2_vision_model", "qwen3_vl_vision", "vit_mae")
+EXAMPLES = {"vit_mae": MAE_EXAMPLE, "qwen3_vl_vision": QWEN3_VL_EXAMPLE}
 
 register_model(
     ModelEntry(
@@ -274,7 +282,7 @@ for _model_type in other_families():
             model_type=_model_type,
             auto_class="AutoModel",
             pipeline_tag="image-feature-extraction",
-            example=MAE_EXAMPLE if _model_type == "vit_mae" else VIT_EXAMPLE,
+            example=EXAMPLES.get(_model_type, VIT_EXAMPLE),
             description="A vision transformer as an image backbone, trained further with {paper}.",
             push_as="backbone",
             graph_outputs=() if _model_type in WITHOUT_GRAPH else ("last_hidden_state",),

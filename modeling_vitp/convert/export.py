@@ -1,8 +1,11 @@
 """Export of the backbone from its pretraining model to a folder that plain transformers loads."""
 
 import copy
+import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import (
@@ -13,10 +16,11 @@ from transformers import (
     InternVLVisionModel,
     PreTrainedConfig,
     PreTrainedModel,
+    Qwen2VLImageProcessor,
     Siglip2ImageProcessor,
 )
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.utils import cached_file
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from ..bands import describe_bands
@@ -25,12 +29,17 @@ from ..configuration_vitp import ViTPVisionConfig, patch_grid
 from ..configuration_vitp_dense import MULTI_SCALE_CONFIGS
 from ..image_processing_vitp import ViTPImageProcessor
 from ..modeling_vitp import LANGUAGE_MODELS, VISION_MODELS, ViTPForConditionalGeneration
-from ..modeling_vitp_backbone import ViTPExportedBackbone
+from ..modeling_vitp_backbone import ViTPExportedBackbone, open_vit, open_vit_config
 from ..opening import read_config_fields, way_to_vit
 from ..processing_vitp import ViTPProcessor
+from ..vision_parts import vision_part
 from ..vision_towers import TOWERS, pair, tower_of
 from .interpolation import interpolate_vit
 from .tensor_files import check_finite, main_dtype, open_like_folder, read_tensors
+
+TAKE_PATCHES = ("siglip2_vision_model", "qwen3_vl_vision")  # as input
+
+logger = logging.getLogger(__name__)
 
 AUTO_MAP = {
     "AutoConfig": "configuration_vitp.ViTPVisionConfig",
@@ -64,7 +73,8 @@ def export_backbone(
 
     Args:
         model: trained model (also wrapped by PEFT, loaded with `trust_remote_code=True`, or of transformers' InternVL),
-            its vision model, or the folder or Hub id of a checkpoint (with its processor).
+            its vision model, or the folder or Hub id of a checkpoint (with its processor), or of another model of
+            transformers with a ViT of a known family, such as a LLaVA, of which only the ViT is read.
         output_dir: folder to write, created if missing. An existing backbone of this function is replaced.
         image_processor: image processor of the training. Defaults to that of the checkpoint or, for a model, to
             ImageNet mean and std at the model's image size. Required for a ViT of another family than InternViT, and
@@ -129,7 +139,7 @@ def is_exported_backbone(folder: Path, model_type: str) -> bool:
     # A downloaded model of the same type has another image processor, or lacks what an export adds.
     if model_type == InternVLVisionConfig.model_type:
         return config.get("auto_map") == AUTO_MAP
-    if model_type == "siglip2_vision_model":
+    if model_type in TAKE_PATCHES:
         return "image_size" in config
     image_processor = read_json(folder / "preprocessor_config.json")
     return image_processor.get("image_processor_type", "").startswith(("GotOcr2", "ViTP"))
@@ -142,10 +152,16 @@ def open_trained_vision_model(
     name = "the backbone"
     if isinstance(model, (str, Path)):
         name = str(model)
-        check_language_model(name)
-        if image_processor is None:
-            image_processor = ViTPProcessor.from_pretrained(name).image_processor
-        model = ViTPForConditionalGeneration.from_pretrained(name, dtype=trained_dtype(name))
+        fields = stored_fields(name)
+        if vision_part(fields) is not None:
+            model = open_vit(name, dtype="auto")
+            if image_processor is None:
+                image_processor = image_processor_of(name, pair(model.config.image_size))
+        else:
+            check_language_model(name, fields)
+            if image_processor is None:
+                image_processor = ViTPProcessor.from_pretrained(name).image_processor
+            model = ViTPForConditionalGeneration.from_pretrained(name, dtype=trained_dtype(name))
     vision_model = trained_vision_model(model)
     band_names = getattr(vision_model.config, "band_names", None)
     if image_processor is None and isinstance(vision_model, InternVLVisionModel) and band_names is None:
@@ -171,12 +187,16 @@ def trained_dtype(name: str | Path) -> str:
     return main_dtype(full_weights) if full_weights else "auto"
 
 
-def check_language_model(name: str) -> None:
-    """Raise a `ValueError` with advice unless a folder or Hub id has a vision-language model."""
+def stored_fields(name: str) -> dict[str, Any]:
+    """Return the content of a config.json, `{}` if it cannot be read, which is reported when the model is loaded."""
     try:
-        fields = read_config_fields(name)
-    except ValueError:  # reported when the model is loaded
-        return
+        return read_config_fields(name)
+    except ValueError:
+        return {}
+
+
+def check_language_model(name: str, fields: dict[str, Any]) -> None:
+    """Raise a `ValueError` with advice unless a config.json is that of a vision-language model with an InternViT."""
     model_type = fields.get("model_type")
     if model_type is None or model_type in LANGUAGE_MODELS:
         return
@@ -236,20 +256,52 @@ def native_vision_config(config: ViTPVisionConfig) -> InternVLVisionConfig:
 def save_image_processor(output_dir: str | Path, config: PreTrainedConfig, image_processor: ViTPImageProcessor) -> None:
     """Write the image processor of a backbone, which resizes each image to one tile."""
     height, width = pair(config.image_size)
-    if config.model_type == "siglip2_vision_model":  # takes patches
-        siglip2_processor = Siglip2ImageProcessor(
+    statistics = {"image_mean": image_processor.image_mean, "image_std": image_processor.image_std}
+    if config.model_type == "siglip2_vision_model":
+        num_patches = math.prod(patch_grid(config))
+        Siglip2ImageProcessor(
             patch_size=config.patch_size,
-            max_num_patches=math.prod(patch_grid(config)),
-            image_mean=image_processor.image_mean,
-            image_std=image_processor.image_std,
-        )
-        siglip2_processor.save_pretrained(output_dir)
+            max_num_patches=num_patches,
+            **statistics,
+        ).save_pretrained(output_dir)
+        return
+    if config.model_type == "qwen3_vl_vision":
+        Qwen2VLImageProcessor(
+            patch_size=config.patch_size,
+            temporal_patch_size=config.temporal_patch_size,
+            merge_size=config.spatial_merge_size,
+            size={"shortest_edge": height * width, "longest_edge": height * width},  # numbers of pixels
+            **statistics,
+        ).save_pretrained(output_dir)
         return
     settings = image_settings(image_processor)
     settings["size"] = {"height": height, "width": width}
     settings["crop_to_patches"] = False
     processor_class = ViTPImageProcessor if settings.get("input_spec") else GotOcr2ImageProcessor
     processor_class(**settings).save_pretrained(output_dir)
+
+
+def image_processor_of(vision_model: str | Path, size: Sequence[int], **settings: Any) -> ViTPImageProcessor:
+    """Return the image processor of a backbone, or a new one if the backbone has none.
+
+    Args:
+        vision_model: folder or Hub id of the backbone.
+        size: height and width of a tile in pixels.
+        settings: settings that replace those of the backbone.
+    """
+    height, width = size
+    settings["size"] = {"height": height, "width": width}
+    model_type = open_vit_config(vision_model).model_type
+    has_file = False
+    for file in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME):  # the second of vision-language models
+        if cached_file(vision_model, file, _raise_exceptions_for_missing_entries=False):
+            has_file = True
+    if has_file and model_type in VISION_MODELS:
+        return ViTPImageProcessor.from_pretrained(vision_model, **settings)
+    if has_file or model_type == "timm_wrapper":
+        return ViTPImageProcessor.from_backbone(vision_model, **settings)
+    logger.warning("%s has no image processor: mean and standard deviation of ImageNet are used.", vision_model)
+    return ViTPImageProcessor(**settings)
 
 
 def image_settings(image_processor: ViTPImageProcessor) -> dict:

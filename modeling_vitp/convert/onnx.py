@@ -22,11 +22,12 @@ from .. import detection_boxes, modeling_vitp_detection
 from ..auto.registry import MODELS, find_model
 from ..image_processing_vitp import ViTPImageProcessor
 from ..modeling_vitp import LANGUAGE_MODELS, VISION_MODELS, ViTPVisionModel
-from ..modeling_vitp_backbone import VISION_PARTS, open_vit
+from ..modeling_vitp_backbone import open_vit
 from ..modeling_vitp_detection import ViTPForObjectDetection, ViTPForOrientedObjectDetection
 from ..modeling_vitp_multi_scale import BACKBONES
 from ..opening import naming, read_config_fields, without_remote_code
 from ..rotated_boxes import align_in_image
+from ..vision_parts import cuts_images, vision_part
 from ..vision_towers import TOWERS, pair
 
 TOLERANCE = 1e-3
@@ -67,7 +68,7 @@ class Graph(nn.Module):
         if self.is_detector:
             outputs = detect(self.model, *pixel_values)
         elif self.tower is not None:
-            outputs = self.model(**self.tower.inputs(self.model, *pixel_values))
+            outputs = self.tower.run(self.model, *pixel_values)
         else:
             outputs = self.model(*pixel_values)
         return tuple(outputs[name] for name in self.outputs)
@@ -187,10 +188,13 @@ def open_model(name: str | Path) -> PreTrainedModel:
         ValueError: if the folder has a model type that cannot be exported.
         OSError: if the model is missing.
     """
-    model_type = read_config_fields(name).get("model_type")
+    fields = read_config_fields(name)
+    model_type = fields.get("model_type")
     if model_type in VISION_MODELS | LANGUAGE_MODELS.keys():  # loading the latter raises with advice
         return ViTPVisionModel.from_pretrained(name, dtype=torch.float32).eval()
-    model_type = VISION_PARTS.get(model_type, model_type)
+    part = vision_part(fields)
+    if part is not None:
+        model_type = part.model_type
     if model_type not in MODELS or not MODELS[model_type].graph_outputs:
         types = sorted(VISION_MODELS | {entry.model_type for entry in MODELS.values() if entry.graph_outputs})
         raise ValueError(
@@ -242,8 +246,9 @@ def describe_inputs(name: str | Path, model: PreTrainedModel) -> dict[str, str]:
     """Return the metadata of a graph: settings of the image processor and names of the classes, each as JSON."""
     config = model.config
     with naming(name, BaseImageProcessor):
-        if config.model_type == "timm_wrapper":  # transformers makes timm's transform, without the input spec
-            height, width = config.image_size
+        # For timm, transformers makes its transform, without the input spec.
+        if config.model_type == "timm_wrapper" or cuts_images(name):
+            height, width = pair(config.image_size)
             image_processor = ViTPImageProcessor.from_backbone(name, size={"height": height, "width": width})
         else:
             image_processor = without_remote_code(AutoImageProcessor.from_pretrained, name)

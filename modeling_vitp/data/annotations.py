@@ -94,7 +94,7 @@ class AnnotatedImage:
         paths: file of the image, or the two files of a pair.
         size: height and width in pixels, of the window if there is one.
         regions: regions with boxes.
-        label: class of the whole image.
+        labels: sorted classes of the whole image, `None` if it has only regions.
         captions: captions of the image or the change.
         window: part of the file that is shown. `size` and boxes are in pixels of the window.
         slivers: visible parts of regions that are mostly outside of the window.
@@ -106,7 +106,7 @@ class AnnotatedImage:
     paths: tuple[Path, ...]
     size: tuple[int, int]
     regions: tuple[Region, ...] = ()
-    label: str | None = None
+    labels: tuple[str, ...] | None = None
     captions: tuple[str, ...] = ()
     window: Window | None = None
     slivers: tuple[Region, ...] = ()
@@ -129,8 +129,7 @@ class AnnotatedImage:
     @property
     def classes(self) -> set[str]:
         labels = {region.label for region in self.regions}
-        if self.label is not None:
-            labels.add(self.label)
+        labels.update(self.labels or ())
         return labels
 
 

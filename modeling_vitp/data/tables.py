@@ -172,11 +172,15 @@ class LabelTable:
             if suffix == PARQUET:
                 rows = pd.read_parquet(path)
             else:
+                # Names may have leading zeros, and a class may be called "None", so pandas must not convert them. Of
+                # classes with a separator, it would convert those of rows with a single number.
+                text_columns = [self.name, *CASES]
+                if self.separator is not None and isinstance(self.label, str):
+                    text_columns.append(self.label)
                 rows = pd.read_csv(
                     path,
                     sep=SEPARATORS[suffix],
-                    # Names may have leading zeros, and a class may be called "None", so pandas must not convert them.
-                    dtype=dict.fromkeys((self.name, *CASES), str),
+                    dtype=dict.fromkeys(text_columns, str),
                     keep_default_na=False,
                     na_values=[""],
                 )

@@ -29,7 +29,12 @@ RANDOM = "random weights"
 PIXELS = "pixels of a patch"
 DEPTHS = 4
 MOST_PANELS = 4  # Number of test images that are drawn.
-TITLES = {"patch_auc": "AUC of a patch", "mean_iou": "mean IoU", "accuracy": "accuracy"}  # Of scores in tables.
+TITLES = {  # Of scores in tables.
+    "patch_auc": "AUC of a patch",
+    "mean_iou": "mean IoU",
+    "accuracy": "accuracy",
+    "mean_average_precision": "mean average precision",
+}
 ALL_LABELS = FewLabels(share=1.0)
 
 

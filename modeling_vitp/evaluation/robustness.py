@@ -124,6 +124,7 @@ def open_scorers(args: RobustnessArguments) -> tuple[dict[str, RobustnessScorer]
         "images": len(first_scorer),
         **first_scorer.data,
         "seed": args.seed,
+        "jpeg_quality": args.jpeg_quality,
     }
     return scorers, about
 

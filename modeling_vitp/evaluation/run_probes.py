@@ -96,10 +96,11 @@ def probe_scenes(
     """
     backbones = load_backbones(output_dir / "backbone", output_dir / "backbone_at_start", seed, device)
     del backbones[PIXELS]
-    names = sorted({image.label for image in train})
+    names = sorted(set().union(*(image.labels for image in train)))
+    multi_label = any(len(image.labels) > 1 for image in [*train, *test])
     samples = {
-        "train": labeled_scenes(train, names),
-        "test": labeled_scenes(test, names),
+        "train": labeled_scenes(train, names, multi_label),
+        "test": labeled_scenes(test, names, multi_label),
     }
     task = ClassificationProbe(
         samples,
@@ -109,6 +110,7 @@ def probe_scenes(
         num_neighbours=NEIGHBORS,
         temperature=TEMPERATURE,
         l2=L2,
+        multi_label=multi_label,
     )
     all_images = np.arange(len(samples["train"]))
     scores: dict[str, dict[str, dict[str, float]]] = {}
@@ -127,12 +129,13 @@ def probe_scenes(
     return with_least_gain(measured)
 
 
-def labeled_scenes(images: Sequence[AnnotatedImage], names: Sequence[str]) -> FileImages:
-    """Return up to `MOST_SCENES` evenly spread images, without those whose class is not in `names`."""
+def labeled_scenes(images: Sequence[AnnotatedImage], names: Sequence[str], multi_label: bool) -> FileImages:
+    """Return up to `MOST_SCENES` evenly spread images, without those that have a class which is not in `names`."""
     files = []
     labels = []
     for image in spread(images, MOST_SCENES):
-        if image.label in names:
+        is_labeled = multi_label or len(image.labels) == 1
+        if is_labeled and set(image.labels) <= set(names):
             files.append(FileSample(image.id, {}, image.paths, None))
-            labels.append([image.label])
-    return FileImages(files, labels, None).set_classes(names, False)
+            labels.append(image.labels)
+    return FileImages(files, labels, None).set_classes(names, multi_label)

@@ -5,7 +5,8 @@ Generation", commit 0417584; the benchmark is arXiv 2505.16793). The code is an 
 images are similar to those of REOBench, but not equal. Known differences: random draws depend on a seed; values are
 rounded instead of truncated; rotation and scaling are about the exact center of the image, in REOBench up to a pixel
 off; Gaussian kernels of 3 to 7 pixels are sampled, in OpenCV they come from tables; motion blur does not shift rows;
-clouds have different random gradients.
+clouds have different random gradients. REOBench saves its images as JPEG of quality 75 before they are scored, which
+`jpeg_quality` of [`CorruptedImages`] does.
 
 Sizes (kernels, stripes, shifts, the scale of clouds) are in pixels of the input image. The images of REOBench have
 sides of 256 to 1024 pixels, so large images should be resized before they are corrupted.
@@ -247,6 +248,7 @@ class CorruptedImages(Dataset):
         corruption, severity: name and severity of the corruption, see [`corrupt`].
         seed: seed of the random draws.
         move: function that moves the annotations of a sample by a matrix of [`motion`].
+        jpeg_quality: quality out of 100 of JPEG files, in which REOBench saves corrupted images. Default: none.
     """
 
     def __init__(
@@ -256,12 +258,14 @@ class CorruptedImages(Dataset):
         severity: int,
         seed: int,
         move: Callable[[dict[str, Any], torch.Tensor], dict[str, Any]] = move_mask,
+        jpeg_quality: int | None = None,
     ):
         self.samples = samples
         self.corruption = corruption
         self.severity = severity
         self.seed = seed
         self.move = move
+        self.jpeg_quality = jpeg_quality
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -286,6 +290,8 @@ class CorruptedImages(Dataset):
             else:
                 seed = first_seed
             corrupted_image = corrupt(image, self.corruption, self.severity, seed)
+            if self.jpeg_quality is not None:
+                corrupted_image = compressed(corrupted_image, self.jpeg_quality)
             corrupted_images.append(corrupted_image)
 
         if matrix is None:
@@ -473,13 +479,14 @@ def cloud(image: torch.Tensor, generator: torch.Generator, density: float) -> to
 def compression_artefacts(image: torch.Tensor, _, quality: int) -> torch.Tensor:
     """Compress as JPEG with a `quality` out of 100, with the chroma subsampling of Pillow."""
     values = (255 * image).round()
-    values = values.to(torch.uint8)
-    pixels = values.movedim(0, -1).numpy()
-    picture = PIL.Image.fromarray(pixels)
-    compressed_picture = compress_jpeg(picture, quality)
-    compressed_pixels = np.array(compressed_picture)
-    compressed_values = torch.from_numpy(compressed_pixels).movedim(-1, 0)
-    return compressed_values.float() / 255
+    return compressed(values.to(torch.uint8), quality).float() / 255
+
+
+def compressed(image: torch.Tensor, quality: int) -> torch.Tensor:
+    """Return an RGB image, uint8 of shape `(3, height, width)`, after JPEG compression with a `quality` out of 100."""
+    picture = PIL.Image.fromarray(image.movedim(0, -1).numpy())
+    pixels = np.array(compress_jpeg(picture, quality))
+    return torch.from_numpy(pixels).movedim(-1, 0)
 
 
 def compress_jpeg(image: PIL.Image.Image, quality: int) -> PIL.Image.Image:

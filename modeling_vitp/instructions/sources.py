@@ -269,7 +269,23 @@ def source_error(error: Exception, source: Source, row: int | None = None) -> Va
     reason = reason.removeprefix(f"{source.location} is not valid JSON: ")
     reason = damaged_metadata(source) or reason
     location = "" if row is None else f", row {row}"
+    reason = with_row_files(reason, source)
     return ValueError(f"Source {source.name!r}{location}: {source.location} cannot be read: {reason}")
+
+
+def with_row_files(reason: str, source: Source) -> str:
+    """Return the reason of an error with the names of the files that may hold the rows, unless it names one."""
+    folder = Path(source.location)
+    if source.is_on_hub or not folder.is_dir():
+        return reason
+    row_files = files_with_suffixes(files_by_suffix(folder), LISTS | TABLES)
+    names = [str(path.relative_to(folder)) for path in row_files if path.name not in NO_ROWS]
+    if not names or any(name in reason for name in names):
+        return reason
+    if len(names) > 3:
+        names = [*names[:3], "…"]
+    reason = reason.rstrip(".")
+    return f"{reason}. Files that may hold the rows: {', '.join(names)}."
 
 
 def damaged_metadata(source: Source) -> str | None:
@@ -334,7 +350,8 @@ def reader_of(source: Source, features: Features | dict) -> RowReader:
     try:
         return RowReader.of(features, source.columns, **options)
     except ValueError as error:
-        raise ValueError(f"Source {source.name!r}, {source.location}: {error}") from error
+        reason = with_row_files(str(error), source)
+        raise ValueError(f"Source {source.name!r}, {source.location}: {reason}") from error
 
 
 def line_rows(source: Source, files: dict[Path, str | None], state: str | None = None) -> Iterator[dict]:
@@ -804,7 +821,7 @@ def annotation_files(
 def files_with_suffixes(files: Mapping[str, list[Path]], suffixes: Iterable[str]) -> list[Path]:
     """Return the files with any of the suffixes, out of those of [`files_by_suffix`]."""
     selected_files = []
-    for suffix in suffixes:
+    for suffix in sorted(suffixes):
         selected_files += files.get(suffix, [])
     return selected_files
 

@@ -182,6 +182,26 @@ def paired_difference(
     )
 
 
+def first_near_best(scores: Sequence[Score]) -> int:
+    """Return the index of the first score that is within one standard error of the best.
+
+    This is the rule of one standard error for trees (Breiman et al., *Classification and Regression Trees*, 1984): if
+    the simplest model comes first, the simplest one is taken among those that the cases cannot tell from the best. The
+    standard error is that of the difference to the best score, over resamples in which both see the same cases.
+
+    Args:
+        scores: scores of models on the same cases, of which a higher one is better.
+    """
+    best = max(scores, key=lambda score: score.value)
+    # Scores that were read from JSON have None in place of NaN, which the conversion to float undoes.
+    best_resampled = np.array(best.resampled, float)
+    for index, score in enumerate(scores):
+        differences = best_resampled - np.array(score.resampled, float)
+        if best.value - score.value <= np.nanstd(differences):
+            return index
+    return scores.index(best)
+
+
 def corrected_differences(
     ours: Mapping[str, Sequence[Score]], theirs: Mapping[str, Sequence[Score]]
 ) -> dict[str, Difference]:

@@ -111,8 +111,9 @@ class PretrainArguments(PlanArguments, ScriptArguments):
     vision_model: str | None = field(
         default=None,
         metadata={
-            "help": "Folder or Hub id of a pretrained ViT, such as facebook/dinov2-base, combined with language_model. "
-            "With from_scratch, the initial weights of its ViT. Replaces model_name_or_path."
+            "help": "Folder or Hub id of a pretrained ViT, such as facebook/dinov2-base, or of a vision-language model "
+            "whose ViT is taken, combined with language_model. With from_scratch, the initial weights of its ViT. "
+            "Replaces model_name_or_path."
         },
     )
     language_model: str | None = field(
@@ -334,6 +335,13 @@ class VRLArguments(RunArguments):
         default=0,
         metadata={
             "help": "Number of first optimizer steps that train only the projector, for a new projector. 0: none."
+        },
+    )
+    loss_reduction: Literal["token", "sample"] = field(
+        default="token",
+        metadata={
+            "help": "What counts the same in the loss of a step: each answer 'token' (the default), or each 'sample', "
+            "whose loss is the mean over its answer tokens."
         },
     )
     allow_text_only: bool = field(

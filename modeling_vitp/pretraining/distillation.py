@@ -23,7 +23,7 @@ from ..bands import check_same_bands
 from ..cards.record import public_name
 from ..command.paths import not_there
 from ..configuration_vitp import OWN_VISION_TYPES, ViTPVisionConfig, own_vision_config
-from ..convert.export import export_backbone
+from ..convert.export import export_backbone, image_processor_of
 from ..convert.tensor_files import check_finite
 from ..image_processing_vitp import ViTPImageProcessor
 from ..images.pixels import normalized, shown, to_pixels
@@ -39,7 +39,7 @@ from ..training.resuming import NUM_SAMPLES, hash_of_weights
 from ..training.sample_trainer import AugmentedSamples, SampleTrainer
 from ..vision_towers import pair, tower_of
 from .arguments import DistillationArguments, DistillationSettings, ViewSettings
-from .loading import check_config, config_class_of, image_processor_of
+from .loading import check_config, config_class_of
 
 # Default student, a ViT-S.
 SMALL = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536}

@@ -2,7 +2,7 @@
 
 import difflib
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,17 +19,18 @@ from transformers import (
 )
 from transformers.modeling_rope_utils import RopeParameters
 from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
-from transformers.utils import cached_file
 
 from ..bands import spread_bands
 from ..configuration_vitp import ViTPConfig, ViTPVisionConfig, check_keys, known_keys, own_vision_config
+from ..convert.export import image_processor_of
 from ..convert.internvl import from_internvl, internvl_processor
 from ..convert.tensor_files import check_finite
 from ..image_processing_vitp import ViTPImageProcessor
-from ..modeling_vitp import VISION_MODELS, ViTPForConditionalGeneration
-from ..modeling_vitp_backbone import VISION_PARTS, open_vit, open_vit_config, resize_backbone
+from ..modeling_vitp import ViTPForConditionalGeneration
+from ..modeling_vitp_backbone import open_vit, open_vit_config, resize_backbone
 from ..opening import check_fields, check_timm, open_config, read_config_fields, without_remote_code
 from ..processing_vitp import ViTPProcessor
+from ..vision_parts import vision_part
 from ..vision_towers import TOWERS, pair, tower_of
 
 if TYPE_CHECKING:  # the Space loads models without TRL
@@ -186,12 +187,12 @@ def read_start(name: str, revision: str = "main") -> dict[str, Any]:
     fields = read_config_fields(name, revision=revision)
     check_fields(f"{name}/config.json", fields)
     model_type = fields.get("model_type")
-    if model_type in [*VISION_MODELS, *TOWERS, *VISION_PARTS]:
-        raise ValueError(
-            f"{name} is a backbone without a language model. Set it as --vision_model, with language_model or "
-            "from_scratch."
+    if model_type not in STARTS and (model_type in TOWERS or vision_part(fields) is not None):
+        kind = (
+            "backbone without a language model" if model_type in TOWERS else f"{model_type!r}, of which the ViT is used"
         )
-    if model_type not in [*STARTS]:
+        raise ValueError(f"{name} is a {kind}. Set it as --vision_model, with language_model or from_scratch.")
+    if model_type not in STARTS:
         raise ValueError(
             f"{name} is a {model_type!r} model. Expected {' or '.join(STARTS)}. Convert checkpoints of InternVL's own "
             f"code first: vitp convert {name} FOLDER."
@@ -482,26 +483,6 @@ def combine(
     model.generation_config = language.generation_config
     model.generation_config.eos_token_id = stop_tokens(language, tokenizer)
     return model
-
-
-def image_processor_of(vision_model: str, size: Sequence[int], **settings: Any) -> ViTPImageProcessor:
-    """Return the image processor of a backbone, or a new one if the backbone has none.
-
-    Args:
-        vision_model: folder or Hub id of the backbone.
-        size: height and width of a tile in pixels.
-        settings: settings that replace those of the backbone.
-    """
-    height, width = size
-    settings["size"] = {"height": height, "width": width}
-    model_type = open_vit_config(vision_model).model_type
-    has_file = cached_file(vision_model, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-    if has_file and model_type in VISION_MODELS:
-        return ViTPImageProcessor.from_pretrained(vision_model, **settings)
-    if has_file or model_type == "timm_wrapper":
-        return ViTPImageProcessor.from_backbone(vision_model, **settings)
-    logger.warning("%s has no image processor: mean and standard deviation of ImageNet are used.", vision_model)
-    return ViTPImageProcessor(**settings)
 
 
 def vision_config_of(vision_model: str, image_size: int | None = None) -> PreTrainedConfig:

@@ -20,6 +20,7 @@ from transformers.models.vit_mae.modeling_vit_mae import ViTMAEEmbeddings, ViTMA
 
 from ..command.settings import Interval, NonNegativeFloat, Probability, Share
 from ..configuration_vitp import patch_grid
+from ..convert.export import image_processor_of
 from ..convert.tensor_files import check_finite
 from ..modeling_vitp import CheckpointsOfOurs, build_vit
 from ..modeling_vitp_backbone import open_vit, resize_backbone
@@ -28,7 +29,6 @@ from ..training.checkpointing import check_free
 from ..training.costs import count_operations
 from ..vision_towers import pair, tower_of
 from .distillation import ImageFiles, ViewConfig, ViTTrainer
-from .loading import image_processor_of
 
 
 @dataclass

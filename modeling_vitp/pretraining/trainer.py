@@ -460,7 +460,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Return the mean negative log-likelihood of the answer tokens.
+        """Return the mean negative log-likelihood of the answer tokens, in training as `loss_reduction` says.
 
         Logits are computed for answer tokens only. Tiles are normalized on the device, see [`with_raw_tiles`]. With
         `return_outputs`, the logits of all tokens are computed in a second forward pass.
@@ -477,7 +477,9 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         sums = torch.stack([scores.entropy.sum(), scores.is_top1.sum(), torch.ones_like(losses).sum()])
         mode = "train" if self.model.training else "eval"
         self._answer_sums[mode] = self._answer_sums.get(mode, 0) + sums.double()
-        num_items = len(losses) if num_items_in_batch is None else num_items_in_batch
+        if self.model.training and self.args.loss_reduction == "sample":
+            losses = losses * weights_of_samples(labels, inputs.get("cu_seq_lens_q"))
+        num_items = losses.numel() if num_items_in_batch is None else num_items_in_batch
         loss = losses.sum() / torch.as_tensor(num_items, device=losses.device).clamp(min=1)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.args.world_size  # num_items counts all processes, whose gradients are averaged
@@ -490,6 +492,8 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         if not batches:
             return batches, num_items
+        if self.args.loss_reduction == "sample":
+            num_items = self.count_samples(batches)
         num_tokens = 0
         num_places = 0
         for batch in batches:
@@ -502,6 +506,16 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         counts_of_processes = self.accelerator.gather(counts).view(-1, 2)
         self._num_tokens_and_places += counts_of_processes.sum(0).cpu()
         return batches, num_items
+
+    def count_samples(self, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        """Return the number of samples with answers in batches, of all processes as the number of tokens is."""
+        number = torch.zeros((), device=self.args.device)
+        for batch in batches:
+            weights = weights_of_samples(batch["labels"], batch.get("cu_seq_lens_q"))
+            number += weights.sum().round().to(number.device)
+        if self.args.average_tokens_across_devices:
+            number = self.accelerator.gather(number).sum()
+        return number
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         is_training = self.model.training
@@ -579,6 +593,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
                 fixed[name] = free[name]
             fixed["dataloader_num_workers"] = args.dataloader_num_workers
         free["loss_type"] = None if args.loss_type == "nll" else args.loss_type
+        free["loss_reduction"] = None if args.loss_reduction == "token" else args.loss_reduction
         free["padding_free"] = collator.padding_free or None
         trained = {**freezing_settings(model), **adapter_settings(model)}
         if trained["use_peft"]:
@@ -662,6 +677,23 @@ def set_robustness(model: ViTPForConditionalGeneration, data_collator: ViTPDataC
     if data_collator.answer_mask_ratio > 0:
         # The token that replaces masked tokens may be the pad token, whose embedding must then be trained.
         model.get_input_embeddings().padding_idx = None
+
+
+def weights_of_samples(labels: torch.LongTensor, sample_ends: torch.Tensor | None) -> torch.Tensor:
+    """Return the weights of answer tokens with which each sample counts the same: 1 / answer tokens of the sample.
+
+    Args:
+        labels: labels, int64 of shape `(batch_size, sequence_length)`.
+        sample_ends: first token of each sample and the end of the last one, if the samples are one sequence.
+
+    Returns:
+        Weights, float32 of shape `(answer tokens,)`, in the order of the labels.
+    """
+    rows, columns = (labels[:, 1:] != NO_LABEL).nonzero(as_tuple=True)
+    samples = rows
+    if sample_ends is not None:
+        samples = torch.searchsorted(sample_ends[1:], (columns + 1).to(sample_ends.dtype), right=True)
+    return 1 / samples.bincount()[samples].float()
 
 
 def prepare_dataset(dataset: Dataset | IterableDataset, is_converted: bool) -> Dataset | IterableDataset:

@@ -32,7 +32,8 @@ class ProbeArguments(Settings):
     backbones: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Folders or Hub ids (also ID@REVISION) of exported backbones, or of other models of AutoModel."
+            "help": "Folders or Hub ids (also ID@REVISION) of exported backbones, of other models of AutoModel, or of "
+            "vision-language models, whose ViT is taken."
         },
     )
     random_control: bool = field(

@@ -36,12 +36,13 @@ from ..image_processing_vitp import ViTPImageProcessor
 from ..images.large import appears_whole
 from ..input_spec import InputSpec
 from ..modeling_vitp import VISION_MODELS
-from ..modeling_vitp_backbone import VISION_PARTS, open_vit, open_vit_config
-from ..opening import open_config, without_remote_code
-from ..vision_towers import TOWERS, pair
+from ..modeling_vitp_backbone import open_vit, open_vit_config
+from ..opening import open_config, read_config_fields, without_remote_code
+from ..vision_parts import cuts_images, vision_part
+from ..vision_towers import TOWERS, other_families, pair
 
 # Families whose image processors return patches, or take images of Pillow only.
-OWN_PREPROCESSING = ("siglip2_vision_model", "timm_wrapper")
+OWN_PREPROCESSING = ("siglip2_vision_model", "qwen3_vl_vision", "timm_wrapper")
 
 
 @dataclass
@@ -136,8 +137,7 @@ class Backbone:
         model_type = model.config.model_type
         pixels = pixels.to(model.device, model.dtype)
         if model_type in TOWERS:
-            inputs = TOWERS[model_type].inputs(model, pixels)
-            return model(**inputs, **options)
+            return TOWERS[model_type].run(model, pixels, **options)
         if "interpolate_pos_encoding" in inspect.signature(model.forward).parameters:
             options["interpolate_pos_encoding"] = True
         return model(pixel_values=pixels, **options)
@@ -286,7 +286,10 @@ def load_backbone(
         revision = commit or revision
     try:
         config = open_config(location, revision=revision)
-        is_part = config.model_type in {*TOWERS, *VISION_PARTS} - VISION_MODELS
+        part = vision_part(read_config_fields(location, revision=revision))
+        is_part = config.model_type in TOWERS.keys() - VISION_MODELS
+        if part is not None:
+            is_part = part.model_type in TOWERS
         if is_part or type(config) not in MODEL_MAPPING:  # If not in the mapping, an error names the way to its ViT.
             config = open_vit_config(location, revision=revision)
         image_processor = open_image_processor(location, revision, config)
@@ -302,8 +305,11 @@ def load_backbone(
         cause = str(error).splitlines()[0]
         raise ValueError(f"The backbone {name} cannot be loaded: {cause}") from error
     encoder = model.get_encoder(modality="image")
-    if encoder.main_input_name != "pixel_values":
-        raise ValueError(f"Expected a model with image input, got backbone {name} of type {config.model_type!r}.")
+    if config.model_type not in TOWERS and encoder.main_input_name != "pixel_values":
+        raise ValueError(
+            f"Expected a model with image input, got backbone {name} of type {config.model_type!r}. Families of ViT "
+            f"that are read from larger models: {', '.join(other_families())}. Describe another with register_tower."
+        )
     spec = getattr(image_processor, "input_spec", None)
     if spec is not None:
         band_names = image_processor.band_names
@@ -319,8 +325,9 @@ def load_backbone(
 
 
 def open_image_processor(location: str, revision: str, config: PreTrainedConfig) -> BaseImageProcessor:
-    """Return the image processor of a model, or ours where its own does not return images of one layout."""
-    if config.model_type not in OWN_PREPROCESSING:
+    """Return the image processor of a model, or ours where its own does not return one image, but tiles or patches."""
+    is_of_vlm = config.model_type in TOWERS and cuts_images(location, revision=revision)
+    if config.model_type not in OWN_PREPROCESSING and not is_of_vlm:
         return without_remote_code(AutoImageProcessor.from_pretrained, location, revision=revision)
     side, _ = pair(config.image_size)
     return ViTPImageProcessor.from_backbone(

@@ -26,9 +26,9 @@ class Probe:
         presence: classes in each training image, bool `(images, classes)`.
     """
 
-    main_score: ClassVar[str]
-    title: ClassVar[str]
-    control_name: ClassVar[str]
+    main_score: str
+    title: str
+    control_name: str
     options: ClassVar[tuple[str, ...]] = ()
     reads_patches: ClassVar[bool] = False
     names: list[str]

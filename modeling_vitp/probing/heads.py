@@ -20,41 +20,38 @@ Batch = tuple[torch.Tensor, torch.Tensor]  # Features and counts of some positio
 
 def nearest_neighbours(
     features: np.ndarray,
-    labels: np.ndarray,
+    presence: np.ndarray,
     queries: np.ndarray,
-    num_classes: int,
     num_neighbours: int = 20,
     temperature: float = 0.07,
     device: str | torch.device = "cpu",
 ) -> np.ndarray:
-    """Predict classes by weighted votes of the nearest neighbors, as in DINO (arXiv 2104.14294).
+    """Score classes by weighted votes of the nearest neighbors, as in DINO (arXiv 2104.14294).
 
     Neighbors have the highest cosine similarity s, and the weight of a vote is exp(s / temperature).
 
     Args:
         features: features of the training images, float32 `(images, width)`.
-        labels: classes of the training images, integers `(images,)`.
+        presence: classes of the training images, bool `(images, classes)`.
         queries: features of the test images, `(queries, width)`.
-        num_classes: number of classes.
         num_neighbours: number of neighbors, limited to the number of training images.
         temperature: temperature of the votes.
         device: device of the computation.
 
     Returns:
-        Predicted classes, int64 `(queries,)`.
+        Share of the votes of each class, float32 `(queries, classes)`.
     """
     neighbours = F.normalize(torch.tensor(features, device=device), dim=-1)
     num_neighbours = min(num_neighbours, len(neighbours))
-    one_hot_labels = F.one_hot(torch.tensor(labels, device=device), num_classes).float()
-    predictions = []
+    classes = torch.tensor(presence, device=device).float()
+    votes = []
     for query_batch in torch.tensor(queries).split(1024):
         query_batch = F.normalize(query_batch.to(device), dim=-1)
         similarities = query_batch @ neighbours.T
         nearest_similarities, indices = similarities.topk(num_neighbours, dim=-1)
         weights = torch.softmax(nearest_similarities / temperature, dim=-1)
-        votes = (weights[..., None] * one_hot_labels[indices]).sum(1)
-        predictions.append(votes.argmax(-1))
-    return torch.cat(predictions).cpu().numpy()
+        votes.append((weights[..., None] * classes[indices]).sum(1))
+    return torch.cat(votes).cpu().numpy()
 
 
 @dataclass(eq=False)
@@ -84,25 +81,30 @@ def fit_linear(
     l2: float = 1e-2,
     device: str | torch.device = "cpu",
     max_iterations: int = 500,
+    multi_label: bool = False,
 ) -> LinearProbe:
-    """Fit a multinomial logistic regression on standardized features with L-BFGS.
+    """Fit a multinomial logistic regression, or one of each class, on standardized features with L-BFGS.
 
     The loss is the mean cross-entropy plus l2 / 2 · |W|²; the bias is not regularized. With one label per row, this
     equals `LogisticRegression` of scikit-learn with C = 1 / (rows · l2), or twice this value for two classes. The
-    problem is convex, so the solution is unique.
+    problem is convex, so the solution is unique. With `multi_label`, each class has a logistic regression with
+    C = 1 / (rows · l2).
 
     Args:
         features: float32 `(rows, …, width)`; may be a memory-mapped file, which is read in parts.
         counts: number of labels of each class, `(rows, …, classes)`: a one-hot class of an image, or the number of
-            pixels of each class in a patch. Positions without labels are ignored.
+            pixels of each class in a patch. With `multi_label` as many columns follow, for the absence of each class.
+            Positions without labels are ignored.
         used: indices of the rows to fit to.
         l2: weight decay.
         device: device of the computation.
         max_iterations: maximum number of iterations of L-BFGS.
+        multi_label: whether a row may have any number of classes.
 
     Raises:
         ValueError: If there are no labels.
     """
+    num_classes = counts.shape[-1] // 2 if multi_label else counts.shape[-1]
     batches = labeled_positions(features, counts, used, device)
     mean, std, total = standardization(batches, features.shape[-1], device)
 
@@ -117,9 +119,10 @@ def fit_linear(
         read_batches = partial(iter, batches_in_memory)
     weight, bias = minimize_cross_entropy(
         read_batches,
+        binary_cross_entropy if multi_label else cross_entropy,
         width=features.shape[-1],
-        num_classes=counts.shape[-1],
-        total=total,
+        num_classes=num_classes,
+        total=total / num_classes if multi_label else total,
         l2=l2,
         device=device,
         max_iterations=max_iterations,
@@ -127,8 +130,25 @@ def fit_linear(
     return LinearProbe(weight, bias, mean, std)
 
 
+def cross_entropy(logits: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Return the sum of the cross-entropy over all labels, of logits and counts `(rows, classes)`."""
+    return -(counts * logits.log_softmax(-1)).sum()
+
+
+def binary_cross_entropy(logits: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Return the sum of the binary cross-entropy over all labels.
+
+    Args:
+        logits: float32 `(rows, classes)`.
+        counts: presence, then absence of each class, `(rows, 2 * classes)`.
+    """
+    present, absent = counts.chunk(2, dim=-1)
+    return -(present * F.logsigmoid(logits) + absent * F.logsigmoid(-logits)).sum()
+
+
 def minimize_cross_entropy(
     read_batches: Callable[[], Iterator[Batch]],
+    summed_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     width: int,
     num_classes: int,
     total: float,
@@ -140,9 +160,10 @@ def minimize_cross_entropy(
 
     Args:
         read_batches: function that iterates over all batches.
+        summed_loss: loss of logits and counts, summed over a batch.
         width: number of features.
         num_classes: number of classes.
-        total: sum of all counts.
+        total: number that the sum of the loss is divided by.
         l2, device, max_iterations: see [`fit_linear`].
     """
     weight = torch.zeros(num_classes, width, device=device, requires_grad=True)
@@ -164,7 +185,7 @@ def minimize_cross_entropy(
         loss = loss.detach()
         for rows, targets in read_batches():
             logits = F.linear(rows, weight, bias)
-            batch_loss = -(targets * logits.log_softmax(-1)).sum() / total
+            batch_loss = summed_loss(logits, targets) / total
             batch_loss.backward()
             loss = loss + batch_loss.detach()
         return loss
@@ -235,7 +256,7 @@ def fit_nonlinear(
             targets = torch.from_numpy(counts[positions]).float().to(device)
             inputs = torch.from_numpy(features[positions]).to(device)
             logits = probe(inputs)
-            loss = -(targets * logits.log_softmax(-1)).sum() / targets.sum()
+            loss = cross_entropy(logits, targets) / targets.sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -47,7 +47,14 @@ def probe(args: ProbeArguments) -> dict[str, Any]:
         return {}
 
     draws = draw_labels(args.shots, args.shares, args.seeds, images.presence, images.names)
-    metrics = {"arguments": vars(args), "classes": images.names, "control": images.control(), "results": []}
+    metrics = {
+        "arguments": vars(args),
+        "classes": images.names,
+        "main_score": images.main_score,
+        "title": images.title,
+        "control": images.control(),
+        "results": [],
+    }
     main_scores: dict[str, dict[str, list[Score]]] = {}
     output_dir.mkdir(parents=True, exist_ok=True)
     for backbone in backbones_of(args):

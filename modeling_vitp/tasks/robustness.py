@@ -68,6 +68,7 @@ class RobustnessScorer:
     def __init__(self, name: str, args: RobustnessArguments):
         self.name = name
         self.seed = args.seed
+        self.jpeg_quality = args.jpeg_quality
         self.configuration = args.configuration or recorded_configuration(name)
         self.described = args.data or self.configuration.get("data")
         self.split = args.split or self.configuration.get("test_split") or self.configuration.get("eval_split")
@@ -146,7 +147,7 @@ class RobustnessScorer:
         """
         samples = self.samples
         if corruption is not None:
-            samples = CorruptedImages(samples, corruption, severity, self.seed, self.move)
+            samples = CorruptedImages(samples, corruption, severity, self.seed, self.move, self.jpeg_quality)
         progress = ProgressCallback(update, len(samples), self.images_per_step)
         self.trainer.add_callback(progress)
         try:

@@ -48,6 +48,13 @@ class RobustnessArguments(Settings):
         default_factory=lambda: [1, 2, 3, 4, 5], metadata={"help": "Severities of the corruptions, from 1 to 5."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of the corruptions: noise, clouds, gaps, directions."})
+    jpeg_quality: Annotated[int, Interval("[1, 95]")] | None = field(
+        default=None,
+        metadata={
+            "help": "Quality of JPEG files, out of 100, that corrupted images are saved to before they are scored. "
+            "REOBench: 75. Default: they are not compressed."
+        },
+    )
     limit: PositiveInt | None = field(
         default=None, metadata={"help": "Maximum number of images, evenly spaced in the split. Default: all."}
     )

@@ -450,15 +450,18 @@ def measure_step(
 
 
 def forward_operations(counter: FlopCounterMode, parts: Mapping[str, str]) -> dict[str, float]:
-    """Return the counted operations by part of the model; `head` are those outside of the parts."""
+    """Return the counted operations by part of the model; `head` are those outside of the parts.
+
+    Those of a part whose modules are called one by one are the sum of its outermost modules.
+    """
     counts = counter.get_flop_counts()
     forward = {}
     for part_name, module_name in parts.items():
-        # If patches are dropped, the modules of the ViT are called, but not the ViT itself.
-        called = [name for name in counts if name == module_name or name.startswith(f"{module_name}.")]
+        counted_names = [name for name in counts if f"{name}.".startswith(f"{module_name}.")]
         forward[part_name] = 0
-        for name in called:
-            if not any(name.startswith(f"{outer_name}.") for outer_name in called):
+        for name in counted_names:
+            is_within_another = any(name.startswith(f"{other_name}.") for other_name in counted_names)
+            if not is_within_another:
                 forward[part_name] += sum(counts[name].values())
     forward["head"] = counter.get_total_flops() - sum(forward.values())
     return forward

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel
 from vision_families import save_language_model, save_vit
+from vision_language_models import save_vlm
 
 from modeling_vitp import adapt
 from modeling_vitp.adaptation import runs
@@ -148,6 +149,16 @@ def test_unchanged_backbone_is_not_called_better(adapted, classes, tmp_path, wit
     assert report.verdict.startswith("Keep mae: no difference to the adapted backbone was found")
 
 
+def test_vit_of_vision_language_model_is_adapted(classes, tmp_path, quick_prior, without_onnx):
+    save_vlm(tmp_path / "vlm", "qwen3_vl")
+    save_language_model(tmp_path / "lm")
+    settings = SETTINGS | {"pretraining": {"bf16": False, "watch_samples": 0}, "learning_rates": [1e-3], "seeds": [0]}
+    settings |= {"steps": 4, "force": True, "language_model": str(tmp_path / "lm"), "baselines": ["start", "mae"]}
+    report = adapt(classes, start=tmp_path / "vlm", output_dir=tmp_path / "out", **settings)
+    assert {entry["model"] for entry in report.fine_tuned} == {"adapted", "vlm", "mae"}
+    assert AutoModel.from_pretrained(tmp_path / "out" / "bundle").config.model_type == "qwen3_vl_vision"
+
+
 def test_chosen_rate_is_trained_as_in_one_run(classes, tmp_path, quick_prior, without_onnx):
     """The run of the chosen rate has the weights of an undisturbed run, and the backbone lies on the line to them."""
     save_vit(tmp_path / "vit", "dinov2")
@@ -157,8 +168,8 @@ def test_chosen_rate_is_trained_as_in_one_run(classes, tmp_path, quick_prior, wi
     out = tmp_path / "out"
     report = adapt(classes, start=tmp_path / "vit", output_dir=out, **settings)
     assert sorted(path.name for path in out.glob("pretraining*") if path.is_dir()) == ["pretraining"]
-    best = json.loads((out / "progress.json").read_text())["pretraining/look"]["result"]["best"]
-    rate = (5e-5, 1e-5)[best]
+    chosen = json.loads((out / "progress.json").read_text())["pretraining/look"]["result"]["chosen"]
+    rate = (1e-5, 5e-5)[chosen]
     configuration = yaml.safe_load((out / f"pretraining_rate_{rate:g}.yaml").read_text())
     assert configuration.pop("stop_at_step") == 2 and configuration["part_learning_rates"]["vision"] == rate
     del configuration["output_dir"]

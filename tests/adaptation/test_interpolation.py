@@ -23,7 +23,8 @@ def scores_of(values, spread: float = 0.01) -> list[dict]:
     scores = []
     for alpha, value in zip(ALPHAS, values):
         noise = generator.standard_normal(2000) * spread / np.sqrt(2)
-        scores.append({"alpha": alpha, "score": value, "resampled": (value + common + noise).tolist()})
+        resampled = value + common + noise
+        scores.append({"alpha": alpha, "score": value, "resampled": resampled.tolist(), "cases": 100})
     return scores
 
 
@@ -62,7 +63,7 @@ def interpolate(folder: Path, values, monkeypatch, force: bool = False) -> Progr
         for backbone, entry in zip(backbones, scores_of(values)):
             for probe in ("20-NN", "linear"):
                 value = entry["score"] if probe == "linear" else 1 - entry["score"]
-                entries.append({"backbone": backbone, "probe": probe, "score": value, "resampled": entry["resampled"]})
+                entries.append({**entry, "backbone": backbone, "probe": probe, "score": value})
         return entries
 
     monkeypatch.setattr(Prober, "score", score)

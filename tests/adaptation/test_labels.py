@@ -1,5 +1,6 @@
 """Tasks and splits of labeled folders."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -48,6 +49,14 @@ def write_folders(root: Path, names: list[str], classes: tuple[str, ...] = ("fie
         noise(root / classes[index % len(classes)] / f"{name}.png")
 
 
+def write_table(root: Path, names: list[str], labels: tuple[str, ...] = ("field", "forest")) -> None:
+    rows = ["file_name,label"]
+    for index, name in enumerate(names):
+        noise(root / "images" / f"{name}.png")
+        rows.append(f"images/{name}.png,{labels[index % len(labels)]}")
+    (root / "labels.csv").write_text("\n".join(rows))
+
+
 def write_geojson(root: Path, names: list[str], gap: int = 20) -> None:
     """Write the tiles of a scene side by side, and a gap in pixels between scenes."""
     left, last = 0, None
@@ -75,6 +84,8 @@ WRITERS = {
     "geojson": write_geojson,
     "masks": write_masks,
     "folders": write_folders,
+    "table": write_table,
+    "table of several classes": lambda root, names: write_table(root, names, ("field", "forest|field", "", "forest")),
 }
 
 
@@ -84,6 +95,15 @@ def names_of(found: TaskData) -> dict[str, list[str]]:
 
 def scenes_of(found: TaskData) -> dict[str, set[str]]:
     return {split: {path.stem.split("_")[0] for path in part} for split, part in found.images.items()}
+
+
+def classes_of(found: TaskData, path: Path) -> set[str]:
+    """Return the classes of an image of the task classification, from its folder or its row."""
+    if found.layout == "folders":
+        return {path.parent.name}
+    with (found.root / "labels.csv").open() as file:
+        labels = {row["file_name"]: row["label"] for row in csv.DictReader(file)}
+    return set(labels[path.relative_to(found.root).as_posix()].split("|")) - {""}
 
 
 def check(found: TaskData, number: int) -> None:
@@ -96,7 +116,15 @@ def check(found: TaskData, number: int) -> None:
     task = [found.settings.get("task", "horizontal")] if found.task == "detection" else []
     data.check_disjoint(["train", "val", "test"], *task)
     if found.task == "classification":
-        assert data.find_classes(["train"]) == sorted({path.parent.name for path in found.images["train"]})
+        names_of_classes = data.find_classes(["train"])
+        for split, images in found.images.items():
+            labels = labels_of(found.task, found.data, split, found.settings)
+            assert labels == {path: classes_of(found, path) for path in sorted(images)}
+            encoded = dict(zip(data.open([split]).files_or_rows(), data.open([split]).labels.tolist()))
+            for path, values in encoded.items():
+                present = values if isinstance(values, list) else np.eye(len(names_of_classes))[values]
+                assert {names_of_classes[index] for index in np.flatnonzero(present)} == labels[path]
+        assert names_of_classes == sorted(set().union(*labels_of(found.task, found.data, "train", {}).values()))
     layout = LAYOUTS[found.layout](found.root)
     for split, images in found.images.items():
         assert read_list(found.lists[split]) == names[split]
@@ -139,10 +167,12 @@ def test_splits_keep_scenes_whole(tmp_path, layout):
     WRITERS[layout](root, SCENES)
     found = read_labels(root, tmp_path / "lists")
     check(found, len(SCENES))
-    task = next(
-        name for name, task in TASKS.items() if task.layout_class and issubclass(LAYOUTS[layout], task.layout_class)
-    )
-    assert (found.task, found.layout, found.root) == (task, layout, root)
+    name = layout.split()[0]
+    (task,) = [
+        task.name for task in TASKS.values() if task.layout_class and issubclass(LAYOUTS[name], task.layout_class)
+    ]
+    assert (found.task, found.layout, found.root) == (task, name, root)
+    assert found.data.get("multi_label", False) == (layout == "table of several classes")
     assert found.settings == ({"task": "oriented"} if layout == "dota" else {})
     scenes = scenes_of(found)
     assert sum(map(len, scenes.values())) == len(set.union(*scenes.values())) == 10
@@ -502,7 +532,7 @@ def test_lists_are_outside_of_labels(tmp_path):
         read_labels(tmp_path / "data", tmp_path / "data" / "lists")
 
 
-@pytest.mark.parametrize("layout", ["dota", "folders"])
+@pytest.mark.parametrize("layout", ["dota", "folders", "table of several classes"])
 def test_label_fractions_are_nested(tmp_path, layout):
     root = tmp_path / "data"
     WRITERS[layout](root, SCENES)
@@ -518,7 +548,7 @@ def test_label_fractions_are_nested(tmp_path, layout):
             assert len(lists[seed, fraction]) == max(1, round(fraction * number))
             task = ["oriented"] if layout == "dota" else []
             opened = TASKS[found.task].data_class.from_dict(data)
-            if layout == "folders":
+            if found.task == "classification":
                 opened.find_classes(["train"])
             assert len(opened.open(["train"], *task)) == len(lists[seed, fraction])
         assert set(lists[seed, 0.1]) < set(lists[seed, 0.25]) < set(lists[seed, 1.0])

@@ -38,7 +38,7 @@ def make_report(means: dict[str, float], start: str = START, seeds: int = 3, **s
             "steps": 1000,
             "vrl_drop_ratio": 0.75,
             "planned_seconds": {"pretraining": 3600, "fine_tuning": 1800},
-            "used_seconds": {"pretraining": 3700.4},
+            "used_seconds": {"checks": 9.6, "pretraining": 3700.4, "frozen": 61},
         },
         "models": {name: f"weights of {name}" for name in means},
         "fine_tuned": [run for name, mean in means.items() for run in runs_of(name, mean, seeds)],
@@ -101,7 +101,14 @@ def test_verdict_warns_of_frozen_features_below_random_weights(adapted, is_warne
     frozen = []
     for name, mean in ((ADAPTED, adapted), (RANDOM, 0.5)):
         run = runs_of(name, mean, seeds=1)[0]
-        frozen.append({"model": name, "probe": "linear", **{key: run[key] for key in ("score", "resampled", "cases")}})
+        frozen.append(
+            {
+                "model": name,
+                "probe": "linear",
+                "metric": "accuracy",
+                **{key: run[key] for key in ("score", "resampled", "cases")},
+            }
+        )
     report = make_report({ADAPTED: 0.60, START: 0.50}, frozen=frozen)
     assert ("below random weights in the probe linear (−20.0 points" in report.verdict) == is_warned
     assert ("Remarks" in report.sections()) == is_warned
@@ -233,7 +240,7 @@ def full_report():
         report.fine_tuned += runs_of(name, 0.2 + 0.01 * index, labels=0.25)
         run = runs_of(name, 0.5 - 0.1 * index, seeds=1)[0]
         scores = {key: run[key] for key in ("score", "resampled", "cases")}
-        report.frozen.append({"model": name, "probe": "20-NN", **scores})
+        report.frozen.append({"model": name, "probe": "20-NN", "metric": "mIoU", **scores})
     prior = "| source | accuracy |\n| --- | --- |\n| a \\| b | 7% |\n\nAnswers follow from *their* questions."
     report.controls = {
         "answers": answers_with_gains(0.01),
@@ -282,7 +289,13 @@ def test_pages_have_the_figures_of_the_data(full_report, folder):
     frozen = {row[1]: row[2:] for row in tables[2].rows}
     assert frozen["mae"][0] == "30.0" and frozen["mae"][1].startswith("**+20.0 (")
     assert ["kind 0", "accuracy", "60.0", "50.0", "1.0 to 20.0"] in tables[3].rows
-    assert ["pretraining", "1:00:00", "1:01:40"] in tables[-1].rows and ["all", "1:30:00", "1:01:40"] in tables[-1].rows
+    assert tables[-1].rows == [
+        ["checks", "before the plan", "0:00:10"],
+        ["pretraining", "1:00:00", "1:01:40"],
+        ["frozen", "in the time that the plan leaves", "0:01:01"],
+        ["fine_tuning", "0:30:00", ""],
+        ["all", "1:30:00", "1:02:51"],
+    ]
     cells = [
         re.sub(r"\\([*_<>$\[\]])", r"\1", re.sub(r"^\*\*(.*)\*\*$", r"\1", cell))
         for one in tables

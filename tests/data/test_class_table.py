@@ -132,7 +132,7 @@ def test_table_is_read(case, tmp_path):
     assert {split: sorted(images) for split, images in layout.splits().items()} == splits
     for split, paths in splits.items():
         images = annotate_all(layout, choose_split(layout, split)[0])
-        assert {image.id: image.label for image in images} == {path: WORDS[labels[path]] for path in paths}
+        assert {image.id: image.labels for image in images} == {path: (WORDS[labels[path]],) for path in paths}
         assert {image.size for image in images} == {SIZE}
 
 
@@ -208,8 +208,8 @@ def test_numbers_are_classes(tmp_path):
     rows = [{"name": str(index), "label": index % 3} for index in range(NUMBER)]
     write_rows(tmp_path / "data", "labels.csv", rows)
     layout = ClassTable(tmp_path / "data", {"0": "river", "1": "lake", "2": None})
-    phrases = [image.label for image in annotate_all(layout, choose_split(layout, "all")[0])]
-    assert {phrase: phrases.count(phrase) for phrase in ("river", "lake", None)} == {"river": 8, "lake": 8, None: 8}
+    phrases = [image.labels for image in annotate_all(layout, choose_split(layout, "all")[0])]
+    assert [phrases.count(labels) for labels in (("river",), ("lake",), ())] == [8, 8, 8] and len(phrases) == 24
     found = read_labels(tmp_path / "data", tmp_path / "lists")
     assert found.data["classes"] == ["0", "1", "2"]
     for path, label in labels_read(found.data, tmp_path / "data", ["train"])["train"].items():
@@ -302,7 +302,10 @@ WRONG = {
     "row without image": (rows_of(*ROWS, "7.png,a"), "labels.csv, row 3: .*'7.png'"),
     "two rows": (rows_of(*ROWS, "0.png,b"), "labels.csv .*'0.png'"),
     "no class": (rows_of(*ROWS[:2], "2.png,"), "labels.csv: .*2.png has no class"),
-    "several classes": (rows_of(*ROWS[:2], "2.png,a|b"), r"labels.csv: .*2.png has several .*'a\|b'"),
+    "no 1 or 0": (
+        rows_of(*[f"{n}.png,1,0" for n in range(25)], "x.png,2,0", header="file,a,b"),
+        "row 25: .*'a', got 2",
+    ),
     "number": (rows_of("0.png,0.5", "1.png,1", "2.png,2"), "labels.csv, row 0: .*0.5"),
     "split": (rows_of("0.png,a,train", "1.png,b,3", "2.png,a,test", header="file,label,split"), "row 1: .*'3'"),
     "same split": (
@@ -333,11 +336,98 @@ def test_wrong_table_is_refused(case, tmp_path):
             read()
 
 
-def test_list_of_classes_is_refused(tmp_path):
-    noise(tmp_path / "0.png", 0, SIZE)
-    pd.DataFrame({"image": ["0.png"], "label": [["a", "b"]]}).to_parquet(tmp_path / "t.parquet")
-    with pytest.raises(ValueError, match="t.parquet: .*0.png has several classes, 'a, b'"):
-        ClassTable(tmp_path).splits()
+SEVERAL = [set(), {"River"}, {"River", "sea_lake"}, {"AnnualCrop"}, {"AnnualCrop", "River", "sea_lake"}, {"sea_lake"}]
+
+
+def write_several(root, form, classes_of_images=SEVERAL):
+    """Write images with any number of classes, and return the classes of each path below the root."""
+    labels = {}
+    rows = []
+    for index in range(NUMBER):
+        classes = classes_of_images[index % len(classes_of_images)]
+        name = f"{index:02}.png"
+        noise(root / name, index, SIZE)
+        labels[name] = classes
+        row = {"Image": name, "patient": f"p{index // 2}"}
+        if form == "columns":
+            rows.append(row | {label: int(label in classes) for label in CLASSES} | {"age": 20 + index})
+        elif form == "list":
+            rows.append(row | {"Labels": sorted(classes)})
+        else:
+            rows.append(row | {"Labels": form.join(sorted(classes))})
+    write_rows(root, "labels.parquet" if form == "list" else "labels.csv", rows)
+    return labels
+
+
+@pytest.mark.parametrize("form", ["|", "; ", ", ", "list", "columns"])
+def test_several_classes_are_read(form, tmp_path):
+    """Read the classes as written, in questions, fine-tuning, drawn splits and parts of the labels."""
+    root = tmp_path / "data"
+    labels = write_several(root, form)
+    layout = ClassTable(root)
+    images = annotate_all(layout, choose_split(layout, "all")[0])
+    assert {image.id: image.labels for image in images} == {
+        path: tuple(sorted(WORDS[label] for label in classes)) for path, classes in labels.items()
+    }
+    found = read_labels(root, tmp_path / "lists")
+    assert (found.task, found.data["multi_label"], found.data["classes"]) == ("classification", True, sorted(CLASSES))
+    assert "12 patients" in found.how
+    for settings, names in (({"root": str(root)}, ["train", "test"]), (found.data, found.lists)):
+        data = ClassificationData.from_dict(settings)
+        data.find_classes(["train"])
+        data.check_disjoint(names)
+        read = {}
+        for split in names:
+            samples = data.open([split])
+            for path, encoded in zip(samples.files_or_rows(), samples.labels.tolist(), strict=True):
+                read[path.name] = {name for name, is_present in zip(data.classes, encoded) if is_present}
+        assert read == labels
+    part = with_label_fraction(found, 0.2, 0, tmp_path / "fractions")
+    drawn_classes = [labels[path.name] for path in ClassificationData.from_dict(part).open(["train"]).files_or_rows()]
+    assert set().union(*drawn_classes) == set(CLASSES) and len(drawn_classes) == round(0.2 * len(found.images["train"]))
+
+
+def test_one_class_in_columns_is_one_class(tmp_path):
+    labels = write_several(tmp_path / "data", "columns", [{"River"}, {"sea_lake"}, {"AnnualCrop"}])
+    data = ClassificationData.from_dict({"root": str(tmp_path / "data")})
+    names = data.find_classes(["train"])
+    samples = data.open(["train"])
+    assert not data.multi_label and samples.labels.shape == (len(samples),)
+    for path, label in zip(samples.files_or_rows(), samples.labels.tolist()):
+        assert {names[label]} == labels[path.name]
+
+
+def test_split_without_several_classes_is_multi_label(tmp_path):
+    """Check that the tables of all splits have one separator, and that numbers beside several are names."""
+    tables = {"train": ["1|10", "2", "10"] * 2, "test": ["1", "2", "10"]}
+    for split, labels in tables.items():
+        for number in range(len(labels)):
+            noise(tmp_path / "data" / split / f"{number}.png", 10 * len(labels) + number, SIZE)
+        rows = [{"file": f"{split}/{number}.png", "label": label} for number, label in enumerate(labels)]
+        write_rows(tmp_path / "data", f"{split}.csv", rows)
+    data = ClassificationData.from_dict({"root": str(tmp_path / "data")})
+    assert data.find_classes(["train"]) == ["1", "10", "2"]
+    assert data.open(["train"]).labels[:3].tolist() == [[1, 1, 0], [0, 0, 1], [0, 1, 0]]
+    assert data.open(["test"]).labels.tolist() == [[1, 0, 0], [0, 0, 1], [0, 1, 0]]
+
+
+def test_questions_ask_for_several_classes(tmp_path):
+    """Check that only single classes are asked for, and that yes and no are balanced for each class."""
+    labels = write_several(tmp_path / "data", "|")
+    rows = make("table", tmp_path / "data", tmp_path / "out")["train"]
+    balance = dict.fromkeys(WORDS.values(), 0)
+    num_classifications = 0
+    for row in rows:
+        words = {WORDS[label] for label in labels[row["id"]]}
+        for question, answer in turns_of(row):
+            if answer in ("yes", "no"):
+                (asked,) = [word for word in WORDS.values() if re.search(rf"\b{word}\b", question)]
+                assert (answer == "yes") == (asked in words)
+                balance[asked] += 1 if answer == "yes" else -1
+            else:
+                assert {answer} == words
+                num_classifications += 1
+    assert set(balance.values()) == {0} and num_classifications == 12
 
 
 def test_commas_in_names_are_kept(tmp_path):
@@ -345,8 +435,8 @@ def test_commas_in_names_are_kept(tmp_path):
         noise(tmp_path / f"{number}.png", number, SIZE)
     (tmp_path / "labels.csv").write_text('file_name,label\n0.png,"Shark, white"\n1.png,None\n')
     files = ClassTable(tmp_path).splits()["all"]
-    labels = [ClassTable(tmp_path).annotate(image_id, paths)[0].label for image_id, paths in files.items()]
-    assert labels == ["shark, white", "none"]
+    labels = [ClassTable(tmp_path).annotate(image_id, paths)[0].labels for image_id, paths in files.items()]
+    assert labels == [("shark, white",), ("none",)]
 
 
 def test_ambiguous_folders_of_splits_are_refused(tmp_path):

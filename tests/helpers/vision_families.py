@@ -16,13 +16,18 @@ from transformers import (
     Dinov2WithRegistersModel,
     DINOv3ViTConfig,
     DINOv3ViTModel,
+    Idefics3ImageProcessor,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2VLImageProcessor,
+    Qwen3VLVisionConfig,
+    Qwen3VLVisionModel,
     Siglip2VisionConfig,
     Siglip2VisionModel,
     SiglipImageProcessor,
     SiglipVisionConfig,
     SiglipVisionModel,
+    SmolVLMImageProcessor,
     TimmWrapperConfig,
     TimmWrapperModel,
     ViTConfig,
@@ -31,7 +36,9 @@ from transformers import (
     ViTMAEForPreTraining,
     ViTModel,
 )
+from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionConfig, Idefics3VisionTransformer
 from transformers.models.siglip2.image_processing_siglip2 import Siglip2ImageProcessor
+from transformers.models.smolvlm.modeling_smolvlm import SmolVLMVisionConfig, SmolVLMVisionTransformer
 
 from modeling_vitp.pretraining.loading import build_tokenizer
 
@@ -39,6 +46,8 @@ SHAPE = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
 MLP = {"intermediate_size": 48}
 SIZE = {"image_size": 64, "patch_size": 16}
 TIMM = {"img_size": 64, "patch_size": 16, "embed_dim": 32, "depth": 4, "num_heads": 2, "reg_tokens": 2}
+QWEN3_VL = MLP | {"hidden_size": 32, "depth": 4, "num_heads": 2, "out_hidden_size": 16, "num_position_embeddings": 16}
+QWEN3_VL |= {"patch_size": 16, "deepstack_visual_indexes": [1, 2]}
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
 # By family: model class, configuration, image processor, and the number of tokens before the patches.
 FAMILIES = {
@@ -63,6 +72,19 @@ FAMILIES = {
         0,
     ),
     "clip_vision_model": (CLIPVisionModel, CLIPVisionConfig(**SHAPE, **MLP, **SIZE), CLIPImageProcessor, 1),
+    "idefics3_vision": (
+        Idefics3VisionTransformer,
+        Idefics3VisionConfig(**SHAPE, **MLP, **SIZE),
+        Idefics3ImageProcessor,
+        0,
+    ),
+    "smolvlm_vision": (
+        SmolVLMVisionTransformer,
+        SmolVLMVisionConfig(**SHAPE, **MLP, **SIZE),
+        SmolVLMImageProcessor,
+        0,
+    ),
+    "qwen3_vl_vision": (Qwen3VLVisionModel, Qwen3VLVisionConfig(**QWEN3_VL), Qwen2VLImageProcessor, 0),
     "vit": (ViTModel, ViTConfig(**SHAPE, **MLP, **SIZE), ViTImageProcessor, 1),
     "vit_mae": (
         ViTMAEForPreTraining,
@@ -136,9 +158,31 @@ def library_features(model, pixel_values: torch.Tensor) -> torch.Tensor:
         grid = torch.tensor([[pixel_values.shape[-2] // size, pixel_values.shape[-1] // size]] * len(pixel_values))
         mask = torch.ones(patches.shape[:2], dtype=torch.long)
         return model(patches, pixel_attention_mask=mask, spatial_shapes=grid).last_hidden_state
+    if family == "qwen3_vl_vision":
+        patches, grids = blocks_of_patches(pixel_values)
+        rows, columns = grids[0, 1:].tolist()
+        states = model(patches, grids).last_hidden_state.unflatten(0, (-1, rows // 2, columns // 2, 2, 2))
+        return states.transpose(2, 3).flatten(1, 4)
     if family == "timm_wrapper":
         vit = timm.create_model(model.config.architecture, num_classes=0, **TIMM, dynamic_img_size=True)
         vit.load_state_dict(model.timm_model.state_dict())
         return vit.eval().forward_features(pixel_values)[:, 3:]
-    options = {} if family.startswith("dinov") else {"interpolate_pos_encoding": True}
+    options = {} if family.startswith(("dinov", "idefics3", "smolvlm")) else {"interpolate_pos_encoding": True}
     return model(pixel_values, **options).last_hidden_state[:, FAMILIES[family][3] :]
+
+
+def blocks_of_patches(pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the patches of images as Qwen3-VL takes them, two by two, and the grid of each image.
+
+    A patch has its pixels twice, as two frames of a video.
+    """
+    number, _, height, width = pixel_values.shape
+    patches = []
+    for image in pixel_values:
+        for top in range(0, height, 32):
+            for left in range(0, width, 32):
+                for row in (top, top + 16):
+                    for column in (left, left + 16):
+                        patch = image[:, row : row + 16, column : column + 16]
+                        patches.append(torch.stack([patch, patch], dim=1).flatten())
+    return torch.stack(patches), torch.tensor([[1, height // 16, width // 16]] * number)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from modeling_vitp.images.corruptions import (
     SEVERITIES,
+    CorruptedImages,
     corrupt,
     motion,
     move_labels,
@@ -84,6 +85,17 @@ def test_jpeg_equals_pillow(severity):
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=[30, 25, 20, 15, 10][severity - 1])
     np.testing.assert_array_equal(corrupt(image, "compression_artefacts", severity), np.asarray(Image.open(buffer)))
+
+
+def test_corrupted_images_are_saved_as_jpeg():
+    """As REOBench does for all of its corruptions."""
+    image = noise_image()
+    sample = {"id": "a", "image": torch.from_numpy(image).movedim(-1, 0)}
+    plain = CorruptedImages([sample], "haze", 3, 0)[0]["image"]
+    saved = CorruptedImages([sample], "haze", 3, 0, jpeg_quality=75)[0]["image"]
+    buffer = io.BytesIO()
+    Image.fromarray(plain.movedim(0, -1).numpy()).save(buffer, "JPEG", quality=75)
+    np.testing.assert_array_equal(saved.movedim(0, -1), np.asarray(Image.open(buffer)))
 
 
 @pytest.mark.parametrize("severity", LEVELS)

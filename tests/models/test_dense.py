@@ -237,6 +237,8 @@ def test_loss_equals_loop_over_labeled_pixels(is_pair):
         count += 1
     assert outputs.loss.item() == pytest.approx(total / count, rel=1e-5)
     assert model(**images, labels=torch.full_like(labels, 255)).loss.item() == 0
+    model.config.loss_average = "all"
+    assert model(**images, labels=labels).loss.item() == pytest.approx(total / (2 * 40 * 56), rel=1e-5)
 
 
 def test_head_has_given_classes(vision):

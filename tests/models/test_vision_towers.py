@@ -120,7 +120,7 @@ def test_layers_one_by_one_equal_model(vlm):
     with torch.no_grad():
         states, options = tower.embed(vit, pixels)
         for layer in vit.get_submodule(tower.layers):
-            states = layer(states, **options)
+            states = tower.run_layer(layer, states, options)
         if tower.norm is not None:
             states = vit.get_submodule(tower.norm)(states)
         prefix = FAMILIES[vit.config.model_type][3]
@@ -213,8 +213,23 @@ def test_example_of_card_has_patches_in_order(vlm, composed, tmp_path):
     exec(example.format(repo=tmp_path, source="local-dir", trust="", trust_processor=""), names)
     if "backbone" not in names or "spatial_shapes" in names["inputs"]:  # timm's own code, or patches as inputs
         return
-    wanted = tower_of(vit.config).patch_tokens(vit, names["inputs"]["pixel_values"])
+    pixels = names["inputs"]["pixel_values"]
+    if vit.config.model_type == "qwen3_vl_vision":
+        pixels = image_of_blocks(pixels, *names["inputs"]["image_grid_thw"][0, 1:].tolist())
+    wanted = tower_of(vit.config).patch_tokens(vit, pixels)
     torch.testing.assert_close(names["features"][:, -wanted.shape[1] :], wanted, atol=1e-5, rtol=1e-5)
+
+
+def image_of_blocks(patches: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Return an image `(1, 3, height, width)` from patches as Qwen3-VL takes them, see `blocks_of_patches`."""
+    image = torch.zeros(1, 3, 16 * rows, 16 * columns)
+    remaining = iter(patches.view(-1, 3, 2, 16, 16)[:, :, 0])
+    for top in range(0, 16 * rows, 32):
+        for left in range(0, 16 * columns, 32):
+            for row in (top, top + 16):
+                for column in (left, left + 16):
+                    image[0, :, row : row + 16, column : column + 16] = next(remaining)
+    return image
 
 
 def test_export_does_not_replace_the_original(folder, vlm, composed):
@@ -269,11 +284,25 @@ def test_tiles_of_another_size(folder, language_model):
     assert model.config.image_seq_length == processor.image_seq_length == 16
     vit = model.model.vision_tower.eval()
     pixels = images(vit.config)
-    wanted = library_features(library_model(folder), pixels)
+    whole = library_model(folder)
+    if folder.name.startswith(("idefics3", "smolvlm")):
+        whole = with_bicubic_positions(whole)
+    wanted = library_features(whole, pixels)
     # At run time DINOv2 with registers and timm resample positions with antialiasing.
     tolerance = 0.05 if folder.name.startswith(("timm", "dinov2_with")) else 1e-5
     with torch.no_grad():
         torch.testing.assert_close(tower_of(vit.config).patch_tokens(vit, pixels), wanted, atol=tolerance, rtol=0)
+
+
+def with_bicubic_positions(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model for images twice as large, whose own code would repeat each position."""
+    state = model.state_dict()
+    grid = state["embeddings.position_embedding.weight"].T.unflatten(1, (4, 4))
+    large_grid = torch.nn.functional.interpolate(grid[None], scale_factor=2, mode="bicubic")
+    state["embeddings.position_embedding.weight"] = large_grid[0].flatten(1).T
+    large = type(model)(type(model.config).from_dict(model.config.to_dict() | {"image_size": 128}))
+    large.load_state_dict(state)
+    return large.eval()
 
 
 def test_odd_grid_loses_one_patch(tmp_path, language_model):
@@ -378,7 +407,7 @@ def test_hidden_states_of_pyramid_equal_vit(folder):
     if vit.config.model_type == "timm_wrapper":
         assert not found
         return
-    wanted = vit(**tower.inputs(vit, pixels), output_hidden_states=True).hidden_states
+    wanted = tower.run(vit, pixels, output_hidden_states=True).hidden_states
     assert len(found) == len(wanted) == 5
     torch.testing.assert_close(found[:-1], wanted[:-1])  # the model may return the last one with its norm
 
@@ -428,7 +457,7 @@ def test_classifier_pools_patches_or_cls_token(folder, pooling):
     model = ViTPForImageClassification.from_backbone(folder, id2label=CLASSES, pooling=pooling).eval()
     pixels = images(vit.config)
     with torch.no_grad():
-        states = vit(**tower.inputs(vit, pixels)).last_hidden_state
+        states = tower.run(vit, pixels).last_hidden_state
         pooled = states[:, 0] if pooling == "cls" else library_features(library_model(folder), pixels).mean(1)
         wanted = model.classifier(model.layernorm(pooled))
         torch.testing.assert_close(model(pixels).logits, wanted, atol=1e-5, rtol=0)
@@ -496,7 +525,8 @@ def test_depths_are_layers(folder):
     middle = backbone.model.get_submodule(tower.layers)[1]
     middle.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     maps = backbone.maps(images(backbone.model.config), 2)[..., :32].flatten(1, 2)
-    torch.testing.assert_close(maps, outputs[0][:, tower.num_prefix_tokens(backbone.model.config) :])
+    states = outputs[0].view(2, -1, 32)  # Qwen3-VL has one sequence of all images
+    torch.testing.assert_close(maps, states[:, tower.num_prefix_tokens(backbone.model.config) :])
     assert backbone.maps(images(backbone.model.config), 4).shape[-1] == 4 * 32
 
 

@@ -1,10 +1,14 @@
 """Learning rates of model parts, projector steps, and the global batch size."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from training_run import make_trainer
 
 from modeling_vitp import ViTPTrainingConfig
+from modeling_vitp.instructions.raw_tiles import normalize_tiles
+from modeling_vitp.pretraining.model_patches import attention_by_sequence
 from modeling_vitp.training.freezing import freeze, part_of
 
 QUIET = {"eval_strategy": "no", "save_strategy": "no", "watch_samples": 0, "lr_scheduler_type": "constant"}
@@ -92,3 +96,57 @@ def test_global_batch_size_sets_accumulation(tmp_path):
     ]:
         with pytest.raises(ValueError, match=named):
             ViTPTrainingConfig(tmp_path, global_batch_size=size, **options, **more)
+
+
+@pytest.mark.parametrize("padding_free", [False, True])
+@pytest.mark.parametrize("loss_reduction", ["token", "sample"])
+def test_samples_or_tokens_count_the_same(tmp_path, padding_free, loss_reduction):
+    """The step of SGD is that of a loop over the samples, each of which is a batch of its own."""
+    options = {**QUIET, "max_steps": 1, "optim": "sgd", "learning_rate": 0.01, "max_grad_norm": 0.0}
+    options |= {"weight_decay": 0.0, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    trainer = make_trainer(tmp_path, **options, padding_free=padding_free, loss_reduction=loss_reduction)
+    start = weights_of(trainer.model)
+    batches = []
+    training_step = trainer.training_step
+
+    def recorded_step(model, inputs, *args):
+        batches.append(dict(inputs))
+        return training_step(model, inputs, *args)
+
+    trainer.training_step = recorded_step
+    trainer.train()
+    trained = weights_of(trainer.model)
+    trainer.model.load_state_dict(start)
+    trainer.model.train().zero_grad()
+    losses = []
+    counts = []
+    for batch in batches:
+        labels = batch.pop("labels")
+        pixel_values = normalize_tiles(batch.pop("pixel_values"), trainer.data_collator.processor.image_processor)
+        with attention_by_sequence(trainer.model) if padding_free else nullcontext():
+            scores = trainer.model(**batch, pixel_values=pixel_values, use_cache=False, answer_labels=labels)
+        if padding_free:
+            samples = [labels[0, first:end] for first, end in batch["cu_seq_lens_q"].unfold(0, 2, 1).tolist()]
+        else:
+            samples = list(labels)
+        numbers = [int((sample[1:] != -100).sum()) for sample in samples]
+        losses += (-scores.log_probs).split(numbers)
+        counts += numbers
+    assert len(counts) == 4 and len(set(counts)) > 1
+    means = {
+        "sample": torch.stack([loss.mean() for loss in losses]).mean(),
+        "token": torch.cat(losses).mean(),
+    }
+    names, weights = zip(*(item for item in trainer.model.named_parameters() if item[1].requires_grad))
+    deviations = {}
+    for reduction, mean in means.items():
+        gradients = torch.autograd.grad(mean, weights, retain_graph=True, allow_unused=True)
+        differences = []
+        updates = []
+        for name, gradient in zip(names, gradients):
+            if gradient is not None:
+                updates.append(-0.01 * gradient.flatten())
+                differences.append((trained[name] - start[name]).flatten() - updates[-1])
+        deviations[reduction] = torch.cat(differences).norm() / torch.cat(updates).norm()
+    other = {"sample": "token", "token": "sample"}[loss_reduction]
+    assert deviations[loss_reduction] < 1e-3 < 0.05 < deviations[other]

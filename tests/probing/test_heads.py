@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -23,10 +23,23 @@ def test_nearest_neighbors_match_scikit_learn(number, neighbours):
         algorithm="brute",
         weights=lambda distance: np.exp((1 - distance) / 0.2),
     ).fit(features, labels)
-    mine = nearest_neighbours(features, labels, queries, 4, neighbours, temperature=0.2)
-    assert mine.dtype == np.int64
-    assert np.array_equal(mine, oracle.predict(queries))
-    assert len(np.unique(mine)) > 1
+    votes = nearest_neighbours(features, np.eye(4, dtype=bool)[labels], queries, neighbours, temperature=0.2)
+    np.testing.assert_allclose(votes, oracle.predict_proba(queries), atol=1e-5)
+    assert len(np.unique(votes.argmax(1))) > 1
+
+
+def test_neighbors_vote_for_several_classes():
+    rng = np.random.default_rng(0)
+    features, queries = rng.normal(size=(60, 8)).astype(np.float32), rng.normal(size=(50, 8)).astype(np.float32)
+    presence = rng.random((60, 3)) < [0.7, 0.4, 0.1]
+    oracle = KNeighborsRegressor(
+        7,
+        metric="cosine",
+        algorithm="brute",
+        weights=lambda distance: np.exp((1 - distance) / 0.2),
+    ).fit(features, presence.astype(float))
+    votes = nearest_neighbours(features, presence, queries, 7, temperature=0.2)
+    np.testing.assert_allclose(votes, oracle.predict(queries), atol=1e-5)
 
 
 @pytest.mark.parametrize("l2", [1e-3, 1e-1])
@@ -42,6 +55,32 @@ def test_linear_probe_matches_scikit_learn(l2):
     np.testing.assert_allclose(probe.weight, oracle[1].coef_ - oracle[1].coef_.mean(0), atol=2e-3)
     probabilities = probe(torch.tensor(features)).softmax(-1)
     np.testing.assert_allclose(probabilities, oracle.predict_proba(features.astype(float)), atol=1e-3)
+
+
+def test_linear_probe_of_several_classes_matches_scikit_learn():
+    """Compare with a regression of each class. Unknown labels, and images of which all are unknown, are left out."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(90, 6))
+    features = (values * rng.uniform(0.1, 50, 6) + 100).astype(np.float32)
+    labels = (values[:, :3] + rng.normal(size=(90, 3)) > [-0.5, 0.0, 1.3]) * 1.0
+    labels[20] = 0
+    for is_complete in (True, False):
+        used = np.arange(10, 90)
+        if not is_complete:
+            labels[rng.random(labels.shape) < 0.2] = -100
+            labels[30] = -100
+        counts = np.concatenate([labels == 1, labels == 0], axis=1).astype(np.float32)
+        probe = fit_linear(features, counts, used, 1e-2, multi_label=True)
+        used = used[(labels[used] != -100).any(1)]
+        num_labels = (labels[used] != -100).sum() / 3
+        assert num_labels == 80 or not is_complete
+        inputs = StandardScaler().fit(features[used].astype(float)).transform(features.astype(float))
+        probabilities = probe(torch.tensor(features)).sigmoid()
+        for label in range(3):
+            known = used[labels[used, label] != -100]
+            oracle = LogisticRegression(C=1 / (num_labels * 1e-2), tol=1e-10, max_iter=10000)
+            expected = oracle.fit(inputs[known], labels[known, label]).predict_proba(inputs)[:, 1]
+            np.testing.assert_allclose(probabilities[:, label], expected, atol=1e-3)
 
 
 def test_linear_probe_of_patches_equals_that_of_pixels(monkeypatch):

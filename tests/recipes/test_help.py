@@ -6,9 +6,11 @@ import pytest
 
 from modeling_vitp.__main__ import main as dispatch
 from modeling_vitp.command.settings import advanced_options, own_fields
+from modeling_vitp.convert import onnx
 from modeling_vitp.pretraining import arguments as pretraining
 from modeling_vitp.pretraining.config import ViTPTrainingConfig
 from modeling_vitp.recipes import (
+    export_onnx,
     finetune_change_detection,
     finetune_classification,
     finetune_detection,
@@ -66,3 +68,12 @@ def test_overview_says_where_to_start(capsys):
     dispatch([])
     printed = capsys.readouterr().out
     assert "Start here: vitp " in printed and "--help_all" in printed
+
+
+def test_export_is_announced_before_it_begins(tmp_path, capsys, monkeypatch):
+    def export(*_):
+        assert "takes minutes" in capsys.readouterr().out
+        return []
+
+    monkeypatch.setattr(onnx, "export_onnx", export)
+    assert export_onnx.main([str(tmp_path), "model.onnx"]) == 0

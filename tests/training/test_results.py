@@ -72,10 +72,12 @@ def test_kept_start_belongs_to_the_run(tmp_path):
             trainer.train()
 
 
-def test_failing_evaluation_comes_after_saving(data_folder, tmp_path, from_scratch, monkeypatch):
+def test_failing_evaluation_comes_after_saving(data_folder, tmp_path, from_scratch, monkeypatch, caplog):
     monkeypatch.setattr(ViTPTrainer, "evaluate", fail)
+    caplog.set_level("INFO", "modeling_vitp")
     with pytest.raises(TypeError):
         train(tmp_path, **from_scratch, use_peft=True, lora_r=2)
+    assert "Scoring the eval split" in caplog.text  # announced before it begins
     out = tmp_path / "out"
     assert ViTPForConditionalGeneration.from_pretrained(out)
     assert (out / "backbone" / "model.safetensors").is_file() and (out / "adapter").is_dir()

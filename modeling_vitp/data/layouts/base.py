@@ -140,13 +140,18 @@ class Layout(ABC):
 
 
 class ClassLayout(Layout):
-    """Base class of layouts of images with one class each."""
+    """Base class of layouts of images with classes."""
 
     subject = "scene"
 
+    def phrases(self, labels: Collection[str]) -> tuple[str, ...]:
+        """Return the sorted phrases of the classes of an image, without those of excluded classes."""
+        phrases = {self.phrase(label) for label in labels}
+        return tuple(sorted(phrases - {None}))
+
     @abstractmethod
     def data_settings(self) -> dict[str, Any]:
-        """Return the settings `splits`, and `table` if there is one, of the classification's `data`.
+        """Return the settings of the classification's `data`: `splits`, and `table` and `multi_label` of a table.
 
         Raises:
             ValueError: If the labels are invalid; the message names the file.

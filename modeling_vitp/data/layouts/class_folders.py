@@ -74,7 +74,7 @@ class ClassFolders(ClassLayout):
             raise ValueError(f"Expected images at {pattern} in {self.root}, got {path}. Move the file.")
         size = stored_size(path)  # Of any orientation, which the class does not depend on.
         check_file(path)
-        return [AnnotatedImage(image_id, paths, size, label=self.phrase(path.parent.name))]
+        return [AnnotatedImage(image_id, paths, size, labels=self.phrases([path.parent.name]))]
 
 
 def class_folders_in(parent: Path) -> list[Path]:

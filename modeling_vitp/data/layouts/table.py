@@ -8,11 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ...images.reading import check_file, image_files, stored_size
 from ..annotations import AnnotatedImage
 from ..files import ANY_FOLDERS, CASES, FileSample
 from ..folders import UNSPLIT, split_in, split_of_path
-from ..tables import Label, LabelTable, read_first_rows, table_files
+from ..tables import LabelTable, cell_key, read_first_rows, table_files
 from .base import ClassLayout, register_layout
 from .class_folders import ClassFolders
 from .masks import Masks
@@ -32,8 +34,19 @@ NAME_COLUMNS = (
     "image_id",
     "name",
 )
-LABEL_COLUMNS = ("class_name", "classname", "label", "class", "category")
+LABEL_COLUMNS = (
+    "class_name",
+    "classname",
+    "label",
+    "class",
+    "category",
+    "labels",
+    "classes",
+    "categories",
+    "tags",
+)
 SPLIT_COLUMNS = ("split",)
+SEPARATORS = ("|", ";")  # between the classes of an image
 # A table with one of these columns has a row for each object, not for each image.
 OBJECT_COLUMNS = ("xmin", "x_min", "x1", "left", "bbox", "box", "geometry", "encodedpixels")
 
@@ -44,29 +57,34 @@ class TableFile:
 
     Args:
         path: path of the table.
-        name, label: columns of the image and of its class.
+        name: column of the image.
+        label: column of the class or the classes, or a list with one column per class, 1 or 0.
         split: column of the split, if the table has it.
     """
 
     path: Path
     name: str
-    label: str
+    label: str | list[str]
     split: str | None
 
     @classmethod
     def recognize(cls, path: Path) -> "TableFile | None":
         """Return a table, or `None` if it is not a table of classes. Only its first rows are read."""
         try:
-            columns = read_first_rows(path).columns
+            rows = read_first_rows(path)
         except ValueError:
             return None
+        columns = rows.columns
         name = find_column(columns, NAME_COLUMNS)
+        split = find_column(columns, SPLIT_COLUMNS)
         label = find_column(columns, LABEL_COLUMNS)
-        if name is None or label is None or find_column(columns, OBJECT_COLUMNS) is not None:
+        if label is None:
+            label = find_class_columns(rows.drop(columns=[name, split, *CASES], errors="ignore"))
+        if name is None or not label or find_column(columns, OBJECT_COLUMNS) is not None:
             return None
-        return cls(path, name, label, find_column(columns, SPLIT_COLUMNS))
+        return cls(path, name, label, split)
 
-    def settings(self, root: Path) -> dict[str, str]:
+    def settings(self, root: Path) -> dict[str, Any]:
         """Return the setting `table` of the classification."""
         return {"file": self.path.relative_to(root).as_posix(), "name": self.name, "label": self.label}
 
@@ -85,10 +103,10 @@ class TableFile:
 
 @dataclass(frozen=True)
 class LabeledFile:
-    """Image file with its class, and its patient or case if the table has such a column."""
+    """Image file with its classes, and its patient or case if the table has such a column."""
 
     path: Path
-    label: str
+    labels: tuple[str, ...]
     case: str | None
 
 
@@ -97,8 +115,9 @@ class ClassTable(ClassLayout):
     """Images, also in subfolders, and a table of their classes: a CSV, TSV or Parquet file at the root.
 
     A column such as `file_name` has the path of an image below the root, or its file name with or without suffix. A
-    column such as `label` has its class. The split is the column `split`, or else that in the name of the table
-    (`train.csv`, `test.csv`), or else that in the folders of the image (`train/`, `test/`).
+    column such as `label` has its class, or its classes as a list or with a separator; or each class has a column of 1
+    and 0. The split is the column `split`, or else that in the name of the table (`train.csv`, `test.csv`), or else
+    that in the folders of the image (`train/`, `test/`).
     """
 
     case_source = "column of the table, or tags of DICOM"
@@ -117,7 +136,7 @@ class ClassTable(ClassLayout):
         try:
             for files in self._files.values():
                 for file in files:
-                    labels[file.path.parent].add(file.label)
+                    labels[file.path.parent].add(file.labels)
         except ValueError:
             return False
         return any(len(labels_of_folder) > 1 for labels_of_folder in labels.values())
@@ -133,16 +152,40 @@ class ClassTable(ClassLayout):
             raise ValueError(
                 f"Expected one table of classes in {location}, or one for each split such as train.csv and test.csv, "
                 f"found {paths}. A table is a CSV, TSV or Parquet file with a column of the image "
-                f"({', '.join(NAME_COLUMNS)}) and a column of its class ({', '.join(LABEL_COLUMNS)})."
+                f"({', '.join(NAME_COLUMNS)}) and a column of its class ({', '.join(LABEL_COLUMNS)}), or a column of 1 "
+                "and 0 for each class."
             )
         return tables
+
+    @property
+    def _has_class_columns(self) -> bool:
+        return any(isinstance(table.label, list) for table in self._tables)
+
+    @cached_property
+    def _separator(self) -> str | None:
+        """Separator of the classes of an image in a text, `None` if no image has several."""
+        texts = set()
+        for table in self._tables:
+            if isinstance(table.label, str):
+                rows = LabelTable(str(table.path.absolute()), table.name, table.label).read(self.root)
+                texts.update(value for value in rows[table.label] if isinstance(value, str))
+        return find_separator(texts)
+
+    @cached_property
+    def is_multi_label(self) -> bool:
+        """Whether an image has several classes, or none."""
+        for files in self._files.values():
+            if any(len(file.labels) != 1 for file in files):
+                return True
+        return False
 
     @cached_property
     def _files(self) -> dict[str, list[LabeledFile]]:
         """Images of each split with their classes.
 
         Raises:
-            ValueError: If a row has no image or no single class, or an image has no row; the message names it.
+            ValueError: If a row has no image, an image has no row, or an image has no class although no other one has
+                several; the message names it.
         """
         samples = []
         for path in image_files(self.root):
@@ -166,6 +209,12 @@ class ClassTable(ClassLayout):
             if path not in split_of_file:
                 tables = ", ".join(str(table.path) for table in self._tables)
                 raise ValueError(f"{path} has no row in {tables}. Add a row, or remove the file.")
+        all_files = [file for split_files in files.values() for file in split_files]
+        if not self._has_class_columns and all(len(file.labels) < 2 for file in all_files):
+            for file in all_files:
+                if not file.labels:
+                    tables = ", ".join(str(table.path) for table in self._tables)
+                    raise ValueError(f"table: {tables}: {file.path} has no class. Add its class, or remove the image.")
         return dict(files)
 
     def _rows_of_splits(self, table: TableFile) -> dict[str | None, dict[str, Any]]:
@@ -188,7 +237,7 @@ class ClassTable(ClassLayout):
         return {split: {table.split: value} for split, value in value_of_split.items()}
 
     def _label_table(self, table: TableFile) -> LabelTable:
-        return LabelTable(str(table.path.absolute()), table.name, table.label)
+        return LabelTable(str(table.path.absolute()), table.name, table.label, self._separator)
 
     def _read_rows(
         self,
@@ -207,19 +256,15 @@ class ClassTable(ClassLayout):
             split or UNSPLIT,
             {},
         )
-        known_labels = set()
-        for labels_of_image in labels:
-            known_labels.update(labels_of_image)
         files = []
         for sample, labels_of_image in zip(labeled_samples, labels):
             (path,) = sample.images
-            label = only_label(labels_of_image, known_labels, f"table: {table.path}: {path}")
             case = None
             for field in CASES:
                 if field in sample.fields:
                     case = f"{field} {sample.fields[field]}"
                     break
-            files.append(LabeledFile(path, label, case))
+            files.append(LabeledFile(path, tuple(str(label) for label in labels_of_image), case))
         return files
 
     @cached_property
@@ -240,14 +285,15 @@ class ClassTable(ClassLayout):
         (path,) = paths
         size = stored_size(path)  # Of any orientation, which the class does not depend on.
         check_file(path)
-        label = self.phrase(self._file_of[path].label)
-        return [AnnotatedImage(image_id, paths, size, label=label)]
+        return [AnnotatedImage(image_id, paths, size, labels=self.phrases(self._file_of[path].labels))]
 
     def case(self, path):
         return self._file_of[path].case or super().case(path)
 
     def data_settings(self):
         first_table = self._tables[0].settings(self.root)
+        if self._separator is not None:
+            first_table["separator"] = self._separator
         settings_of_splits = {}
         for table in self._tables:
             table_settings = table.settings(self.root)
@@ -266,7 +312,10 @@ class ClassTable(ClassLayout):
             pattern = self._pattern([file.path for file in files], split if is_split_by_folder else None)
             split_settings = settings_of_splits[None if is_split_by_folder else split]
             splits[split] = {"image": pattern, **split_settings}
-        return {"table": first_table, "splits": splits}
+        settings = {"table": first_table, "splits": splits}
+        if self.is_multi_label:
+            settings["multi_label"] = True
+        return settings
 
     def _pattern(self, paths: Sequence[Path], split: str | None) -> str:
         """Return the pattern of the images of a split. If `split` is given, the pattern must match no other images."""
@@ -321,30 +370,25 @@ def in_split_folders(samples: Sequence[FileSample], split: str, root: Path) -> S
     return samples_of_split if has_folder else samples
 
 
-def only_label(labels: Sequence[Label], known_labels: set[Label], where: str) -> str:
-    """Return the class of an image. Raise a `ValueError` if it has none or several.
+def find_class_columns(rows: pd.DataFrame) -> list[str]:
+    """Return the columns of which all cells are 1 or 0; none unless there are two."""
+    class_columns = []
+    for column in rows.columns:
+        if len(rows) and all(cell_key(cell) in (0, 1) for cell in rows[column]):
+            class_columns.append(column)
+    return class_columns if len(class_columns) > 1 else []
 
-    Args:
-        labels: classes in the row of the image.
-        known_labels: classes in all rows. A text with commas is several classes if one of them is a class of another
-            row.
-        where: table and image in the error.
+
+def find_separator(labels: set[str]) -> str | None:
+    """Return the separator of several classes in a text, `None` if no text has several.
+
+    A text with commas has several classes only if one of them is the class of another row, since names may have commas.
     """
-    if len(labels) == 1 and not is_list_of_labels(labels[0], known_labels):
-        return str(labels[0])
-    names = ", ".join(str(label) for label in labels)
-    number = f"several classes, {names!r}" if labels else "no class"
-    raise ValueError(
-        f"{where} has {number}. Expected one. Several are read by vitp finetune_classification with `multi_label` and "
-        "a `table` with a `separator` in its configuration."
-    )
-
-
-def is_list_of_labels(label: Label, known_labels: set[Label]) -> bool:
-    """Return whether a class is a text with several classes, see [`only_label`]."""
-    if not isinstance(label, str):
-        return False
-    if "|" in label or ";" in label:
-        return True
-    other_labels = known_labels - {label}
-    return any(name.strip() in other_labels for name in label.split(","))
+    for separator in SEPARATORS:
+        if any(separator in label for label in labels):
+            return separator
+    for label in labels:
+        names = {name.strip() for name in label.split(",")}
+        if "," in label and not names.isdisjoint(labels):
+            return ","
+    return None

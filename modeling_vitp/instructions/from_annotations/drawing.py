@@ -202,15 +202,15 @@ class DrawnInstructions:
         side = max(min(side, *image.size), 1)
         # The number is drawn for every image, so that further draws do not depend on whether a mosaic is possible.
         is_mosaic = draw_share(generator) < self.view_settings.mosaics
-        if not is_mosaic_allowed or image.label is not None or side < MOSAIC_SIDE:
+        if not is_mosaic_allowed or image.labels is not None or side < MOSAIC_SIDE:
             is_mosaic = False
         grid = MOSAIC_SIDE if is_mosaic else 1
         has_captions = any(region.caption for region in image.regions)
-        has_fixed_labels = image.label is not None or has_captions
+        has_fixed_labels = image.labels is not None or has_captions
         turn = self.view_settings.turn and not has_fixed_labels
         crops = [draw_crop(image, side // grid, generator, turn) for _ in range(grid**2)]
         view = self._assemble(view_id, crops)
-        return dataclasses.replace(view, label=image.label)
+        return dataclasses.replace(view, labels=image.labels)
 
     def _whole_view(self, view_id: str, image: AnnotatedImage) -> Collage:
         """Return the whole image as a view with one crop, and with all labels of the image."""
@@ -230,7 +230,7 @@ class DrawnInstructions:
             x, y, _, _ = window
             crop = Crop(image, window, NO_TURN)
             view = self._assemble(f"{image.id}/{x}_{y}", [crop])
-            view = dataclasses.replace(view, label=image.label, captions=image.captions)
+            view = dataclasses.replace(view, labels=image.labels, captions=image.captions)
             views.append(view)
         return views
 
@@ -258,7 +258,7 @@ class DrawnInstructions:
     def _windows(self, image: AnnotatedImage, overlap: int) -> list[Window | None]:
         """Return the windows that cover an image, or `[None]` if it is used as a whole."""
         window = self.view_settings.window
-        is_whole = window is None or image.label is not None or image.captions
+        is_whole = window is None or image.labels is not None or image.captions
         return [None] if is_whole else windows(image.size, window, overlap)
 
     def _draw_side(self, side: int, generator: torch.Generator) -> int:
@@ -446,7 +446,7 @@ def labels_digest(image: AnnotatedImage) -> str:
     for path in image.paths:
         status = path.stat()
         file_states.append((path.name, status.st_size, status.st_mtime_ns))
-    labels = (image.size, image.regions, image.label, image.captions, file_states)
+    labels = (image.size, image.regions, image.labels, image.captions, file_states)
     digest = hashlib.sha256(repr(labels).encode())
     if image.mask is not None:
         numbers, phrases = image.mask()

@@ -227,8 +227,7 @@ def presence(asker: Asker, image: AnnotatedImage, generator: torch.Generator) ->
             yield {}, "yes" if image.regions else "no", "change"
         return
     present_classes = {region.label for region in image.regions if region.is_clear}
-    if image.label is not None:
-        present_classes.add(image.label)
+    present_classes.update(image.labels or ())
     if present_classes:
         present_label = pick(sorted(present_classes), generator)
         yield words_for(present_label), "yes", present_label
@@ -244,12 +243,13 @@ def classification(asker: Asker, image: AnnotatedImage, generator: torch.Generat
         if label is not None:
             yield {}, label, None
         return
-    if image.label is None:
+    if len(image.labels or ()) != 1:
         return
-    wrong_labels = [label for label in asker.vocabulary if label != image.label]
+    (image_label,) = image.labels
+    wrong_labels = [label for label in asker.vocabulary if label != image_label]
     wrong_options = shuffled(wrong_labels, generator)[: NUM_OPTIONS - 1]
-    options = shuffled([image.label, *wrong_options], generator)
-    yield {"options": listing(options, "or")}, image.label, None
+    options = shuffled([image_label, *wrong_options], generator)
+    yield {"options": listing(options, "or")}, image_label, None
 
 
 def predominant_class(image: AnnotatedImage) -> str | None:

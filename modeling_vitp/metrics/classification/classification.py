@@ -166,6 +166,8 @@ class Classification(base.DistributedMetric):
         return truth, predicted, is_known
 
     def _score(self, cases: np.ndarray, key: str) -> float:
+        if key == "mean_average_precision":
+            return self._mean_average_precision(cases)
         if key != "accuracy":
             return super()._score(cases, key)
         truth, predicted, is_known = self._classes(cases)
@@ -175,6 +177,16 @@ class Classification(base.DistributedMetric):
         accuracy = pixel_metrics.ratio(num_correct, is_counted.sum())
         return float(accuracy)
 
+    def _mean_average_precision(self, cases: np.ndarray) -> float:
+        truth, _, is_known = self._classes(cases)
+        precisions = []
+        for label in range(self.num_labels):
+            known_images = is_known[:, label]
+            is_positive = truth[known_images, label]
+            if is_positive.any():
+                precisions.append(ranking.average_precision(cases[known_images, label], is_positive))
+        return float(pixel_metrics.mean_of_counted(np.array(precisions)))
+
     def _compute(self, cases: np.ndarray) -> dict:
         truth, predicted, is_known = self._classes(cases)
         true_positives = (truth & predicted).sum(axis=0)
@@ -182,16 +194,12 @@ class Classification(base.DistributedMetric):
         f1 = pixel_metrics.ratio(2 * true_positives, num_positives)
 
         areas = []
-        precisions = []
         for label in range(self.num_labels):
             known_images = is_known[:, label]
             scores = cases[known_images, label]
             is_positive = truth[known_images, label]
             area = ranking.area_under_curve(scores, is_positive)
             areas.append(area)
-            if self.multi_label and is_positive.any():
-                precision = ranking.average_precision(scores, is_positive)
-                precisions.append(precision)
         areas = np.array(areas)
 
         metrics = {
@@ -205,6 +213,5 @@ class Classification(base.DistributedMetric):
             is_correct = (truth == predicted)[is_known]
             label_accuracy = pixel_metrics.ratio(is_correct.sum(), is_known.sum())
             metrics["label_accuracy"] = float(label_accuracy)
-            mean_precision = pixel_metrics.mean_of_counted(np.array(precisions))
-            metrics["mean_average_precision"] = float(mean_precision)
+            metrics["mean_average_precision"] = self._mean_average_precision(cases)
         return metrics

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import evaluate
 import numpy as np
 import torch
 
 from ...images.reading import image_files
 from ...images.seen import report_images
 from ...input_spec import InputSpec
+from ...metrics import METRICS_FOLDER
 from ...metrics.resampling import Score, Scores, resample_mean
 from ...probing.arguments import ProbeArguments
 from ...probing.backbones import Backbone, extract, state_of
@@ -33,6 +35,8 @@ class ClassificationProbe(Probe):
         num_neighbours, temperature: see [`~modeling_vitp.probing.heads.nearest_neighbours`].
         l2: weight decay, see [`~modeling_vitp.probing.heads.fit_linear`].
         intervals: whether scores have resamples, for intervals.
+        multi_label: whether an image may have any number of classes. Unknown classes are left out of the scores and of
+            the loss, and have no votes.
     """
 
     samples: dict[str, ClassifiedImages]
@@ -43,6 +47,7 @@ class ClassificationProbe(Probe):
     temperature: float
     l2: float
     intervals: bool = False
+    multi_label: bool = False
 
     main_score = "accuracy"
     title = "accuracy"
@@ -52,14 +57,19 @@ class ClassificationProbe(Probe):
     def __post_init__(self):
         self.labels = {role: samples.labels.numpy() for role, samples in self.samples.items()}
         self.cases = self.samples["test"].cases
+        if self.multi_label:
+            self.main_score = "mean_average_precision"
+            self.title = "mean average precision"
+            self.control_name = "share of each class"
 
     @classmethod
     def open(cls, args: ProbeArguments) -> Self:
         """Open the images of `data` or `dataset_name`.
 
         Raises:
-            ValueError: if images have several classes, or the splits are the same.
+            ValueError: if the splits are the same, or images have several classes without `multi_label` in `data`.
         """
+        multi_label = False
         if args.data is None:
             input_spec = args.input_spec
             samples, names = open_samples(
@@ -72,11 +82,10 @@ class ClassificationProbe(Probe):
             )
         else:
             data = ClassificationData.from_dict(args.data)
-            if data.multi_label:
-                raise ValueError("Probes need one class for each image, but `data` has multi_label: true.")
             if args.train_split == args.test_split:
                 raise ValueError(f"train_split and test_split must differ, got {args.train_split!r}.")
             input_spec = data.input_spec
+            multi_label = data.multi_label
             names = data.find_classes([args.train_split])
             data.check_disjoint([args.train_split, args.test_split])
             samples = {"train": data.open([args.train_split]), "test": data.open([args.test_split])}
@@ -89,21 +98,37 @@ class ClassificationProbe(Probe):
             temperature=args.temperature,
             l2=args.l2,
             intervals=args.intervals,
+            multi_label=multi_label,
         )
 
     @property
     def presence(self) -> np.ndarray:
+        if self.multi_label:
+            return self.labels["train"] == 1
         return np.eye(len(self.names), dtype=bool)[self.labels["train"]]
 
     def control(self) -> dict[str, float]:
-        """Return the scores of a constant prediction: the most frequent class of the training images."""
-        most_frequent_class = np.bincount(self.labels["train"]).argmax()
-        return self.scores(np.full(len(self.labels["test"]), most_frequent_class))
+        """Return the scores of a constant prediction: the share of each class in the training images."""
+        shares = self.presence.mean(axis=0)
+        return self.scores(np.tile(shares, (len(self.labels["test"]), 1)))
 
-    def scores(self, predicted: np.ndarray) -> Scores:
-        """Return `accuracy`, and `mean_class_accuracy` over the classes of the test images."""
+    def scores(self, probabilities: np.ndarray) -> Scores:
+        """Return `accuracy`, and `mean_class_accuracy` over the classes of the test images.
+
+        With `multi_label`, return `mean_average_precision` and `macro_f1` of
+        [`~modeling_vitp.metrics.classification.Classification`].
+
+        Args:
+            probabilities: predicted probability of each class, `(images, classes)`.
+        """
         labels = self.labels["test"]
-        is_correct = predicted == labels
+        if self.multi_label:
+            metric = evaluate.load(str(METRICS_FOLDER / "classification"), num_labels=len(self.names), multi_label=True)
+            metric.add_batch(predictions=probabilities, references=labels, case_ids=self.cases)
+            all_scores = metric.compute()
+            scores = {name: all_scores[name] for name in ("mean_average_precision", "macro_f1")}
+            return Scores(scores, metric.score_images() if self.intervals else None)
+        is_correct = probabilities.argmax(axis=1) == labels
         accuracy = float(is_correct.mean())
         class_accuracies = [is_correct[labels == label].mean() for label in np.unique(labels)]
         scores = {"accuracy": accuracy, "mean_class_accuracy": float(np.mean(class_accuracies))}
@@ -123,26 +148,28 @@ class ClassificationProbe(Probe):
         """Return the scores of each draw of training images, by probe and labels."""
         train = self.features(backbone, "train", image_size, folder, **loading)
         test = self.features(backbone, "test", image_size, folder, **loading)
-        one_hot_labels = self.presence.astype(np.float32)
+        counts = self.presence.astype(np.float32)
+        if self.multi_label:
+            counts = np.concatenate([counts, self.labels["train"] == 0], axis=1)
         device = backbone.model.device
         results = {}
         for labels, subsets in draws.items():
             neighbour_scores = []
             linear_scores = []
             for subset in subsets:
-                predicted = nearest_neighbours(
+                votes = nearest_neighbours(
                     train[subset],
-                    self.labels["train"][subset],
+                    self.presence[subset],
                     test,
-                    len(self.names),
                     self.num_neighbours,
                     self.temperature,
                     device,
                 )
-                neighbour_scores.append(self.scores(predicted))
-                linear_layer = fit_linear(train, one_hot_labels, subset, self.l2, device)
-                predicted = linear_layer(torch.tensor(test)).argmax(-1).cpu().numpy()
-                linear_scores.append(self.scores(predicted))
+                neighbour_scores.append(self.scores(votes))
+                linear_layer = fit_linear(train, counts, subset, self.l2, device, multi_label=self.multi_label)
+                logits = linear_layer(torch.tensor(test)).cpu()
+                probabilities = logits.sigmoid() if self.multi_label else logits.softmax(-1)
+                linear_scores.append(self.scores(probabilities.numpy()))
             results[f"{self.num_neighbours}-NN", labels] = neighbour_scores
             results["linear", labels] = linear_scores
         return results

@@ -67,7 +67,7 @@ class DetectionSettings(FineTuningSettings):
     )
     right_angle_classes: list[str] = field(
         default_factory=list,
-        metadata={"help": "Names of classes for which an image is rotated by multiples of 90 degrees only."},
+        metadata={"help": "Names of classes for which an image is rotated by 90, 180 or 270 degrees only."},
     )
     lr_milestones: list[PositiveFloat] | None = field(
         default=None,

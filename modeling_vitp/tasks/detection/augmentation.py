@@ -20,7 +20,9 @@ from ...images.corruptions import move_labels
 from ...rotated_boxes import enclosing_boxes, smallest_rectangles
 from .arguments import DetectionSettings
 
-MIN_TURNED_SIDE = 5.0  # Smallest side of an object after a rotation in pixels, as in the authors' release.
+# Of the transform of the authors' release that rotates images at random.
+MIN_TURNED_SIDE = 5.0  # Objects with a side of at most so many pixels are removed.
+RIGHT_ANGLES = (-90.0, 90.0, -180.0, 180.0)  # Half of the rotations by right angles turn an image upside down.
 
 
 @dataclass
@@ -241,7 +243,12 @@ class Augmentation:
         self.right_angle_classes = torch.tensor(right_angle_classes, dtype=torch.int64)
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
-        """Return the augmented sample. A rotation that would remove all objects is not applied."""
+        """Return the augmented sample.
+
+        With a `rotation`, small objects and those with their center outside of the image are removed from all samples,
+        also from those that are not rotated, see [`stays`]. If no object would be left, the sample is neither rotated
+        nor filtered.
+        """
         settings = self.settings
         flip_draw, rotation_draw, angle_draw, quarters_draw = torch.rand(4, generator=generator).tolist()
         sample = resized(sample, settings.image_size, settings.keep_ratio)
@@ -257,16 +264,16 @@ class Augmentation:
         elif flip_draw < diagonal_end:
             sample = flipped(sample, horizontally=True, vertically=True)
 
-        if rotation_draw < settings.rotation:
-            if torch.isin(sample.labels, self.right_angle_classes).any():
-                angle = 90.0 * int(4 * quarters_draw)
-            else:
-                angle = 360 * angle_draw - 180
-            rotated = turned(sample, angle)
-            loses_all_objects = len(sample.labels) > 0 and len(rotated.labels) == 0
-            if not loses_all_objects:
-                sample = rotated
-        return sample
+        if settings.rotation == 0:
+            return sample
+        if rotation_draw >= settings.rotation:
+            rotated = sample.take(stays(sample))
+        elif torch.isin(sample.labels, self.right_angle_classes).any():
+            rotated = turned(sample, RIGHT_ANGLES[int(4 * quarters_draw)])
+        else:
+            rotated = turned(sample, 360 * angle_draw - 180)
+        loses_all_objects = len(sample.labels) > 0 and len(rotated.labels) == 0
+        return sample if loses_all_objects else rotated
 
 
 def targets(sample: Sample, is_oriented: bool) -> dict[str, torch.Tensor]:

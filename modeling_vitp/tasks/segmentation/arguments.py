@@ -17,7 +17,16 @@ from ...metrics.report import metric_path
 from ..arguments import FineTuningSettings, SplitArguments
 
 # Settings that change the scores of a model.
-SCORED_WITH = ("window", "stride", "test_scales", "test_flip", "per_device_eval_batch_size", "bf16", "fp16")
+SCORED_WITH = (
+    "window",
+    "stride",
+    "pad_windows",
+    "test_scales",
+    "test_flip",
+    "per_device_eval_batch_size",
+    "bf16",
+    "fp16",
+)
 
 
 @dataclass
@@ -32,6 +41,7 @@ class DenseSettings(FineTuningSettings):
         "photometric",
         "photometric_strengths",
         "exchange_time",
+        "pad_windows",
         "test_scales",
         "test_flip",
         "dataloader_drop_last",
@@ -81,6 +91,10 @@ class DenseSettings(FineTuningSettings):
     stride: PositiveInt | None = field(
         default=None,
         metadata={"help": "Sliding-window stride in pixels. Default: the window size, without overlap."},
+    )
+    pad_windows: bool = field(
+        default=False,
+        metadata={"help": "Whether images smaller than a window are padded to it with the mean color to score them."},
     )
     test_scales: list[PositiveFloat] = field(
         default_factory=lambda: [1.0],

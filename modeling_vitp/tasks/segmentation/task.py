@@ -118,7 +118,7 @@ class SegmentationTask(Task):
         checked,
     ):
         from .data import class_weights
-        from .trainer import load_dense_model
+        from .trainer import load_dense_model, padded_side
 
         weights = None
         if "train_pixels" in checked:
@@ -129,6 +129,7 @@ class SegmentationTask(Task):
             data.encoding.names,
             class_weights=weights,
             input_spec=data.image_spec,
+            image_size=padded_side(options.training.crop_size),
         )
         model.config.volume_plane = data.plane
         return model

@@ -203,8 +203,14 @@ class ViTPSegmentationTrainer(FineTuningTrainer, Trainer):
             pixel_values.append(pixels[None])
 
         def logits_of_windows(*windows: torch.Tensor) -> torch.Tensor:
+            height, width = windows[0].shape[-2:]
+            if args.pad_windows:
+                # Zeros are the mean color. Only windows of small images are padded: the others have the full size.
+                padding = (0, args.window - width, 0, args.window - height)
+                windows = [nn.functional.pad(window, padding) for window in windows]
             with self.compute_loss_context_manager():
-                return model(*windows).logits
+                logits = model(*windows).logits
+            return logits[..., :height, :width]
 
         def predict(*pixel_values: torch.Tensor) -> torch.Tensor:
             return sliding_window(
@@ -298,10 +304,14 @@ def load_dense_model(
     names: list[str],
     class_weights: list[float] | None = None,
     input_spec: dict | None = None,
+    image_size: int | None = None,
 ) -> PreTrainedModel:
     """Load a model on a backbone, see [`~modeling_vitp.tasks.loading.load_on_backbone`].
 
-    `class_weights` are the class weights of the loss.
+    Args:
+        class_weights: class weights of the loss.
+        image_size: side in pixels for which a new model has position embeddings. They are interpolated to it once, and
+            trained there, as in the authors' release.
     """
     model = load_on_backbone(
         model_class,
@@ -309,10 +319,16 @@ def load_dense_model(
         names,
         input_spec=input_spec,
         class_weights=class_weights,
+        image_size=image_size,
     )
     if "class_weights" not in (args.head or {}):
         model.config.class_weights = class_weights
     return model
+
+
+def padded_side(side: int) -> int:
+    """Return the side in pixels of a square that the model pads to a multiple of 32."""
+    return side + -side % 32
 
 
 def loss_without_values(model: PreTrainedModel, samples: int, size: int) -> torch.Tensor:

@@ -13,8 +13,9 @@ from other_backbones import SQUARE, save_backbone
 from pictures import picture, write_bands
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, balanced_accuracy_score
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, f1_score
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoImageProcessor, AutoModel
@@ -365,11 +366,71 @@ def test_held_out_copies_are_logged(tmp_path, caplog):
     assert "'held out'" in caplog.text
 
 
-def test_multi_label_data_are_refused(tmp_path):
-    make_classes(tmp_path / "data", {"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}})
-    data = {"root": str(tmp_path / "data"), "multi_label": True}
-    with pytest.raises(ValueError, match="multi_label"):
-        ClassificationProbe.open(ProbeArguments(backbones=["b"], data=data, task="classification"))
+def write_several_classes(root) -> dict[str, np.ndarray]:
+    """Write noisy images with a stripe of each of three classes, in scenes of two, and return the labels by split."""
+    rng = np.random.default_rng(1)
+    labels = {}
+    for split, number in (("train", 30), ("test", 24)):
+        labels[split] = rng.random((number, 3)) < [0.6, 0.4, 0.3]
+        rows = ["image,patient,a,b,c"]
+        for index, presence in enumerate(labels[split]):
+            mask = np.zeros((24, 24), dtype=np.uint8)
+            for place in np.flatnonzero(presence):
+                mask[:, 8 * place : 8 * place + 8] = place + 1
+            dense_data.save(dense_data.picture_of(mask, rng), root / split / f"{index:02d}.png")
+            a, b, c = presence.astype(int)
+            rows.append(f"{split}/{index:02d}.png,{split} {index // 2},{a},{b},{c}")
+        (root / f"{split}.csv").write_text("\n".join(rows))
+    return labels
+
+
+def test_several_classes_are_probed(tmp_path, capsys):
+    """Compare all scores, and those of resampled patients, with scikit-learn."""
+    labels = write_several_classes(tmp_path / "data")
+    folder = save_backbone(tmp_path / "vitp", "vitp")
+    arguments = ["--backbones", str(folder), "--data_root", str(tmp_path / "data"), "--task", "classification"]
+    arguments += ["--num_neighbours", "5", "--intervals", "true", "--output_dir", str(tmp_path / "out")]
+    assert main([*arguments, "--shots", "3", "--shares", "1.0"]) == 0
+    metrics = read_metrics(tmp_path / "out")
+    assert (metrics["main_score"], metrics["title"]) == ("mean_average_precision", "mean average precision")
+    assert metrics["control"]["mean_average_precision"] == pytest.approx(labels["test"].mean())
+    assert "share of each class" in capsys.readouterr().out
+
+    model, processor = AutoModel.from_pretrained(folder).eval(), AutoImageProcessor.from_pretrained(folder)
+    features = {}
+    for split in ("train", "test"):
+        images = [Image.open(path) for path in sorted((tmp_path / "data" / split).glob("*.png"))]
+        with torch.no_grad():
+            features[split] = model(**processor(images, return_tensors="pt")).last_hidden_state[:, 1:].mean(1).double()
+    neighbors = KNeighborsRegressor(
+        5, metric="cosine", algorithm="brute", weights=lambda distances: np.exp((1 - distances) / 0.07)
+    )
+    regressions = OneVsRestClassifier(LogisticRegression(C=1 / (30 * 0.01), tol=1e-10, max_iter=10000))
+    linear = make_pipeline(StandardScaler(), regressions)
+    neighbors.fit(features["train"], labels["train"].astype(float))
+    linear.fit(features["train"], labels["train"].astype(int))
+    predictions = {
+        "5-NN": neighbors.predict(features["test"]),
+        "linear": linear.predict_proba(features["test"]),
+    }
+    by_probe = {(item["probe"], item["labels"]): item for item in metrics["results"]}
+    assert len(by_probe) == 4 and len(by_probe["linear", "3 shots"]["scores"]["macro_f1"]["values"]) == 3
+    for probe, probabilities in predictions.items():
+        item = by_probe[probe, "all labels"]
+        expected = average_precision_score(labels["test"], probabilities, average="macro")
+        assert item["scores"]["mean_average_precision"]["values"] == [pytest.approx(expected, abs=1e-6)]
+        f1 = f1_score(labels["test"], probabilities > 0.5, average="macro")
+        assert item["scores"]["macro_f1"]["mean"] == pytest.approx(f1)
+        assert item["cases"] == 12
+        patients = sorted(range(12), key=lambda patient: f"test {patient}")
+        for draw, resampled in list(zip(resample(12), item["resampled"][0]))[:20]:
+            images = np.concatenate([[2 * patients[case], 2 * patients[case] + 1] for case in draw])
+            precisions = []
+            for label in range(3):
+                truth = labels["test"][images, label]
+                if truth.any():
+                    precisions.append(average_precision_score(truth, probabilities[images, label]))
+            assert resampled == pytest.approx(np.mean(precisions), abs=1e-6)
 
 
 @pytest.mark.parametrize("place", ["train/overview.png", "test/a/2019/x.png"])
@@ -407,7 +468,7 @@ def test_accuracy_is_resampled_over_images(tmp_path):
     samples, classes = open_samples(str(tmp_path / "data"), None, "train", "test")
     task = ClassificationProbe(samples, classes, None, "mean", 3, 0.07, 1e-2, intervals=True)
     predicted = np.arange(15) % 2
-    scores = task.scores(predicted)
+    scores = task.scores(np.eye(2)[predicted])
     truth = np.repeat([0, 1], [7, 8])
     assert scores.main.value == scores["accuracy"] == accuracy_score(truth, predicted)
     expected = [accuracy_score(truth[draw], predicted[draw]) for draw in resample(15)[:50]]
@@ -415,6 +476,6 @@ def test_accuracy_is_resampled_over_images(tmp_path):
     task.cases = list("abcab" * 3)
     scenes = [np.flatnonzero(np.array(task.cases) == name) for name in "abc"]
     draws = (np.concatenate([scenes[index] for index in draw]) for draw in resample(3)[:50])
-    scores = task.scores(predicted)
+    scores = task.scores(np.eye(2)[predicted])
     expected = [accuracy_score(truth[draw], predicted[draw]) for draw in draws]
     assert scores.main.resampled[:50] == pytest.approx(expected) and scores.main.cases == 3

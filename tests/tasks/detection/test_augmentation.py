@@ -118,12 +118,37 @@ def test_some_classes_rotate_by_right_angles():
         points = augmentation(sample, generator).corners[0]
         return points[1] - points[0]
 
-    angles = set()
-    for _ in range(60):
+    angles = Counter()
+    for _ in range(1000):
         x, y = first_side("1")
-        angles.add(round(math.degrees(math.atan2(y, x)), 2) % 360)
-    assert angles == {0, 90, 180, 270}
+        angles[round(math.degrees(math.atan2(y, x))) % 360] += 1
+    assert set(angles) == {90, 180, 270}  # never 0
+    for angle, share in ((90, 0.25), (180, 0.5), (270, 0.25)):
+        assert abs(angles[angle] / 1000 - share) < 4 * (share * (1 - share) / 1000) ** 0.5
     assert min(abs(first_side("7"))) > 0.1
+
+
+@pytest.mark.parametrize("rotation", [0.0, 1e-6, 0.5])
+def test_small_and_cut_objects_are_removed_from_all_samples(rotation):
+    """Without a rotation in the settings, all objects stay."""
+    boxes = torch.tensor(
+        [
+            [40.0, 40, 30, 10, 0],
+            [40, 40, 30, 5, 0],  # a side of 5 pixels
+            [40, 40, 30, 5.5, 0],
+            [81, 40, 30, 10, 0],  # its center is outside
+            [40, 79, 30, 10, 0],
+        ]
+    )
+    sample = black_image(corners(boxes), 80, 80)
+    augmentation = build_augmentation(80, flips=(0, 0, 0), rotation=rotation)
+    generator = torch.Generator().manual_seed(0)
+    results = [augmentation(sample, generator) for _ in range(20)]
+    unturned = [result for result in results if torch.equal(result.corners[0], sample.corners[0])]
+    assert (len(unturned) < 20) == (rotation == 0.5)
+    for result in unturned:
+        kept = [0, 1, 2, 3, 4] if rotation == 0 else [0, 2, 4]
+        assert torch.equal(result.corners, sample.corners[kept])
 
 
 def test_rotation_that_removes_all_is_skipped():
