@@ -1,5 +1,6 @@
 """Patches dropped before the ViT, compared with attention in the whole ViT that blocks them."""
 
+import itertools
 from collections.abc import Callable
 from unittest.mock import patch
 
@@ -41,11 +42,19 @@ def some_tokens(num_tokens: int, num_visible: int, number: int = 3) -> torch.Lon
 
 
 def attention_to(is_visible: torch.BoolTensor) -> Callable:
-    """Return attention in float32, in which nothing attends to tokens `(batch_size, number)` that are not visible."""
+    """Return attention in float32, in which nothing attends to tokens `(batch_size, number)` that are not visible.
+
+    Some families call it for all images at once, others for one image after the other.
+    """
+    calls = itertools.count()
 
     def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **kwargs):
+        visible = is_visible
+        if len(query) < len(is_visible):
+            image = next(calls) % len(is_visible)
+            visible = is_visible[image : image + 1]
         scores = query @ key.transpose(-1, -2) * (scale or query.shape[-1] ** -0.5)
-        return scores.masked_fill(~is_visible[:, None, None], -torch.inf).softmax(-1) @ value
+        return scores.masked_fill(~visible[:, None, None], -torch.inf).softmax(-1) @ value
 
     return attend
 
