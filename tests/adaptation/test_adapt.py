@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from classification_data import write_folders
+from classification_data import picture_of, write_folders
 from dense_data import BACKBONE, HEAD
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModel
+from sklearn.metrics import accuracy_score, average_precision_score
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 from vision_families import save_language_model, save_vit
 from vision_language_models import save_vlm
 
@@ -21,6 +22,7 @@ from modeling_vitp import adapt
 from modeling_vitp.adaptation import runs
 from modeling_vitp.adaptation.report import AdaptationReport
 from modeling_vitp.command.errors import RunStopped
+from modeling_vitp.data.annotation_files import read_list
 from modeling_vitp.evaluation.comparison import Progress
 from modeling_vitp.modeling_vitp_backbone import resize_backbone
 from modeling_vitp.recipes import finetune_classification, probe
@@ -259,3 +261,40 @@ def test_masks_are_compared(adapted, tmp_path, without_onnx):
     assert report.metric == "mean_iou" and report.start == "pretraining"
     assert {entry["model"] for entry in report.fine_tuned} == {"adapted", "pretraining"}
     assert report.verdict and report.controls["answers"]
+
+
+@pytest.mark.parametrize("is_multi_label", [False, True])
+def test_table_of_classes_is_adapted(tmp_path, quick_prior, without_onnx, is_multi_label):
+    """Compare a test score with scikit-learn's of the fine-tuned model in the bundle."""
+    rng = np.random.default_rng(0)
+    labels = {}
+    root = tmp_path / "data"
+    for index in range(96):
+        classes = np.flatnonzero(rng.random(4) < [0.6, 0.4, 0.4, 0.25]).tolist() if is_multi_label else [index % 4]
+        labels[f"{index}.png"] = [NAMES[label] for label in classes]
+        root.mkdir(exist_ok=True)
+        picture_of(classes, rng).save(root / f"{index}.png")
+    rows = [f"{name},{'|'.join(names)}" for name, names in labels.items()]
+    (root / "labels.csv").write_text("\n".join(["image,label", *rows]))
+    settings = SETTINGS | {"steps": 20, "learning_rates": [1e-3], "force": True}
+    report = adapt(root, baselines=["random"], output_dir=tmp_path / "out", **settings)
+
+    fine_tuned = tmp_path / "out" / "bundle" / "fine_tuned"
+    model = AutoModelForImageClassification.from_pretrained(fine_tuned).eval()
+    processor = AutoImageProcessor.from_pretrained(fine_tuned)
+    names = read_list(tmp_path / "out" / "splits" / "test.txt")
+    inputs = processor([Image.open(root / name) for name in names], return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**inputs).logits.numpy()
+    truth = np.array([[label in labels[name] for label in model.config.id2label.values()] for name in names])
+    if is_multi_label:
+        metric, title, unit = "mean_average_precision", "mean average precision", "mAP"
+        occurring = truth.any(0)
+        expected = average_precision_score(truth[:, occurring], logits[:, occurring], average="macro")
+    else:
+        metric, title, unit = "accuracy", "accuracy", "accuracy"
+        expected = accuracy_score(truth.argmax(1), logits.argmax(1))
+    assert (report.metric, report.frozen[0]["metric"]) == (metric, title)
+    assert report.fine_tuned[0]["model"] == "adapted" and report.fine_tuned[0]["score"] == pytest.approx(expected)
+    assert f"points of {unit}" in report.verdict and title in report.sections()["Frozen"][0]
+    assert report.classes == list(NAMES) and report.controls["answers"]

@@ -87,8 +87,13 @@ PHRASINGS: dict[str, dict[str, tuple[str, ...]]] = {  # Templates by subject of 
             "Which of these is shown: {options}?",
             "Choose the class of the scene from {options}.",
         ),
+        "classes": (
+            "Which classes does the scene belong to?",
+            "Name all classes of the scene.",
+            "List the classes that are shown.",
+        ),
         "presence": (
-            "Is {label} the class of this scene?",
+            "Is {label} a class of this scene?",
             "Does the scene belong to the class {label}?",
             "Would you classify the scene as {label}?",
         ),
@@ -250,6 +255,13 @@ def classification(asker: Asker, image: AnnotatedImage, generator: torch.Generat
     wrong_options = shuffled(wrong_labels, generator)[: NUM_OPTIONS - 1]
     options = shuffled([image_label, *wrong_options], generator)
     yield {"options": listing(options, "or")}, image_label, None
+
+
+@register_kind("classes")
+def classes(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
+    """Ask for all classes of an image with several or none; `classification` asks for a single one."""
+    if image.labels is not None and len(image.labels) != 1:
+        yield {}, ", ".join(image.labels) or "none", None
 
 
 def predominant_class(image: AnnotatedImage) -> str | None:
