@@ -65,7 +65,7 @@ ERRORS = {
     "overlap": "an image is in the test set, whole or in part",
 }
 
-IMAGE_ERRORS = ("image missing", "image unreadable")
+IMAGE_ERRORS = ("image missing", "image unreadable", "image places")
 PIXELS_IN = re.compile(r"\d{4,}")
 PIXELS = ", probably in pixels: boxes must be in thousandths of the image's width and height"
 
@@ -117,7 +117,7 @@ class SourceReport:
 
     @property
     def has_image_files(self) -> bool:
-        """Whether a row names an image file, also one that is missing or unreadable."""
+        """Whether a row names an image file, also one that is missing or unreadable, or has a place for an image."""
         return max(self.tiles, default=0) > 0 or any(self.counts[kind] for kind in IMAGE_ERRORS)
 
     def add(self, row: RowReport, earlier_digests: set[bytes]) -> None:

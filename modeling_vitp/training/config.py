@@ -4,7 +4,7 @@ import logging
 import math
 import os
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from transformers import TrainingArguments
@@ -52,7 +52,7 @@ class BaseConfig(RunArguments):
     adam_beta2: Annotated[float, Interval("[0, 1)")]
     max_grad_norm: NonNegativeFloat
     num_train_epochs: PositiveFloat
-    max_steps: Annotated[int, Interval("[-1, inf)")]
+    max_steps: PositiveInt | Literal[-1]  # -1: as many as num_train_epochs need
     per_device_train_batch_size: PositiveInt
     per_device_eval_batch_size: PositiveInt
     gradient_accumulation_steps: PositiveInt

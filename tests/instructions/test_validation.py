@@ -350,9 +350,16 @@ def test_labeled_images_need_instructions(write, layout, tmp_path, capsys):
     assert "reads labels" not in printed and "match no schema" not in printed
 
 
-def test_missing_image_files_are_not_a_missing_column(tmp_path, capsys):
-    (tmp_path / "rows.jsonl").write_text(line("a tree", image="nowhere.png") + "\n")
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        (line("a tree", image="nowhere.png"), "nowhere.png not found"),
+        (line("a tree", question="<image>\n<image>\nWhat is there?"), "2 image place(s)"),
+    ],
+)
+def test_faulty_images_are_not_a_missing_column(row, problem, tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text(row + "\n")
     arguments = [str(tmp_path / "rows.jsonl"), "--output_dir", str(tmp_path / "out"), "--num_workers", "0"]
     assert validate_data.main(arguments) == 1
     printed = capsys.readouterr().out
-    assert "nowhere.png not found" in printed and "No row has an image" not in printed
+    assert problem in printed and "No row has an image" not in printed
