@@ -4,7 +4,7 @@ import logging
 import math
 import os
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from transformers import TrainingArguments
@@ -52,7 +52,7 @@ class BaseConfig(RunArguments):
     adam_beta2: Annotated[float, Interval("[0, 1)")]
     max_grad_norm: NonNegativeFloat
     num_train_epochs: PositiveFloat
-    max_steps: PositiveInt | Literal[-1]  # -1: as many as num_train_epochs need
+    max_steps: Annotated[int, Interval("[-1, inf)")]
     per_device_train_batch_size: PositiveInt
     per_device_eval_batch_size: PositiveInt
     gradient_accumulation_steps: PositiveInt
@@ -69,6 +69,8 @@ class BaseConfig(RunArguments):
 
     def __post_init__(self):
         self.remove_unused_columns = False  # the errors of a step name the ids of its samples
+        if self.max_steps == 0:
+            raise ValueError("max_steps must be at least 1, or -1 for as many as num_train_epochs need, got 0.")
         self._set_precision()
         if self.activation_checkpointing is None:
             self.activation_checkpointing = bool(self.gradient_checkpointing)

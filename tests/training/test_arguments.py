@@ -74,3 +74,8 @@ def test_value_against_a_rule_is_refused(arguments, others, settings, tmp_path):
     (name,) = settings
     with pytest.raises(ValueError, match=name):
         arguments(**{**others, **more, **settings})
+
+
+def test_training_without_steps_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="max_steps"):
+        ViTPTrainingConfig(str(tmp_path), max_steps=0)
