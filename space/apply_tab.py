@@ -91,7 +91,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     state = {"apply": name, "apply_image": image.example, "score": threshold, "opacity": opacity}
     if not names:
         return Tab(state)
-    return Tab(state, [(*image.with_path(apply_model, inputs), outputs)])
+    return Tab(state, [(*image.with_path(apply_model, inputs), outputs, [*changes, controls.run_button.click])])
 
 
 def _build_controls(names: Sequence[str]) -> Controls:
@@ -209,13 +209,16 @@ def picture_and_legend(result: "Result | None", threshold: float, opacity: float
 class Result:
     """Result of a model for an image, uint8 of shape `(height, width, 3)`, with the names of the classes.
 
-    `facts(threshold)` of each kind of result returns the result as JSON.
+    `values()` of each kind of result except `Objects` returns a number for each class, by its index, because two
+    classes may have the same name.
     """
 
     image: np.ndarray
     names: list[str]
 
     caption: ClassVar[str]
+    measure: ClassVar[str]
+    """Name of the value of a class in the JSON."""
     longest_legend: ClassVar[int | None] = None
     """Largest number of classes in the legend."""
 
@@ -223,11 +226,16 @@ class Result:
         """Draw the result on the image, enlarged by `scale`."""
         return enlarged(self.image, scale)
 
+    def facts(self, threshold: float = 0.0) -> dict:
+        """Return the value of each class as JSON, in the order of the classes."""
+        classes = [{"class": name, self.measure: value} for name, value in zip(self.names, self.values())]
+        return {"classes": classes}
+
     def legend(self, threshold: float = 0.0) -> str:
         """Return an HTML table of the classes and their values, the largest first."""
-        (values,) = self.facts().values()
-        order = sorted(range(len(self.names)), key=lambda index: -values[self.names[index]])
-        percentages = {index: f"{100 * values[self.names[index]]:.1f}%" for index in order[: self.longest_legend]}
+        values = self.values()
+        order = sorted(range(len(self.names)), key=lambda index: -values[index])
+        percentages = {index: f"{100 * values[index]:.1f}%" for index in order[: self.longest_legend]}
         return self.table(self.caption, percentages)
 
     def table(self, caption: str, values: dict[int, str]) -> str:
@@ -301,6 +309,7 @@ class Classes(Result):
     labels: np.ndarray
     unseen: int = -1
     caption = "Share of the image"
+    measure = "share"
 
     def draw(self, threshold: float, opacity: float = 0.5, scale: int = 1) -> Image.Image:
         """Draw the class colors over the image."""
@@ -309,11 +318,10 @@ class Classes(Result):
         pixels = self.image + opacity * is_drawn * (colors[self.labels] - self.image)
         return enlarged(pixels, scale)
 
-    def facts(self, threshold: float = 0.0) -> dict:
+    def values(self) -> list[float]:
         """Return the share of each class in the image."""
         counts = np.bincount(self.labels.ravel(), minlength=len(self.names))
-        shares = (counts / self.labels.size).tolist()
-        return {"shares": dict(zip(self.names, shares))}
+        return (counts / self.labels.size).tolist()
 
 
 @dataclass(frozen=True)
@@ -322,11 +330,12 @@ class Labels(Result):
 
     probabilities: np.ndarray
     caption = "Probability of a class"
+    measure = "probability"
     longest_legend = 10
 
-    def facts(self, threshold: float = 0.0) -> dict:
+    def values(self) -> list[float]:
         """Return the probability of each class."""
-        return {"probabilities": dict(zip(self.names, self.probabilities.tolist()))}
+        return self.probabilities.tolist()
 
 
 @torch.inference_mode()

@@ -107,7 +107,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     state = {"ask_image": image.example, "q": question}
     if models.default not in models.full_names:
         return Tab(state)
-    return Tab(state, [(*image.with_path(ask_model, inputs), outputs)])
+    return Tab(state, [(*image.with_path(ask_model, inputs), outputs, [*changes, *starts, examples.input])])
 
 
 def _build_controls() -> Controls:

@@ -493,7 +493,7 @@ def _connect(
     writing = image.on([views.features_button.click], keep_features, inputs, views.features_file)
     writing.success(None, js=DOWNLOAD, **PRIVATE)
     state = {"image": image.example, **settings, "search": second_image.example, "a": first, "b": second}
-    return Tab(state, [(*image.with_path(see, inputs), outputs)])
+    return Tab(state, [(*image.with_path(see, inputs), outputs, [*changes, *models_changed, *clicks])])
 
 
 def _handlers(models: Models, keys: Sequence[str]) -> tuple[Callable, Callable, Callable]:

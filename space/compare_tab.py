@@ -127,7 +127,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     state = {"cimage": image.example, "seed": seed, "cres": resolution, "ca": first, "cb": second}
     if start.band_names is not None:
         return Tab(state)
-    return Tab(state, [(*image.with_path(compare_corruptions, inputs), outputs)])
+    return Tab(state, [(*image.with_path(compare_corruptions, inputs), outputs, [*changes, controls.run_button.click])])
 
 
 def _build_controls(models: Models, model_name: gr.Dropdown, start: LoadedBackbone) -> Controls:

@@ -45,7 +45,8 @@ class Tab(NamedTuple):
 
     Args:
         state: components whose values are kept in the URL, by key.
-        at_start: handlers to run when the page has loaded, with their inputs and outputs.
+        at_start: handlers to run when the page has loaded, with their inputs and outputs, and the events that cancel
+            them.
     """
 
     state: dict[str, gr.components.Component]
@@ -96,9 +97,9 @@ def keep_in_url(
     restored = app.load(restore, None, [tabs, *all_components], show_progress="hidden", **PRIVATE)
     restored.then(None, js="() => { window.urlIsRestored = true; }")
     examples = []
-    for handler, inputs, outputs in at_start:
+    for handler, inputs, outputs, changes in at_start:
         with_example, compute = example_of(handler, inputs, outputs)
-        restored.then(
+        starting = restored.then(
             with_example,
             inputs,
             outputs,
@@ -106,6 +107,7 @@ def keep_in_url(
             **QUEUE,
             **PRIVATE,
         )
+        gr.on(changes, None, None, None, cancels=[starting], **PRIVATE)
         examples.append(compute)
     defaults = [_text(component.value) for component in all_components]
     remember = REMEMBER % (json.dumps(list(components)), json.dumps(defaults))

@@ -130,8 +130,9 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     }
     if models.default not in models.full_names:
         return Tab(state)
-    tokens_at_start = (*image.with_path(show_tokens, token_inputs), token_outputs)
-    answers_at_start = (*image.with_path(run_all, inputs), outputs)
+    tokens_at_start = (*image.with_path(show_tokens, token_inputs), token_outputs, tokens_changed)
+    answers_changed = [*tokens_changed, question.input, controls.draws.input, *starts]
+    answers_at_start = (*image.with_path(run_all, inputs), outputs, answers_changed)
     return Tab(state, [tokens_at_start, answers_at_start])
 
 

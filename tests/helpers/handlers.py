@@ -22,7 +22,7 @@ def start_of(build_tab: Callable, models: Any) -> list[tuple[Callable, list]]:
     """Build a tab and return each handler of `Tab.at_start` with the values of its inputs."""
     with gr.Blocks(analytics_enabled=False):
         tab = build_tab(models, gr.Dropdown(models.names, value=models.default, label="Model"))
-    return [(handler, [component.value for component in inputs]) for handler, inputs, _ in tab.at_start]
+    return [(handler, [component.value for component in inputs]) for handler, inputs, _, _ in tab.at_start]
 
 
 def button_of(build_tab: Callable, models: Any, elem_id: str) -> Callable:

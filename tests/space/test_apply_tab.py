@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from answers import COLORS
-from apply_tab import Classes, Objects, build_tab, color_of, result_of
+from apply_tab import Classes, Labels, Objects, build_tab, color_of, result_of
 from handlers import run, start_of
 from loading import TINY, Models
 from original_detectors import DETECTORS, original_detector
@@ -82,6 +82,20 @@ def test_legend_counts_objects_and_escapes_names():
     legend = objects().legend(0.5)
     assert "Objects with a score above 0.5: 1" in legend and "ship" not in legend
     assert "&lt;b&gt;plane&lt;/b&gt;" in legend and "<b>" not in legend
+
+
+def test_classes_of_one_name_keep_their_values():
+    names = ["crane", "dog", "crane"]
+    labels = Labels(GREY, names, np.array([0.7, 0.2, 0.1]))
+    rows = re.findall(r'scope="row">(\w+)</th><td>([\d.]+)%', labels.legend())
+    assert rows == [("crane", "70.0"), ("dog", "20.0"), ("crane", "10.0")]
+    assert [(entry["class"], entry["probability"]) for entry in labels.facts()["classes"]] == [
+        ("crane", 0.7),
+        ("dog", 0.2),
+        ("crane", 0.1),
+    ]
+    shares = Classes(GREY, names, np.array([[0, 0, 2, 1]])).facts()["classes"]
+    assert [entry["share"] for entry in shares] == [0.5, 0.25, 0.25]
 
 
 def test_class_overlay_and_legend_show_shares():

@@ -4,6 +4,7 @@ import asyncio
 
 import gradio as gr
 import pytest
+from app import build_app
 from computing import message
 from url_state import example_of, slider
 
@@ -56,3 +57,15 @@ def test_failed_example_leaves_tab_empty_and_is_tried_again(example):
     for _ in range(2):
         assert results(shown, "a", 3, "") == [(gr.skip(), gr.skip())]
     assert len(calls) == 2
+
+
+def test_choosing_another_image_cancels_the_example_of_each_tab(models):
+    app = build_app(models)
+    (restored,) = (key for key, event in app.fns.items() if (app._id, "load") in event.targets)
+    starting = {key for key, event in app.fns.items() if event.trigger_after == restored and event.fn is not None}
+    radios = {key for key, block in app.blocks.items() if "examples" in (getattr(block, "elem_classes", None) or [])}
+    canceled = set()
+    for event in app.fns.values():
+        if any(block in radios for block, name in event.targets if name == "input"):
+            canceled |= set(event.cancels)
+    assert starting and starting <= canceled
