@@ -178,7 +178,12 @@ def find_samples(
         files = match_files(root, pattern, field_names)
         if not files:
             short_pattern = FIELD.sub(r"{\g<field>}", pattern)
-            raise ValueError(f"Split {name!r} has no {role}: no file matches {root / short_pattern}.")
+            entries = sorted(path.name for path in root.iterdir())
+            found = ", ".join(entries[:5]) + (" …" if len(entries) > 5 else "")
+            raise ValueError(
+                f"Split {name!r} has no {role}: no file matches {root / short_pattern}. Found in {root}: "
+                f"{found or 'nothing'}."
+            )
         files_of_roles[role] = files
         all_keys.update(files)
     keys = sorted(all_keys)

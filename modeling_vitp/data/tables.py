@@ -39,6 +39,8 @@ def divided(value: object, separator: str | None = None) -> list[Label]:
 
 def cell_key(value: object) -> float | str:
     """Return a cell of a label column as a number or a text. A missing value gives an empty text."""
+    if hasattr(value, "__len__") and not isinstance(value, str):  # a list, which Parquet files may have
+        return str(value)
     is_missing = value is None or value != value
     if is_missing:
         return ""

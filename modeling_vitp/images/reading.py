@@ -189,6 +189,8 @@ def read_errors(name: str | Path, kind: str | None = None) -> Iterator[None]:
         names_the_file = isinstance(error, ValueError) and str(name) in str(error)
         if names_the_file:
             raise
+        if isinstance(error, FileNotFoundError):
+            raise ValueError(f"{name} not found.") from error
         expected_content = f" as {kind}" if kind else ""
         raise ValueError(f"{name} cannot be read{expected_content}: {said(error)}") from error
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from ..data.rows import content_of
 from ..image_decoding import PIL_8BIT_MODES, to_rgb
 from ..image_processing_vitp import ViTPImageProcessor
 from ..images.corruptions import compress_jpeg
-from ..images.reading import Picture, read_picture, said
+from ..images.reading import IMAGE_SUFFIXES, Picture, read_picture, said
 from ..images.seen import NUM_IMAGES, report_images
 from ..input_spec import InputSpec
 from ..vrl import keyed_generator
@@ -125,7 +126,12 @@ def decoded_image(stored: dict[str, Any], index: int, spec: InputSpec | None) ->
         origin = f" ({stored['path']})" if stored.get("path") else ""
         reason = said(error)
         if isinstance(error, FileNotFoundError) and error.filename:
-            reason = f"file {os.path.abspath(error.filename)} not found; set `image_root` to the image folder"
+            remedy = "set `image_root` to the image folder"
+            if "\\" in error.filename:
+                remedy = "write the path with / and relative to the image folder"
+            elif Path(error.filename).suffix.lower() not in IMAGE_SUFFIXES:
+                remedy = "set `columns`, if this is not the name of an image"
+            reason = f"file {os.path.abspath(error.filename)} not found; {remedy}"
         raise ValueError(
             f"image {index}{origin} cannot be read: {reason}. Repair the file or remove the row."
         ) from error

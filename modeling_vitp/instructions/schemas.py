@@ -276,6 +276,11 @@ def suggested_columns(names: list[str], renamed: dict[str, str]) -> str:
     if len(texts) not in (1, 2):
         return ""
     images = {role: name for role, name in renamed.items() if role in IMAGES}
+    if len(texts) == 2 and not images and not any(name in IMAGES for name in names):
+        first, second = texts
+        suggestions = [json.dumps({"image": first, "caption": second}, ensure_ascii=False)]
+        suggestions.append(json.dumps({"image": second, "caption": first}, ensure_ascii=False))
+        return f"Perhaps: columns: {' or '.join(suggestions)}"
     suggestions = [json.dumps({**images, "caption": name}, ensure_ascii=False) for name in texts]
     if len(texts) == 2:
         suggestions.append(json.dumps({**images, "question": texts[0], "answer": texts[1]}, ensure_ascii=False))

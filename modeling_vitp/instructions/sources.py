@@ -682,8 +682,11 @@ def csv_names(path: Path) -> tuple[list[str], bool]:
     columns are numbered from 0.
     """
     with open_csv(path) as file:
-        lines = csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()])
+        delimiter = DELIMITERS[path.suffix.lower()]
+        lines = csv.reader(file, delimiter=delimiter)
         first_line = next(lines, [])
+    if len(first_line) == 1 and ";" in first_line[0]:
+        raise ValueError(f"{path}: expected columns separated by {delimiter!r}, got {first_line[0]!r}.")
     image_flags = [looks_like_image(cell) for cell in first_line]
     if not any(image_flags):
         return first_line, True

@@ -268,7 +268,14 @@ class PretrainArguments(PlanArguments, ScriptArguments):
 class VRLArguments(RunArguments):
     """Arguments that [`~modeling_vitp.ViTPTrainingConfig`] adds to TRL's settings."""
 
-    advanced = ("interpolation_alpha", "answer_mask_ratio", "color_jitter", "allow_text_only")
+    advanced = (
+        "patch_drop_end",
+        "loss_reduction",
+        "interpolation_alpha",
+        "answer_mask_ratio",
+        "color_jitter",
+        "allow_text_only",
+    )
 
     vrl_drop_ratio: DropRate = field(
         default=0.75,

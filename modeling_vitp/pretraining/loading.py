@@ -193,10 +193,10 @@ def read_start(name: str, revision: str = "main") -> dict[str, Any]:
         )
         raise ValueError(f"{name} is a {kind}. Set it as --vision_model, with language_model or from_scratch.")
     if model_type not in STARTS:
-        raise ValueError(
-            f"{name} is a {model_type!r} model. Expected {' or '.join(STARTS)}. Convert checkpoints of InternVL's own "
-            f"code first: vitp convert {name} FOLDER."
-        )
+        remedy = f"Convert checkpoints of InternVL's own code first: vitp convert {name} FOLDER."
+        if str(model_type).startswith("vitp_"):
+            remedy = "Start from the backbone that it was fine-tuned from."
+        raise ValueError(f"{name} is a {model_type!r} model. Expected {' or '.join(STARTS)}. {remedy}")
     return fields
 
 

@@ -88,7 +88,8 @@ def check_attention(model: nn.Module) -> None:
         uses_window = getattr(config, "use_sliding_window", True)
         has_window = uses_window and getattr(config, "sliding_window", None) is not None
         layer_types = [SLIDING if has_window else WHOLE]
-    if language_model._is_stateful or not {WHOLE, SLIDING}.issuperset(layer_types):
+    is_stateful = getattr(language_model, "_is_stateful", False)  # until transformers 5.24
+    if is_stateful or not {WHOLE, SLIDING}.issuperset(layer_types):
         raise ValueError(
             f"padding_free=True: the language model, a {config.model_type!r}, has layers other than attention, which "
             "would carry state from one sample to the next. Remove padding_free."

@@ -42,6 +42,7 @@ OWN_ARGUMENTS = {  # command: module of its arguments, and the class if the modu
     "vitp finetune_classification": "modeling_vitp.tasks.classification.arguments",
     "vitp finetune_segmentation": "modeling_vitp.tasks.segmentation.arguments",
     "vitp finetune_detection": "modeling_vitp.tasks.detection.arguments",
+    "the fine-tuning commands": "modeling_vitp.tasks.arguments",
     "vitp distill": "modeling_vitp.pretraining.arguments:DistillationArguments",
     "vitp probe": "modeling_vitp.probing.arguments",
 }

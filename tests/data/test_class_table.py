@@ -10,6 +10,7 @@ from annotated_images import LAYOUTS, NAMES, make, noise, turns_of
 from modeling_vitp.adaptation.labels import read_labels, with_label_fraction
 from modeling_vitp.data import layouts
 from modeling_vitp.data.layouts import ClassTable, recognize_layout
+from modeling_vitp.data.layouts.table import find_class_columns
 from modeling_vitp.data.splits import choose_split
 from modeling_vitp.instructions.from_annotations.labels import annotate_all
 from modeling_vitp.instructions.from_annotations.pipeline import make_instructions_command
@@ -461,3 +462,9 @@ def test_one_table_is_chosen(tmp_path):
     layout = ClassTable(tmp_path, annotations=tmp_path / "labels.parquet")
     assert len(layout.splits()["all"]) == NUMBER
     assert layouts.LAYOUTS["table"] is ClassTable and np.all([path.is_file() for path in layout._file_of])
+
+
+def test_table_with_lists_is_no_table_of_classes(tmp_path):
+    """A Parquet file of conversations has lists in its columns."""
+    rows = pd.DataFrame({"image": ["a.png"] * 2, "messages": [[1, 0], [0, 1]], "sizes": [np.ones(2), np.zeros(2)]})
+    assert find_class_columns(rows) == []

@@ -116,7 +116,7 @@ class ClassificationProbe(Probe):
         """Return `accuracy`, and `mean_class_accuracy` over the classes of the test images.
 
         With `multi_label`, return `mean_average_precision` and `macro_f1` of
-        [`~modeling_vitp.metrics.classification.Classification`].
+        [`~modeling_vitp.metrics.classification.classification.Classification`].
 
         Args:
             probabilities: predicted probability of each class, `(images, classes)`.

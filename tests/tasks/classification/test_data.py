@@ -213,7 +213,7 @@ def test_findings_in_text_become_labels(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"file": "none.csv"}, "none.csv cannot be read"),
+        ({"file": "none.csv"}, "none.csv"),
         ({"file": "images"}, "got .*images"),
         ({"label": "Findings"}, "'Findings'"),
         ({"separator": ";"}, r"class '.*\|.*'"),
