@@ -41,7 +41,7 @@ class ProbeArguments(Settings):
     )
     pixel_control: bool = field(
         default=False,
-        metadata={"help": "For masks and boxes: whether to also probe the pixels of each backbone's patches."},
+        metadata={"help": "Whether to also probe the pixels of each backbone's patches, for classes their means."},
     )
     depths: PositiveInt = field(
         default=1,

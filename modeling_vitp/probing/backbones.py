@@ -256,6 +256,15 @@ class PatchPixels(Backbone):
         patches = pixels.unflatten(3, (columns, width)).unflatten(2, (rows, height))
         return patches.permute(0, 2, 4, 1, 3, 5).flatten(3)
 
+    def pool(self, pixels: torch.Tensor, pooling: str) -> torch.Tensor:
+        """Return the mean of each patch and channel, float32 `(batch, rows * columns * channels)`.
+
+        `pooling` is ignored.
+        """
+        channels = pixels.shape[1]
+        patches = self.maps(pixels).unflatten(3, (channels, -1))
+        return patches.mean(4).flatten(1)
+
 
 def load_backbone(
     name: str,

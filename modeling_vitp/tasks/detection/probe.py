@@ -44,7 +44,7 @@ class DetectionProbe(Probe):
     main_score = "centre_auc"
     title = "AUC of patches with the center of an object"
     control_name = "constant score"
-    options = ("pixel_control", "depths")
+    options = ("depths",)
     reads_patches = True
 
     def __init__(

@@ -49,7 +49,7 @@ class SegmentationProbe(Probe):
     main_score = "mean_iou"
     title = "mIoU"
     control_name = "most frequent class"
-    options = ("pixel_control", "depths")
+    options = ("depths",)
     reads_patches = True
 
     def __init__(

@@ -23,7 +23,7 @@ from transformers import AutoImageProcessor, AutoModel
 from modeling_vitp import ViTPImageProcessor, ViTPVisionModel, export_backbone, spread_bands
 from modeling_vitp.metrics.resampling import Score, paired_difference, resample
 from modeling_vitp.probing.arguments import ProbeArguments
-from modeling_vitp.probing.backbones import load_backbone
+from modeling_vitp.probing.backbones import PatchPixels, load_backbone
 from modeling_vitp.recipes.probe import main
 from modeling_vitp.tasks.classification.probe import ClassificationProbe, open_samples
 from modeling_vitp.tasks.probing import find_probe_class
@@ -100,6 +100,35 @@ def test_folder_is_probed_with_two_backbones(tmp_path, capsys):
     scores = results[names[1], "linear", "2 shots"]["scores"]["accuracy"]
     assert rows[3][2] == f"{scores['mean']:.3f} ± {scores['spread']:.3f}"
     assert rows[4][1:] == ["0.375"] * 4
+
+
+def test_pixel_control_is_the_mean_color_of_patches(tmp_path):
+    make_classes(tmp_path / "data", {"train": {"barn": 6, "car": 6}, "test": {"barn": 9, "car": 9}})
+    folder = str(save_backbone(tmp_path / "vitp", "vitp"))
+    arguments = ["--backbones", folder, "--dataset_name", str(tmp_path / "data"), "--num_neighbours", "3"]
+    assert main([*arguments, "--pixel_control", "true", "--output_dir", str(tmp_path / "out")]) == 0
+    scores = {}
+    for item in read_metrics(tmp_path / "out")["results"]:
+        scores[item["backbone"], item["probe"]] = item["scores"]["accuracy"]["mean"]
+    patch = AutoModel.from_pretrained(folder).config.patch_size[0]
+    processor = AutoImageProcessor.from_pretrained(folder)
+    features = {}
+    for split in ("train", "test"):
+        images, _ = images_and_labels(tmp_path / "data", split)
+        features[split] = []
+        for pixels in processor(images, return_tensors="np")["pixel_values"]:
+            means = []
+            for top in range(0, pixels.shape[1], patch):
+                for left in range(0, pixels.shape[2], patch):
+                    means.append(pixels[:, top : top + patch, left : left + patch].mean((1, 2)))
+            features[split].append(np.concatenate(means))
+    labels = np.repeat([0, 1], 6)
+    neighbours = voting_neighbours(3, 0.07).fit(features["train"], labels)
+    accuracy = neighbours.score(features["test"], np.repeat([0, 1], 9))
+    assert scores[f"{folder}, pixels of its patches", "3-NN"] == pytest.approx(accuracy)
+    backbone = PatchPixels.of(load_backbone(folder))
+    pooled = backbone.pool(torch.tensor(processor(images, return_tensors="np")["pixel_values"]), "mean")
+    np.testing.assert_allclose(pooled.numpy(), features["test"], atol=1e-5)
 
 
 def test_features_are_extracted_once(tmp_path, monkeypatch):
