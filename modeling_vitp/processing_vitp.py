@@ -302,13 +302,13 @@ class ViTPProcessor(ChatProcessor):
             kwargs: options of the image processor (`max_patches` …).
 
         Returns:
-            `num_image_patches`, tiles including the thumbnail; `num_image_tokens`, including the start and end tokens.
+            `num_image_patches`, tiles including the thumbnail; `num_image_tokens`, without the start and end tokens.
         """
         if image_sizes is None:
             return MultiModalData()
         images_kwargs = self._merge_with_defaults(kwargs)["images_kwargs"]
         num_tiles = self.image_processor.num_tiles([tuple(size) for size in image_sizes], images_kwargs)
-        num_tokens = [2 + tiles * self.image_seq_length for tiles in num_tiles]
+        num_tokens = [tiles * self.image_seq_length for tiles in num_tiles]
         return MultiModalData(num_image_tokens=num_tokens, num_image_patches=num_tiles)
 
     def encode_conversation(

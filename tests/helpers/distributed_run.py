@@ -109,9 +109,9 @@ def fsdp2(folder: Path, name: str, **drops) -> None:
     total = loss.detach() / world
     dist.all_reduce(total)
     gradients = {}
-    for name, parameter in model.named_parameters():
+    for parameter_name, parameter in model.named_parameters():
         gradient = parameter.grad
-        gradients[name] = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+        gradients[parameter_name] = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
     if rank == 0:
         torch.save({"loss": total, "gradients": gradients}, folder / f"{name}.pt")
 
